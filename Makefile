@@ -1,0 +1,36 @@
+# `make demo` runs the paper at the digits scale, `make test` the tests; both install what they need first.
+PYTHON ?= python3
+SCALE ?= digits
+CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+BIN := .venv/bin
+
+.PHONY: demo test lint lock clean
+
+demo: $(BIN)/installed
+	$(BIN)/snakemake --cores $(CORES) --config scale=$(SCALE) -- all
+	@echo "Tables: results/$(SCALE)/tables   Figures: figures/$(SCALE)"
+
+test: $(BIN)/installed lint
+	$(BIN)/python -m pytest
+
+lint: $(BIN)/installed
+	$(BIN)/ruff check .
+
+# A CPU build of torch is 4 GB smaller: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+$(BIN)/installed: requirements.lock
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or later is needed, this is ' + sys.version)"
+	$(PYTHON) -m venv .venv
+	$(if $(TORCH_INDEX),$(BIN)/pip install -q --index-url $(TORCH_INDEX) $$(grep -E '^torch(vision)?==' requirements.lock))
+	$(BIN)/pip install -q -r requirements.lock
+	touch $@
+
+# Needs uv. CUDA packages are left out: torch itself asks for the right ones, or for none.
+lock:
+	uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate requirements.in \
+		$(foreach p,triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc \
+		nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse \
+		nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx,--no-emit-package $(p)) \
+		-o requirements.lock
+
+clean:
+	rm -rf checkpoints logs .snakemake results/smoke figures/smoke
