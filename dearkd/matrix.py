@@ -1,0 +1,228 @@
+"""The matrix and a scale, read and resolved to a plan; every mistake in them is one sentence with file and key.
+
+Plan layer: standard library and yaml, so that the Snakefile and the readers start in a tenth of a second.
+"""
+
+import csv
+import inspect
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dearkd import recipes
+from dearkd.plan import Cell, Figure, Plan, Row, Run, Table
+from dearkd.schema import InputError, build, freeze, lookup, override, unknown
+from dearkd.spec import Scale
+
+MATRIX = Path("workflow/experiments.yaml")
+SCALES = Path("workflow/scales")
+PAPER = Path("paper")
+DESCRIPTION = ("label", "paper")
+"""Keys of a row that describe it and do not change what is trained."""
+
+
+def load_scale(name: str) -> Scale:
+    """Read `workflow/scales/<name>.yaml`, or the file `name` when it ends in .yaml.
+
+    A scale may start from another (`extends: digits`); mappings are merged key by key, all else is replaced.
+    Raises InputError naming file and key for whatever does not fit.
+    """
+    return build(Scale, _merged(name, ()), _scale_path(name).as_posix())
+
+
+def _scale_path(name: str) -> Path:
+    path = Path(name) if name.endswith(".yaml") else SCALES / f"{name}.yaml"
+    if not path.is_file():
+        known = [p.stem for p in SCALES.glob("*.yaml")]
+        raise InputError(unknown(name, known, "scale", SCALES.as_posix()))
+    return path
+
+
+def _merged(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    path = _scale_path(name)
+    if path.as_posix() in seen:
+        raise InputError(f"{path}: extends itself through {' -> '.join(seen)}")
+    values = read_yaml(path)
+    base = values.pop("extends", None)
+    return _merge(_merged(base, (*seen, path.as_posix())), values) if base else values
+
+
+def _merge(base: Any, top: Any) -> Any:
+    if isinstance(base, dict) and isinstance(top, dict):
+        return base | {k: _merge(base[k], v) if k in base else v for k, v in top.items()}
+    return top
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; InputError naming the file and line when it is none."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected a mapping of keys")
+    return values
+
+
+def load(scale: str | Scale, matrix: Path = MATRIX) -> Plan:
+    """Resolve the matrix at a scale."""
+    scale = load_scale(scale) if isinstance(scale, str) else scale
+    reader = _Reader(scale, matrix)
+    for name in reader.values:
+        if name not in ("tables", "figures"):
+            raise InputError(unknown(name, ("tables", "figures"), "key", str(matrix)))
+    tables = {name: reader.table(name, v) for name, v in reader.values.get("tables", {}).items()}
+    figures = {name: reader.figure(name, v, tables) for name, v in reader.values.get("figures", {}).items()}
+    return Plan(scale=scale, runs=reader.runs, tables=tables, figures=figures)
+
+
+class _Reader:
+    """Reads the matrix and collects the runs that its rows name."""
+
+    def __init__(self, scale: Scale, matrix: Path) -> None:
+        self.scale, self.matrix = scale, matrix
+        self.values = read_yaml(matrix)
+        self.runs: dict[str, Run] = {}
+        for name, teacher in scale.teachers.items():
+            if teacher.training is not None:
+                run = Run(
+                    name=f"teacher-{name}",
+                    method="teacher",
+                    student=teacher.model,
+                    fraction=100,
+                    stages=recipes.teacher(scale, name),
+                    seeds=(0,),
+                )
+                self.runs[run.name] = run
+
+    def table(self, name: str, values: Mapping[str, Any]) -> Table:
+        where = f"{self.matrix}: tables.{name}"
+        self._check(values, ("title", "metric", "paper", "columns", "across", "gap_to", "defaults", "rows"), where)
+        across = values.get("across", {})
+        key, paper_key = next(iter(across.items())) if across else ("", "")
+        paper = values.get("paper", {})
+        columns = tuple(values.get("columns", ()))
+        rows = tuple(
+            self._row({**values.get("defaults", {}), **row}, columns, key, paper_key, paper, f"{where}, row {i}")
+            for i, row in enumerate(values["rows"], 1)
+        )
+        gap_to = values.get("gap_to", "")
+        if gap_to and gap_to not in [row.label for row in rows]:
+            raise InputError(unknown(gap_to, [row.label for row in rows], "row", f"{where}: gap_to"))
+        return Table(
+            name=name,
+            title=values["title"],
+            metric=values["metric"],
+            columns=columns,
+            across=key,
+            gap_to=gap_to,
+            rows=rows,
+        )
+
+    def figure(self, name: str, values: Mapping[str, Any], tables: Mapping[str, Table]) -> Figure:
+        where = f"{self.matrix}: figures.{name}"
+        self._check(values, ("title", "kind", "reads", "table", "rows"), where)
+        table = values.get("table", "")
+        if table and table not in tables:
+            raise InputError(unknown(table, tables, "table", where))
+        rows = (
+            tables[table].rows
+            if table
+            else tuple(
+                self._row(row, (), "", "", {}, f"{where}, row {i}") for i, row in enumerate(values.get("rows", ()), 1)
+            )
+        )
+        reads = values.get("reads", "metrics")
+        if reads not in ("metrics", "curves", "teachers"):
+            raise InputError(unknown(str(reads), ("metrics", "curves", "teachers"), "value", f"{where}: reads"))
+        return Figure(name=name, title=values["title"], kind=values["kind"], reads=reads, rows=rows, table=table)
+
+    def _row(
+        self,
+        values: Mapping[str, Any],
+        columns: tuple[str, ...],
+        across: str,
+        paper_key: str,
+        paper: Mapping[str, str],
+        where: str,
+    ) -> Row:
+        for key in ("label", "method", "student"):
+            if key not in values:
+                raise InputError(f"{where}: missing key {key!r}")
+        if values["method"] not in recipes.METHODS:
+            raise InputError(unknown(str(values["method"]), recipes.METHODS, "method", where))
+        defaults = _switches(values["method"])
+        cells = []
+        for value in self.scale.fractions if across == "fraction" else (None,):
+            keys = {across: value} if across else {}
+            run = self._run({**values, **keys}, where)
+            selector = {**values.get("paper", {}), **({paper_key: value} if across else {})}
+            number = _paper_number(paper, selector, where) if values.get("paper") else None
+            cells.append(Cell(keys=freeze(keys), run=run.name, paper=number))
+        shown = tuple((c, freeze(values.get(c, defaults.get(c)))) for c in columns)
+        return Row(
+            label=values["label"], method=values["method"], student=values["student"], columns=shown, cells=tuple(cells)
+        )
+
+    def _run(self, values: Mapping[str, Any], where: str) -> Run:
+        defaults = _switches(values["method"])
+        settings = {k: v for k, v in values.items() if k not in (*DESCRIPTION, "method", "student")}
+        dotted = {k: v for k, v in settings.items() if "." in k}
+        switches = {k: v for k, v in settings.items() if "." not in k}
+        for key in switches:
+            if key not in defaults:
+                raise InputError(unknown(key, (*DESCRIPTION, "method", "student", *defaults), "key", where))
+        scale = override(self.scale, dotted, where)
+        deviating = {k: v for k, v in dotted.items() if lookup(scale, k) != lookup(self.scale, k)}
+        deviating |= {k: v for k, v in switches.items() if v != defaults[k]}
+        try:
+            stages = recipes.METHODS[values["method"]](scale, values["student"], **switches)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+        run = Run(
+            name=run_name(values["method"], values["student"], deviating),
+            method=values["method"],
+            student=values["student"],
+            fraction=switches.get("fraction", 100),
+            stages=stages,
+            seeds=self.scale.seeds,
+        )
+        return self.runs.setdefault(run.name, run)
+
+    @staticmethod
+    def _check(values: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+        for key in values:
+            if key not in known:
+                raise InputError(unknown(str(key), known, "key", where))
+
+
+def run_name(method: str, student: str, deviating: Mapping[str, Any]) -> str:
+    """A run's name and folder: what differs from the method's defaults, in sorted order, and nothing else."""
+    parts = [method, student]
+    for key, value in sorted(deviating.items()):
+        text = {True: "yes", False: "no"}[value] if isinstance(value, bool) else json.dumps(value).strip('"')
+        parts.append(f"{key}~{re.sub(r'[^A-Za-z0-9.]+', '_', text)}")
+    return "-".join(parts)
+
+
+def _switches(method: str) -> dict[str, Any]:
+    """A recipe's own keyword arguments and their defaults."""
+    parameters = inspect.signature(recipes.METHODS[method]).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+
+
+def _paper_number(paper: Mapping[str, str], selector: Mapping[str, Any], where: str) -> float | None:
+    """The paper's value in its CSV for the one line that matches; None where the paper leaves the cell blank."""
+    with (PAPER / paper["file"]).open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    for key in selector:
+        if key not in lines[0]:
+            raise InputError(unknown(key, lines[0], "column", f"{where}: {paper['file']}"))
+    found = [line for line in lines if all(line[k] == str(v) for k, v in selector.items())]
+    if len(found) > 1:
+        raise InputError(f"{where}: {len(found)} lines of {PAPER / paper['file']} match {dict(selector)}")
+    return float(found[0][paper["value"]]) if found and found[0][paper["value"]] else None

@@ -1,0 +1,131 @@
+"""Methods as data: a row of a table becomes a tuple of stages, which one training loop runs.
+
+Plan layer. A function here is a method; its keyword arguments after `fraction` are the method's own switches and
+may stand in a row of `workflow/experiments.yaml`, as may any dotted field of the scale (`rpe.drop: 0.2`).
+"""
+
+import dataclasses
+
+from dearkd.schema import InputError, deviations, freeze, unknown
+from dearkd.spec import Distillation, Model, Scale, Stage, Training
+
+Stages = tuple[Stage, ...]
+
+
+def deit(scale: Scale, student: str, fraction: int = 100) -> Stages:
+    """DeiT: cross-entropy alone, one stage."""
+    return (_stage(scale, "I", _student(scale, student, "deit"), fraction, losses=(("ce", 1.0),)),)
+
+
+def deit_distilled(scale: Scale, student: str, fraction: int = 100) -> Stages:
+    """DeiT with a distillation token that learns the teacher's hard decision, both losses at weight 1/2."""
+    stage = _stage(
+        scale, "I", _student(scale, student, "deit_distilled"), fraction, losses=(("ce", 0.5), ("token", 0.5))
+    )
+    return (_taught(scale, stage),)
+
+
+def dearkd(
+    scale: Scale,
+    student: str,
+    fraction: int = 100,
+    *,
+    mhca: bool = True,
+    hidden: bool = True,
+    distill: bool = True,
+    two_stage: bool = True,
+) -> Stages:
+    """DearKD (Sec. 3): stage I with Eq. 6, stage II with Eq. 7; the switches are the columns of Table 1.
+
+    `distill` is the logit loss of Eq. 5. Without it the class token's loss has weight 1, not alpha.
+    """
+    if two_stage and not (hidden or distill):
+        raise InputError("two_stage: true needs hidden or distill; without a teacher both stages are the same")
+    knobs, training = scale.distillation, scale.training
+    model = _student(scale, student, "dearkd", mhca)
+    losses = [("ce", knobs.alpha if distill else 1.0)]
+    if distill:
+        losses.append(("logit", 1.0 - knobs.alpha))
+    if hidden:
+        losses.append(("hidden", knobs.beta))
+    stage = _stage(scale, "I", model, fraction, losses=tuple(losses))
+    if hidden or distill:
+        stage = _taught(scale, stage, knobs)
+    if not two_stage:
+        return (stage,)
+    switch = training.stage1_epochs
+    second = _stage(scale, "II", model, fraction, losses=(("ce", 1.0),))
+    return (
+        dataclasses.replace(stage, last_epoch=switch),
+        dataclasses.replace(second, first_epoch=switch, freeze_rpe=knobs.freeze_rpe),
+    )
+
+
+METHODS = {recipe.__name__: recipe for recipe in (deit, deit_distilled, dearkd)}
+
+
+def teacher(scale: Scale, name: str) -> Stages:
+    """The training of a CNN that the scale asks the workflow for, on all training images."""
+    spec, data = scale.teachers[name], scale.data["main"]
+    args = {**dict(spec.args), "in_chans": data.channels, "num_classes": data.classes}
+    stage = _stage(
+        scale,
+        "I",
+        Model(name=spec.model, args=freeze(args), init="timm"),
+        100,
+        losses=(("ce", 1.0),),
+        training=spec.training,
+    )
+    return (dataclasses.replace(stage, attention_images=0),)
+
+
+def _stage(
+    scale: Scale,
+    name: str,
+    model: Model,
+    fraction: int,
+    losses: tuple[tuple[str, float], ...],
+    training: Training | None = None,
+) -> Stage:
+    """A stage without a teacher that covers all epochs."""
+    training = training or scale.training
+    return Stage(
+        name=name,
+        model=model,
+        data=scale.data["main"],
+        fraction=fraction,
+        subset_seed=scale.subset_seed,
+        losses=losses,
+        training=training,
+        first_epoch=0,
+        last_epoch=training.epochs,
+        attention_images=scale.attention_images,
+    )
+
+
+def _taught(scale: Scale, stage: Stage, knobs: Distillation | None = None) -> Stage:
+    name = scale.distillation.teacher
+    return dataclasses.replace(stage, teacher_name=name, teacher=scale.teachers[name], distillation=knobs)
+
+
+def _student(scale: Scale, name: str, family: str, mhca: bool = False) -> Model:
+    """The timm model of the paper's size `name` in a family: deit, deit_distilled or dearkd."""
+    if name not in scale.students:
+        raise InputError(unknown(name, scale.students, "student", f"scale {scale.name}"))
+    student, data = scale.students[name], scale.data["main"]
+    args = {
+        **dict(student.args),
+        "drop_path_rate": scale.training.drop_path,
+        "img_size": data.image_size,
+        "in_chans": data.channels,
+        "num_classes": data.classes,
+    }
+    if family == "dearkd":
+        args |= {"num_heads": student.dearkd_heads, "n_mhca": student.n_mhca if mhca else 0}
+        if mhca:
+            args["rpe"] = freeze(deviations(scale.rpe))
+        model = f"dearkd_{student.size}_patch16_224"
+    else:
+        args["num_heads"] = student.deit_heads
+        model = f"{family.replace('deit', f'deit_{student.size}')}_patch16_224"
+    return Model(name=model, args=freeze(args), init=student.init)

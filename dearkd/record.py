@@ -1,0 +1,128 @@
+"""Records: one result with its provenance, written atomically and last, read back and compared with the plan.
+
+Plan layer: standard library only. A record is JSON, small and committed; whatever is in `results/` has one beside it.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from dearkd.schema import InputError
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "lpips", "snakemake")
+SOURCES = ("dearkd", "workflow", "Snakefile", "paper")
+"""Where a change makes the tree dirty: what decides a result, not results or docs."""
+
+
+def write(path: Path, values: dict[str, Any]) -> None:
+    """Write a record so that it is whole or absent: temporary name, flush to disk, rename."""
+    write_text(path, _layout(values))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Atomically write a small text file and its folders; InputError when the place cannot be written."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}); nothing was lost, make room or set "
+            f"permissions and run again"
+        ) from None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The record at `path`; InputError when it is missing or not whole."""
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path}: record is missing") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a whole record ({error}); delete it and run its job again") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: not a record; delete it and run its job again")
+    return values
+
+
+def differences(recorded: Any, planned: Any, where: str = "") -> list[str]:
+    """Dotted keys at which a recorded spec and today's differ, as sentences 'key: recorded, now planned'.
+
+    `planned` has every field. A field that the record does not know came later: it must be at its default, which
+    the caller passes by leaving it out of `planned`.
+    """
+    if isinstance(recorded, dict) and isinstance(planned, dict):
+        keys = [k for k in {**recorded, **planned} if k in recorded or k in planned]
+        return [d for k in keys for d in differences(recorded.get(k), planned.get(k), f"{where}.{k}".lstrip("."))]
+    if recorded == planned:
+        return []
+    return [f"{where}: {json.dumps(recorded)} recorded, {json.dumps(planned)} planned"]
+
+
+def provenance(device: str = "") -> dict[str, Any]:
+    """Code, versions and hardware of this process. `device`: name of the GPU, empty for CPU."""
+    return {
+        "git": git_state(),
+        "versions": {"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}},
+        "hardware": {
+            "device": device or "cpu",
+            "cpu": _cpu_name(),
+            "cores": os.cpu_count(),
+            "platform": platform.platform(terse=True),
+        },
+        "command": " ".join(["python -m dearkd", *sys.argv[1:]]),
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def git_state() -> dict[str, Any]:
+    """Commit and whether the sources differ from it; None outside a checkout."""
+
+    def git(*args: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *args], capture_output=True, text=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    sha = git("rev-parse", "HEAD")
+    changed = git("status", "--porcelain", "--", *(s for s in SOURCES if Path(s).exists()))
+    return {"sha": sha, "dirty": None if changed is None else bool(changed)}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _layout(values: dict[str, Any]) -> str:
+    """JSON with one top-level key a line, and one line for each entry of a list of mappings (a curve)."""
+    lines = []
+    for key, value in values.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            rows = ",\n".join(f"  {json.dumps(row)}" for row in value)
+            lines.append(f"{json.dumps(key)}: [\n{rows}\n ]")
+        else:
+            lines.append(f"{json.dumps(key)}: {json.dumps(value)}")
+    return "{\n " + ",\n ".join(lines) + "\n}\n"
