@@ -1,0 +1,138 @@
+"""Any timm CNN as a frozen teacher: its decision, its stage features, and the gate that checks it is the right one.
+
+`timm.create_model("regnety_160")` now means weights trained on ImageNet-12k, so a teacher is named by its full tag
+and must reach its published accuracy before anything learns from it. Model layer.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import timm
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dearkd import spec
+from dearkd.models import FeatureShape
+from dearkd.schema import InputError
+
+Moments = tuple[tuple[float, ...], tuple[float, ...]]
+"""(mean, std) of each channel."""
+
+
+class Seen(NamedTuple):
+    """What a teacher says about a batch."""
+
+    decisions: Int[Tensor, " batch"]
+    """argmax of its logits, y_t of Eq. 5."""
+    features: tuple[Float[Tensor, "batch channels height width"], ...]
+    """Feature maps H^T of Eq. 4 at the stages asked for."""
+
+
+class Teacher(nn.Module):
+    """A CNN in evaluation mode, without gradients, whatever is done to the module that holds it.
+
+    Args:
+        net: a timm CNN with `forward_intermediates`.
+        stages: which feature maps to return, the stem being 0 and each next one at half the side.
+        given, own: (mean, std) of the images it will get and of those it was trained on, where the two differ.
+    """
+
+    def __init__(
+        self, net: nn.Module, stages: tuple[int, ...] = (), given: "Moments | None" = None, own: "Moments | None" = None
+    ) -> None:
+        super().__init__()
+        self.net = net.eval().requires_grad_(False)
+        self.stages = stages
+        differs = given is not None and own is not None and given != own
+        gain, offset = _renormalisation(given, own) if differs else (None, None)
+        self.register_buffer("gain", gain, persistent=False)
+        self.register_buffer("offset", offset, persistent=False)
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Stays in evaluation mode: BatchNorm statistics must not move."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Float[Tensor, "batch rgb height width"]) -> Seen:
+        """Decision and features for the pixels the student sees, mixed and augmented."""
+        logits, features = self.logits_and_features(images)
+        return Seen(logits.argmax(1), features)
+
+    @torch.no_grad()
+    def logits_and_features(self, images: Float[Tensor, "batch rgb height width"]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        if self.gain is not None:
+            images = images * self.gain + self.offset
+        if not self.stages:
+            return self.net(images), ()
+        last, features = self.net.forward_intermediates(images, indices=sorted(set(self.stages)))
+        found = dict(zip(sorted(set(self.stages)), features, strict=True))
+        return self.net.forward_head(last), tuple(found[s] for s in self.stages)
+
+    def feature_shapes(self, images: Float[Tensor, "batch rgb height width"]) -> list[FeatureShape]:
+        """Shape and sign of every stage's features, read off real images."""
+        _, features = self.net.forward_intermediates(images)
+        return [FeatureShape(f.shape[1], (f.shape[2], f.shape[3]), bool((f >= 0).all())) for f in features]
+
+
+def build(teacher: spec.Teacher, data: spec.Data, weights: Path | None, stages: tuple[int, ...] = ()) -> Teacher:
+    """A teacher with its weights from a local file, or from timm's hub when `weights` is None.
+
+    Raises InputError naming the file or tag when the weights are missing, damaged or of another network.
+    """
+    args = {**dict(teacher.args), "in_chans": data.channels, "num_classes": data.classes}
+    try:
+        net = timm.create_model(teacher.model, pretrained=weights is None, **args)
+    except RuntimeError as error:
+        raise InputError(f"teacher {teacher.model}: {' '.join(str(error).split())}") from None
+    except OSError:
+        raise InputError(
+            f"teacher {teacher.model}: its weights are not on this machine and the hub cannot be reached; run "
+            f"`python -m dearkd teacher` once where there is internet, or set `weights` to a local file"
+        ) from None
+    if weights is not None:
+        load_weights(net, weights)
+    own = (tuple(net.pretrained_cfg["mean"]), tuple(net.pretrained_cfg["std"])) if teacher.training is None else None
+    return Teacher(net, stages, (data.mean, data.std), own)
+
+
+def _renormalisation(given: Moments, own: Moments) -> tuple[Tensor, Tensor]:
+    """(gain, offset) that turn pixels normalised with `given` into pixels normalised with `own`."""
+    (mean, std), (own_mean, own_std) = (tuple(torch.tensor(v).view(-1, 1, 1) for v in m) for m in (given, own))
+    return std / own_std, (mean - own_mean) / own_std
+
+
+def load_weights(net: nn.Module, path: Path) -> None:
+    """Load a state dict strictly, from safetensors or a plain tensor file; nothing is ever unpickled.
+
+    Raises InputError naming the file when it is missing, cut short, a pickle that runs code, or of another network.
+    """
+    try:
+        state = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except FileNotFoundError:
+        raise InputError(f"{path}: weights are missing") from None
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+        raise InputError(
+            f"{path}: not a whole weights file ({' '.join(str(error).split())[:120]}); fetch or train it again"
+        ) from None
+    except Exception as error:  # weights_only raises UnpicklingError, which torch does not export
+        raise InputError(
+            f"{path}: refused, it holds more than tensors ({type(error).__name__}); save it as safetensors"
+        ) from None
+    state = state.get("model", state.get("state_dict", state))
+    own = net.state_dict()
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    shapes = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
+    if missing or extra or shapes:
+        example = (missing or extra or shapes)[0]
+        raise InputError(
+            f"{path}: weights of another network ({len(missing)} names missing, {len(extra)} unknown, "
+            f"{len(shapes)} of another shape, for example {example})"
+        )
+    net.load_state_dict(state)
