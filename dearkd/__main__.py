@@ -1,0 +1,120 @@
+"""python -m dearkd VERB: every job of the workflow as a command that a person, a test and a cluster can run."""
+
+import argparse
+import sys
+
+from dearkd.schema import InputError
+
+AGAIN = 75
+"""Exit status of a job that was asked to stop and has saved: run it again (EX_TEMPFAIL)."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one verb; returns the exit status. An InputError becomes one sentence on stderr and status 2."""
+    args = _parser().parse_args(arguments)
+    try:
+        return args.verb_function(args) or 0
+    except InputError as error:
+        print(f"dearkd {args.verb}: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m dearkd", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(function, help: str, *names: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(function.__name__.strip("_"), help=help, description=help)
+        for name in names:
+            sub.add_argument(name)
+        sub.add_argument("--scale", default="digits", help="a scale of workflow/scales, or a .yaml file of your own")
+        sub.set_defaults(verb_function=function)
+        return sub
+
+    verb(_plan, "list the runs of tables and figures, all by default").add_argument("targets", nargs="*")
+    verb(_subset, "write the lists of a data set's fractions and validation split", "data")
+    verb(_teacher, "fetch or take over a teacher's weights and check its accuracy", "name")
+    train = verb(_train, "train one stage of a run, or go on with it", "run")
+    train.add_argument("--save-seconds", type=float, default=300.0, help="longest time between two checkpoints")
+    train.add_argument("--stage", required=True)
+    for sub in (train, verb(_evaluate, "measure a finished run on the test images", "run")):
+        sub.add_argument("--seed", type=int, required=True)
+        sub.add_argument("--fingerprint", default="", help="refuse when the plan has changed since the job was planned")
+    verb(_table, "write a table from the records", "name")
+    verb(_figure, "draw a figure from the records", "name")
+    return parser
+
+
+def _load(args: argparse.Namespace):
+    from dearkd.matrix import load
+
+    return load(args.scale)
+
+
+def _plan(args: argparse.Namespace) -> None:
+    plan = _load(args)
+    for run in plan.runs_of(*args.targets) if args.targets else plan.runs.values():
+        for stage in run.stages:
+            print(
+                f"{run.name}  stage {stage.name}  epochs {stage.first_epoch} to {stage.last_epoch}  "
+                f"seeds {', '.join(map(str, run.seeds))}  {run.fingerprint(stage.name)}"
+            )
+
+
+def _subset(args: argparse.Namespace) -> None:
+    from dearkd import jobs
+
+    jobs.subset(_load(args), args.data)
+
+
+def _teacher(args: argparse.Namespace) -> None:
+    from dearkd import jobs
+
+    jobs.teacher(_load(args), args.name)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from dearkd import jobs
+    from dearkd.train import Interrupted
+
+    plan = _load(args)
+    run = plan.run(args.run)
+    _unchanged(args.fingerprint, run.fingerprint(run.stage(args.stage).name), args.run)
+    try:
+        jobs.train(plan, run, args.seed, args.stage, args.save_seconds)
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return AGAIN
+    return 0
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from dearkd import jobs
+
+    plan = _load(args)
+    run = plan.run(args.run)
+    _unchanged(args.fingerprint, run.fingerprint(run.stages[-1].name), args.run)
+    jobs.evaluate(plan, run, args.seed)
+
+
+def _table(args: argparse.Namespace) -> None:
+    from dearkd import tables
+
+    tables.write(_load(args), args.name)
+
+
+def _figure(args: argparse.Namespace) -> None:
+    from dearkd import figures
+
+    figures.write(_load(args), args.name)
+
+
+def _unchanged(planned: str, current: str, run: str) -> None:
+    if planned and planned != current:
+        raise InputError(
+            f"run {run}: the matrix or the scale has changed since this job was planned; start snakemake again"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

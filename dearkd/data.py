@@ -1,0 +1,257 @@
+"""Images: the data sets, and class-balanced nested subsets of them. Run layer."""
+
+import dataclasses
+import gzip
+import hashlib
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+from PIL import Image, UnidentifiedImageError
+
+from dearkd.keys import numpy_generator
+from dearkd.schema import InputError
+from dearkd.spec import Data
+
+EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm")
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Labelled images, in memory or on disk.
+
+    names: one a sample, unique: a path relative to `root`, or its index.
+    labels: (n,) class of each. pixels: (n, height, width, channels) uint8, or None where `root` holds the files.
+    """
+
+    names: Sequence[str]
+    labels: Int[np.ndarray, " n"]
+    pixels: np.ndarray | None = None
+    root: Path = Path()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> "Images":
+        """The samples at `indices`, in that order."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return Images(
+            [self.names[i] for i in chosen],
+            self.labels[chosen],
+            None if self.pixels is None else self.pixels[chosen],
+            self.root,
+        )
+
+    def open(self, index: int, channels: int) -> Image.Image:
+        """One image; InputError naming the file when it is missing or cannot be decoded."""
+        if self.pixels is not None:
+            return Image.fromarray(self.pixels[index].squeeze())
+        path = self.root / self.names[index]
+        try:
+            with Image.open(path) as image:
+                return image.convert("RGB" if channels == 3 else "L")
+        except FileNotFoundError:
+            raise InputError(f"{path}: image is missing; restore it or write the subsets anew") from None
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise InputError(f"{path}: not a readable image ({error}); replace it") from None
+
+    def sha256(self) -> str:
+        """Of pixels and labels; for files of their names, sizes and labels, since 150 GB are not read for it."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.labels, dtype=np.int64).tobytes())
+        if self.pixels is not None:
+            digest.update(self.pixels.tobytes())
+        else:
+            for name in self.names:
+                digest.update(f"{name}\0{(self.root / name).stat().st_size}\n".encode())
+        return digest.hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------- data sets
+
+
+def read(data: Data) -> dict[str, Images]:
+    """The `train` and `test` images of a data set, before anything is carved out.
+
+    Raises InputError naming what is missing and where it was looked for.
+    """
+    data = dataclasses.replace(data, root=_root(data.root))
+    sets = {"digits": _placed_digits, "idx": _idx, "cifar10": _cifar, "cifar100": _cifar, "folder": _folder}[data.kind](
+        data
+    )
+    for split, images in sets.items():
+        if len(images) == 0:
+            raise InputError(f"{data.root or data.kind}: no {split} images")
+        if images.labels.min() < 0 or images.labels.max() >= data.classes:
+            raise InputError(
+                f"{data.root or data.kind}: {split} labels run from {images.labels.min()} to "
+                f"{images.labels.max()}, but the scale says classes: {data.classes}"
+            )
+    if data.label_noise:
+        sets["train"] = dataclasses.replace(sets["train"], labels=_noisy(sets["train"].labels, data))
+    return sets
+
+
+def _root(root: str) -> str:
+    """`root` with $VARIABLES from the environment; InputError naming one that is not set."""
+    expanded = os.path.expandvars(root)
+    if "$" in expanded:
+        raise InputError(
+            f"root: {root}: set this environment variable to the folder of the data, or write the folder in the scale"
+        )
+    return expanded
+
+
+def _placed_digits(data: Data) -> dict[str, Images]:
+    """scikit-learn's 1,797 handwritten digits, each at one seeded offset on a larger black canvas; 1,000 train.
+
+    Read from the file in the wheel: importing sklearn.datasets takes longer than training an epoch.
+    """
+    package = importlib.util.find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise InputError("data kind digits needs scikit-learn: pip install scikit-learn")
+    table = np.loadtxt(Path(package.origin).parent / "datasets/data/digits.csv.gz", delimiter=",", dtype=np.int64)
+    digits, labels = table[:, :64].reshape(-1, 8, 8), table[:, 64]
+    side = data.image_size
+    offsets = numpy_generator("placed digits", side).integers(0, side - 8 + 1, size=(len(digits), 2))
+    pixels = np.zeros((len(digits), side, side, 1), dtype=np.uint8)
+    for canvas, digit, (row, column) in zip(pixels, digits, offsets, strict=True):
+        canvas[row : row + 8, column : column + 8, 0] = digit * 255 // 16
+    order = numpy_generator("placed digits", "split").permutation(len(digits))
+    everything = Images([f"digit-{i:04d}" for i in range(len(digits))], labels, pixels)
+    return {"train": everything.take(np.sort(order[:1000])), "test": everything.take(np.sort(order[1000:]))}
+
+
+def _idx(data: Data) -> dict[str, Images]:
+    """MNIST's file format, plain or gzipped, as Fashion-MNIST is distributed."""
+    sets = {}
+    for split, prefix in (("train", "train"), ("test", "t10k")):
+        pixels = _read_idx(Path(data.root), f"{prefix}-images-idx3-ubyte")[..., None]
+        labels = _read_idx(Path(data.root), f"{prefix}-labels-idx1-ubyte").astype(np.int64)
+        if len(pixels) != len(labels):
+            raise InputError(f"{data.root}: {len(pixels)} {split} images but {len(labels)} labels")
+        if pixels.shape[1:3] != (data.image_size, data.image_size):
+            raise InputError(
+                f"{data.root}: images are {pixels.shape[1]} x {pixels.shape[2]} pixels, "
+                f"but the scale says image_size: {data.image_size}"
+            )
+        sets[split] = Images([f"{split}-{i:05d}" for i in range(len(labels))], labels, pixels)
+    return sets
+
+
+def _read_idx(root: Path, name: str) -> np.ndarray:
+    path = next((p for p in (root / name, root / f"{name}.gz") if p.is_file()), None)
+    if path is None:
+        raise InputError(f"{root / name}(.gz): missing; fetch the data set or correct `root` in the scale")
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        shape = np.frombuffer(raw, ">i4", raw[3], offset=4)
+        return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)
+    except (EOFError, OSError, ValueError, IndexError) as error:
+        raise InputError(f"{path}: not a whole IDX file ({error}); fetch it again") from None
+
+
+def _cifar(data: Data) -> dict[str, Images]:
+    """CIFAR-10 or CIFAR-100 through torchvision, which checks the files' MD5 before it reads them."""
+    from torchvision import datasets
+
+    cls = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[data.kind]
+    sets = {}
+    for split in ("train", "test"):
+        try:
+            found = cls(data.root, train=split == "train", download=False)
+        except RuntimeError:
+            raise InputError(
+                f"{data.root}: {data.kind} is missing or damaged; on a machine with internet run "
+                f"`python -m dearkd fetch` for this scale"
+            ) from None
+        sets[split] = Images(
+            [f"{split}-{i:05d}" for i in range(len(found.targets))], np.array(found.targets), found.data
+        )
+    return sets
+
+
+def _folder(data: Data) -> dict[str, Images]:
+    """root/train/<class>/*.jpg and root/val (or test)/<class>/*.jpg, ImageNet's usual layout."""
+    root = Path(data.root)
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; set `root` of the data in the scale")
+    held_out = next((root / n for n in ("val", "test") if (root / n).is_dir()), root / "val")
+    classes = sorted(p.name for p in (root / "train").glob("*") if p.is_dir())
+    if len(classes) != data.classes:
+        raise InputError(f"{root / 'train'}: {len(classes)} class folders, but the scale says classes: {data.classes}")
+    return {split: _class_folders(folder, classes) for split, folder in (("train", root / "train"), ("test", held_out))}
+
+
+def _class_folders(folder: Path, classes: list[str]) -> Images:
+    names, labels = [], []
+    for label, name in enumerate(classes):
+        files = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in EXTENSIONS)
+        if not files:
+            raise InputError(f"{folder / name}: no images of this class ({', '.join(EXTENSIONS)})")
+        names += [p.relative_to(folder).as_posix() for p in files]
+        labels += [label] * len(files)
+    return Images(names, np.array(labels, dtype=np.int64), root=folder)
+
+
+def _noisy(labels: Int[np.ndarray, " n"], data: Data) -> Int[np.ndarray, " n"]:
+    random = numpy_generator("label noise", data.label_noise)
+    flipped = random.random(len(labels)) < data.label_noise
+    other = (labels + random.integers(1, data.classes, len(labels))) % data.classes
+    return np.where(flipped, other, labels)
+
+
+# ---------------------------------------------------------------------------------------------- subsets
+
+
+def subsets(labels: Int[np.ndarray, " n"], data: Data, fractions: Sequence[int], seed: int) -> dict[str, np.ndarray]:
+    """Indices of the validation split and of each fraction of the rest: class-balanced, and 10 % within 25 % and so on.
+
+    Each class is shuffled once by (seed, class), or left in order (`order: first`); its first images are the
+    validation split's, and a fraction takes the first int(n fraction) of the others. Keys: validation, train-10, ...
+    """
+    per_class, rest = divmod(data.validation, data.classes)
+    if rest:
+        raise InputError(f"validation: {data.validation} is no multiple of classes: {data.classes}")
+    chosen: dict[str, list[np.ndarray]] = {"validation": [], **{f"train-{f}": [] for f in fractions}}
+    for label in range(data.classes):
+        members = np.flatnonzero(labels == label)
+        if data.order == "shuffled":
+            members = numpy_generator(seed, "subset", label).permutation(members)
+        if len(members) <= per_class:
+            raise InputError(
+                f"class {label} has {len(members)} training images, too few for validation: {data.validation}"
+            )
+        chosen["validation"].append(members[:per_class])
+        for fraction in fractions:
+            chosen[f"train-{fraction}"].append(members[per_class:][: (len(members) - per_class) * fraction // 100])
+    return {name: np.sort(np.concatenate(parts)) for name, parts in chosen.items()}
+
+
+def write_subsets(images: Images, chosen: dict[str, np.ndarray], folder: Path) -> None:
+    """One file a subset, a sample's name per line, and SHA256SUMS as `sha256sum -c` reads it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sums = []
+    for name, indices in chosen.items():
+        text = "".join(f"{images.names[i]}\n" for i in indices)
+        (folder / f"{name}.txt").write_text(text)
+        sums.append(f"{hashlib.sha256(text.encode()).hexdigest()}  {name}.txt\n")
+    (folder / "SHA256SUMS").write_text("".join(sums))
+
+
+def read_subset(images: Images, folder: Path, name: str) -> tuple[Images, str]:
+    """The images listed in a subset file and the file's sha256; InputError when it and the data do not agree."""
+    path = folder / f"{name}.txt"
+    if not path.is_file():
+        raise InputError(f"{path}: missing; write it with `python -m dearkd subset`")
+    text = path.read_text()
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    if f"{digest}  {path.name}" not in (folder / "SHA256SUMS").read_text().splitlines():
+        raise InputError(f"{path}: differs from its sha256 in SHA256SUMS; delete the folder and write the subsets anew")
+    position = {n: i for i, n in enumerate(images.names)}
+    try:
+        return images.take([position[line] for line in text.splitlines()]), digest
+    except KeyError as error:
+        raise InputError(f"{path}: lists {error.args[0]!r}, which the data set does not have") from None

@@ -1,0 +1,278 @@
+"""The jobs of the workflow: each gathers what a plan names, runs it, and writes its record last. Run layer."""
+
+import hashlib
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dearkd import data, models, record, teachers
+from dearkd import train as training
+from dearkd.checkpoint import Checkpoints, Lease
+from dearkd.evaluate import accuracy, predict
+from dearkd.loader import evaluation_loader
+from dearkd.plan import Plan, Run
+from dearkd.schema import InputError, to_json
+from dearkd.session import Work, export, precision
+from dearkd.spec import Stage
+
+
+def subset(plan: Plan, name: str) -> None:
+    """Write the lists of the validation split and of every fraction of data set `name`, and its fingerprint."""
+    spec = plan.scale.data[name]
+    sets = data.read(spec)
+    chosen = data.subsets(
+        sets["train"].labels, spec, tuple(dict.fromkeys((*plan.scale.fractions, 100))), plan.scale.subset_seed
+    )
+    folder = plan.paths.subsets(name)
+    data.write_subsets(sets["train"], chosen, folder)
+    record.write(
+        folder / "data.json",
+        {
+            "data": name,
+            "spec": to_json(spec),
+            "subset_seed": plan.scale.subset_seed,
+            "images": {**{k: len(v) for k, v in sets.items()}, **{k: len(v) for k, v in chosen.items()}},
+            "sha256": {k: v.sha256() for k, v in sets.items()},
+            **record.provenance(),
+        },
+    )
+
+
+def teacher(plan: Plan, name: str) -> None:
+    """Bring a teacher's weights to where jobs read them, and write its record once it has passed the accuracy gate.
+
+    Raises InputError when its top-1 lies further than the tolerance from what the scale expects.
+    """
+    spec, scale_data = plan.scale.teachers[name], plan.scale.data["main"]
+    own_run = plan.teacher_run(name)
+    if own_run is not None:
+        weights: Path | None = plan.paths.state(own_run.name, 0, "I") / "student.safetensors"
+    else:
+        weights = Path(spec.weights) if spec.weights else None
+    loaded = teachers.build(spec, scale_data, weights)
+    device = _device()
+    split = _held_out(plan, "main", spec.gate)
+    logits, labels = predict(
+        _Logits(loaded).to(device), evaluation_loader(split, scale_data, 128, plan.scale.loader_workers), device
+    )
+    top1 = accuracy(logits, labels)
+    if abs(top1 - spec.top1) > spec.tolerance:
+        raise InputError(
+            f"teacher {name} ({spec.model}): top-1 {top1:.2f} % on {spec.gate}, but the scale expects {spec.top1} "
+            f"within {spec.tolerance}; take the right weights, or correct top1 in the scale"
+        )
+    images, _ = next(evaluation_loader(split, scale_data, 8))
+    shapes = loaded.feature_shapes(images.to(device))
+    target = plan.paths.teacher_weights(name)
+    export({"student": {k: v.cpu() for k, v in loaded.net.state_dict().items()}}, target)
+    record.write(
+        plan.paths.teacher(name),
+        {
+            "teacher": name,
+            "spec": to_json(spec),
+            "top1": round(top1, 4),
+            "gate": spec.gate,
+            "images": len(labels),
+            "parameters": sum(p.numel() for p in loaded.net.parameters()),
+            "weights_sha256": _sha256(target),
+            "features": [
+                {"stage": i, "channels": s.channels, "size": list(s.size), "nonnegative": s.nonnegative}
+                for i, s in enumerate(shapes)
+            ],
+            **record.provenance(),
+        },
+    )
+
+
+def train(plan: Plan, run: Run, seed: int, stage_name: str, save_seconds: float = 300.0) -> None:
+    """Train a stage of a run, from its newest checkpoint or from the end of the stage before, and write its record."""
+    stage = run.stage(stage_name)
+    position = run.stages.index(stage)
+    device, rank, processes = training.device_and_rank()
+    torch.set_num_threads(plan.resources("train").threads)
+    torch.set_flush_denormal(True)
+    folder = plan.paths.state(run.name, seed, stage_name)
+    sets = data.read(stage.data)
+    lists = plan.paths.subsets(stage.data_name)
+    images, subset_sha = data.read_subset(sets["train"], lists, f"train-{stage.fraction}")
+    everything, _ = data.read_subset(sets["train"], lists, "train-100")
+    draws = len(everything) if stage.training.subset_schedule == "iterations" else len(images)
+    taught_by, features, teacher_record = _teacher(plan, stage, device)
+    previous = None
+    if position:
+        before = run.stages[position - 1]
+        previous = Checkpoints(plan.paths.state(run.name, seed, before.name)).load()
+        if previous is None or previous["fingerprint"] != run.fingerprint(before.name):
+            raise InputError(
+                f"{run.name}, seed {seed}: stage {stage_name} starts from stage {before.name}, whose final state is "
+                f"missing or of another recipe; run `python -m dearkd train {run.name} --scale {plan.scale.name} "
+                f"--seed {seed} --stage {before.name}` first"
+            )
+    work = Work(
+        train=images,
+        validation=_held_out(plan, stage.data_name, "validation"),
+        draws=draws,
+        teacher=taught_by,
+        features=features,
+        checkpoints=Checkpoints(folder),
+        fingerprint=run.fingerprint(stage_name),
+        previous=previous,
+        device=device,
+        rank=rank,
+        processes=processes,
+        workers=plan.scale.loader_workers,
+        save_seconds=save_seconds,
+        title=f"{run.name} seed {seed} stage {stage_name}",
+    )
+    began = time.time()
+    with Lease(folder, active=rank == 0):
+        state = training.train(stage, seed, work)
+        if rank:
+            return
+        weights = export(state, folder / "student.safetensors")
+        record.write(
+            plan.paths.stage(run.name, seed, stage_name),
+            {
+                "scale": plan.scale.name,
+                "run": run.name,
+                "seed": seed,
+                "stage": stage_name,
+                "specs": [to_json(s) for s in run.stages[: position + 1]],
+                "fingerprint": run.fingerprint(stage_name),
+                "data": {
+                    "name": stage.data_name,
+                    "fraction": stage.fraction,
+                    "images": len(images),
+                    "draws_per_epoch": draws,
+                    "subset_sha256": subset_sha,
+                    "sha256": _data_record(plan, stage.data_name)["sha256"],
+                },
+                "teacher": teacher_record and {k: teacher_record[k] for k in ("teacher", "top1", "weights_sha256")},
+                "weights_sha256": _sha256(weights),
+                "previous_sha256": previous
+                and record.read(plan.paths.stage(run.name, seed, run.stages[position - 1].name))["weights_sha256"],
+                "steps": state["step"],
+                "seconds": round(state["seconds"], 2),
+                "attempts": state["attempts"],
+                "gpu_seconds": round(state["seconds"] * processes, 2) if device.type == "cuda" else 0.0,
+                "last_attempt_started": int(began),
+                "processes": processes,
+                "threads": torch.get_num_threads(),
+                "attention_distance_heads": state["heads"],
+                **record.provenance(torch.cuda.get_device_name() if device.type == "cuda" else ""),
+                "curve": state["curve"],
+            },
+        )
+
+
+def evaluate(plan: Plan, run: Run, seed: int) -> None:
+    """Top-1 and top-5 of a finished run on the test images, each image's prediction kept beside the record."""
+    stage = run.stages[-1]
+    trained = record.read(plan.paths.stage(run.name, seed, stage.name))
+    weights = plan.paths.state(run.name, seed, stage.name) / "student.safetensors"
+    if not weights.is_file():
+        raise InputError(
+            f"{weights}: missing, though its record is there; train the run again: "
+            f"snakemake --forcerun train --config scale={plan.scale.name}"
+        )
+    if _sha256(weights) != trained["weights_sha256"]:
+        raise InputError(
+            f"{weights}: is not the file that {plan.paths.stage(run.name, seed, stage.name)} describes; train it again"
+        )
+    torch.set_num_threads(plan.resources("evaluate").threads)
+    device = _device()
+    model = models.create(stage.model, seed)
+    teachers.load_weights(model, weights)
+    split = _held_out(plan, stage.data_name, "test")
+    logits, labels = predict(
+        model.to(device),
+        evaluation_loader(split, stage.data, 256, plan.scale.loader_workers),
+        device,
+        precision(stage.training, device),
+    )
+    guesses = logits.argmax(1).tolist()
+    path = plan.paths.metrics(run.name, seed)
+    lines = [f"{n},{t},{g}" for n, t, g in zip(split.names, labels.tolist(), guesses, strict=True)]
+    record.write_text(path.with_name("predictions.csv"), "\n".join(["image,label,top1", *lines]) + "\n")
+    record.write(
+        path,
+        {
+            "scale": plan.scale.name,
+            "run": run.name,
+            "seed": seed,
+            "fingerprint": run.fingerprint(stage.name),
+            "weights_sha256": trained["weights_sha256"],
+            "data": {
+                "name": stage.data_name,
+                "split": "test",
+                "images": len(labels),
+                "sha256": _data_record(plan, stage.data_name)["sha256"]["test"],
+            },
+            "metrics": {"top1": accuracy(logits, labels), "top5": accuracy(logits, labels, 5)},
+            "parameters": sum(p.numel() for p in model.parameters()),
+            **record.provenance(torch.cuda.get_device_name() if device.type == "cuda" else ""),
+        },
+    )
+
+
+class _Logits(torch.nn.Module):
+    """A teacher as a classifier, for `predict`."""
+
+    def __init__(self, teacher: teachers.Teacher) -> None:
+        super().__init__()
+        self.teacher = teacher
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.teacher.logits_and_features(images)[0]
+
+
+def _teacher(
+    plan: Plan, stage: Stage, device: torch.device
+) -> tuple[teachers.Teacher | None, tuple, dict[str, Any] | None]:
+    """(teacher on the device, shapes of the features its pairs want, its record); Nones for a stage without one."""
+    if stage.teacher is None:
+        return None, (), None
+    found = record.read(plan.paths.teacher(stage.teacher_name))
+    weights = plan.paths.teacher_weights(stage.teacher_name)
+    if not weights.is_file() or _sha256(weights) != found["weights_sha256"]:
+        raise InputError(
+            f"{weights}: missing or not what {plan.paths.teacher(stage.teacher_name)} describes; run "
+            f"`python -m dearkd teacher {stage.teacher_name} --scale {plan.scale.name}`"
+        )
+    wanted = (
+        tuple(s for _, s in stage.distillation.pairs) if stage.distillation and "hidden" in dict(stage.losses) else ()
+    )
+    shapes = []
+    for index in wanted:
+        if index >= len(found["features"]):
+            raise InputError(
+                f"distillation.pairs names teacher stage {index}, but {stage.teacher.model} has "
+                f"stages 0 to {len(found['features']) - 1}"
+            )
+        f = found["features"][index]
+        shapes.append(models.FeatureShape(f["channels"], tuple(f["size"]), f["nonnegative"]))
+    return teachers.build(stage.teacher, stage.data, weights, wanted).to(device), tuple(shapes), found
+
+
+def _held_out(plan: Plan, name: str, split: str) -> data.Images:
+    """Validation or test images; where the scale carves out no validation split (ImageNet), the test images."""
+    spec = plan.scale.data[name]
+    sets = data.read(spec)
+    if split == "test" or not spec.validation:
+        return sets["test"]
+    return data.read_subset(sets["train"], plan.paths.subsets(name), "validation")[0]
+
+
+def _data_record(plan: Plan, name: str) -> dict[str, Any]:
+    return record.read(plan.paths.subsets(name) / "data.json")
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

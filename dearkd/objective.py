@@ -1,0 +1,70 @@
+"""From a stage's losses to one number: the weighted sum of its terms, each kept by name. Run layer."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dearkd.losses import class_loss, hidden_loss, logit_loss
+from dearkd.models import Outputs
+from dearkd.teachers import Seen
+
+TERMS = ("ce", "logit", "token", "hidden")
+"""ce: L_CE. logit: L_logit on pooled content tokens. token: the same on DeiT's distillation token. hidden: L_hidden."""
+
+
+def objective(
+    losses: Mapping[str, float],
+    outputs: Outputs,
+    targets: Float[Tensor, "batch classes"],
+    seen: Seen | None,
+    scale: "FeatureScale | None" = None,
+) -> dict[str, Tensor]:
+    """Eq. 6 or 7: {"loss": weighted sum, and each term of `losses` unweighted}."""
+    parts: dict[str, Tensor] = {}
+    for name in losses:
+        if name == "ce":
+            parts[name] = class_loss(outputs.logits, targets)
+        elif name == "hidden":
+            pairs = zip(outputs.hidden, scale.normalise(seen.features), strict=True)
+            parts[name] = torch.stack([hidden_loss(aligned, feature) for aligned, feature in pairs]).mean()
+        else:
+            parts[name] = logit_loss(outputs.taught, seen.decisions)
+    return {"loss": sum(weight * parts[name] for name, weight in losses.items()), **parts}
+
+
+class FeatureScale(nn.Module):
+    """Scale of the teacher's features, so that beta means the same for every teacher.
+
+    rms: divide by a running root mean square (decay 0.99, kept in the checkpoint): predicting 0 then costs 1. For one
+    pair this only re-parametrises beta. ln: normalise over channels at each position. none: raw.
+    """
+
+    def __init__(self, mode: str, pairs: int) -> None:
+        super().__init__()
+        self.mode = mode
+        self.register_buffer("mean_square", torch.zeros(pairs))
+
+    def normalise(self, features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Features in fp32 at the scale of the mode; rms uses the value before this step's update."""
+        features = tuple(f.float() for f in features)
+        if self.mode == "ln":
+            return tuple(F.layer_norm(f.movedim(1, -1), f.shape[1:2]).movedim(-1, 1) for f in features)
+        if self.mode == "rms":
+            return tuple(f / m.sqrt() for f, m in zip(features, self.mean_square, strict=True))
+        return features
+
+    @torch.no_grad()
+    def update(self, squares: Float[Tensor, " pairs"]) -> None:
+        """Take over the first mean squares ever given; afterwards move by 1 % towards those of a whole batch."""
+        if self.mean_square.any():
+            self.mean_square.lerp_(squares, 0.01)
+        else:
+            self.mean_square.copy_(squares)
+
+
+def mean_squares(features: tuple[Tensor, ...]) -> Float[Tensor, " pairs"]:
+    """Mean square of each feature map, in fp32."""
+    return torch.stack([f.float().square().mean() for f in features])

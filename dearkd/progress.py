@@ -1,0 +1,61 @@
+"""Progress of long work: a bar on a terminal, plain lines in a log. Run layer."""
+
+import sys
+import time
+
+EVERY_SECONDS = 60.0
+"""Longest silence in a log."""
+
+
+class Progress:
+    """Counts steps of one job; the first process shows it, the others stay silent.
+
+    Args:
+        title: what is being done. total, done: steps in all, and behind us already. shown: whether to show anything.
+    """
+
+    def __init__(self, title: str, total: int, done: int = 0, shown: bool = True) -> None:
+        self.title, self.total, self.done, self.shown = title, total, done, shown
+        self.bar = None
+
+    def __enter__(self) -> "Progress":
+        self.began, self.first, self.told = time.monotonic(), self.done, time.monotonic()
+        if self.shown and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            self.bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self.bar.start()
+            self.task = self.bar.add_task(self.title, total=self.total, completed=self.done)
+        elif self.shown and self.done:
+            print(f"{self.title}: goes on at step {self.done} of {self.total}", flush=True)
+        return self
+
+    def advance(self, done: int) -> None:
+        """Steps finished so far."""
+        self.done = done
+        if self.bar:
+            self.bar.update(self.task, completed=done)
+        elif self.shown and time.monotonic() - self.told > EVERY_SECONDS:
+            left = (self.total - done) * (time.monotonic() - self.began) / max(done - self.first, 1)
+            self.line(f"step {done} of {self.total}, about {left / 60:.0f} min left")
+
+    def line(self, text: str) -> None:
+        """A line that stays."""
+        if self.shown:
+            self.told = time.monotonic()
+            print(f"{self.title}: {text}", flush=True) if self.bar is None else self.bar.console.print(
+                f"{self.title}: {text}"
+            )
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar:
+            self.bar.stop()

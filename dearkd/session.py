@@ -1,0 +1,285 @@
+"""A stage under way: weights, optimiser, curve, and how they are saved and taken up again. Run layer."""
+
+import contextlib
+import dataclasses
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save as save_safetensors
+from timm.data.mixup import mixup_target
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dearkd import models, optimise
+from dearkd.checkpoint import Checkpoints, write_bytes
+from dearkd.data import Images
+from dearkd.evaluate import accuracy, attention_distance, predict
+from dearkd.keys import key_of
+from dearkd.loader import Schedule, evaluation_loader
+from dearkd.objective import FeatureScale, mean_squares
+from dearkd.schema import InputError
+from dearkd.spec import Stage, Training
+from dearkd.teachers import Seen, Teacher
+
+
+@dataclasses.dataclass
+class Work:
+    """Everything a stage needs beside its spec: images, teacher, machine and where to save.
+
+    previous: final state of the stage before, whose weights, moments and schedule this one continues.
+    save_seconds: longest time between two checkpoints; 0 saves at every step.
+    """
+
+    train: Images
+    validation: Images
+    draws: int
+    teacher: Teacher | None
+    features: tuple[models.FeatureShape, ...]
+    checkpoints: Checkpoints
+    fingerprint: str
+    title: str
+    previous: dict[str, Any] | None = None
+    device: torch.device = torch.device("cpu")
+    rank: int = 0
+    processes: int = 1
+    workers: int = 0
+    save_seconds: float = 300.0
+
+
+class Session:
+    """The state of a stage under way: what a checkpoint holds and the machinery that moves it."""
+
+    def __init__(self, stage: Stage, seed: int, work: Work) -> None:
+        self.stage, self.seed, self.work = stage, seed, work
+        recipe = stage.training
+        self.schedule = Schedule(
+            size=len(work.train),
+            draws=work.draws,
+            batch=recipe.batch,
+            micro_batch=recipe.micro_batch,
+            repeats=recipe.augment.repeats,
+            seed=seed,
+            rank=work.rank,
+            processes=work.processes,
+        )
+        self.step = stage.first_epoch * self.schedule.steps_per_epoch
+        self.last_step = stage.last_epoch * self.schedule.steps_per_epoch
+        student = models.create(stage.model, seed)
+        if stage.freeze_rpe:
+            for name, parameter in student.named_parameters():
+                parameter.requires_grad_(".rpe." not in name)
+        torch.manual_seed(key_of(seed, "auxiliary"))
+        self.trainee = models.Trainee(student, tuple(n for n, _ in stage.losses), stage.distillation, work.features)
+        self.trainee.to(work.device).train()
+        self.scale = (
+            FeatureScale(stage.distillation.hidden_norm, len(stage.distillation.pairs)).to(work.device)
+            if self.trainee.wants_hidden
+            else None
+        )
+        self.optimiser = optimise.optimiser(self.trainee, recipe)
+        self.rate = optimise.learning_rate(self.optimiser, stage)
+        self.ema = ModelEmaV3(student, decay=recipe.ema) if recipe.ema else None
+        self.scaler = torch.amp.GradScaler(
+            work.device.type, enabled=recipe.precision == "fp16" and work.device.type == "cuda"
+        )
+        self.mixup = optimise.mixing(recipe, stage.data.classes)
+        self.sums: dict[str, float] = {}
+        self.squares: list[Tensor] = []
+        self.curve: list[dict[str, Any]] = []
+        self.heads: list[list[float]] = []
+        self.spent, self.attempts = 0.0, 0
+        self._restore()
+        self.attempts += 1
+        self.started = self.saved = time.monotonic()
+        self.parallel: nn.Module = self.trainee
+        if work.processes > 1:
+            self.parallel = DistributedDataParallel(self.trainee, broadcast_buffers=False)
+
+    # ------------------------------------------------------------------------------------------ a step
+
+    def set_epoch(self, epoch: int) -> None:
+        """Learning rate of an epoch: a pure function of its index, so a resumed run needs no history."""
+        self.rate.step(epoch)
+
+    def autocast(self) -> torch.autocast:
+        dtype = precision(self.stage.training, self.work.device)
+        return torch.autocast(self.work.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+    def mix(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """(images, soft targets) after mixup or cutmix and label smoothing."""
+        if self.mixup.mixup_alpha or self.mixup.cutmix_alpha:
+            return self.mixup(images, labels)
+        return images, mixup_target(labels, self.stage.data.classes, smoothing=self.mixup.label_smoothing)
+
+    def without_sync(self) -> contextlib.AbstractContextManager:
+        return self.parallel.no_sync() if self.work.processes > 1 else contextlib.nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def observe(self, seen: Seen | None) -> None:
+        """Collect the scale of the teacher's features; the very first micro-batch of the batch sets it for all."""
+        if self.scale is None:
+            return
+        squares = mean_squares(seen.features)
+        self.squares.append(squares)
+        if not self.scale.mean_square.any():
+            first = squares.clone()
+            if self.work.processes > 1:
+                dist.broadcast(first, 0)
+            self.scale.update(first)
+
+    def note(self, parts: dict[str, Tensor], step: int, share: int) -> None:
+        """Add a micro-batch's terms to the epoch's means; stop on a term that is not finite."""
+        for name, value in parts.items():
+            number = value.item()
+            if not math.isfinite(number):
+                raise InputError(
+                    f"{self.work.title}: {name} is {number} at step {step}; the last checkpoint is intact. Lower "
+                    f"training.lr, or set training.clip: 1.0 or training.precision: bf16 or fp32"
+                )
+            self.sums[name] = self.sums.get(name, 0.0) + number / share
+
+    def apply(self) -> None:
+        """One optimiser step."""
+        self.scaler.unscale_(self.optimiser)
+        if self.stage.training.clip:
+            nn.utils.clip_grad_norm_(self.trainee.parameters(), self.stage.training.clip)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.ema:
+            self.ema.update(self.trainee.student)
+        if self.squares:
+            squares = self._mean(torch.stack(self.squares).mean(0))
+            self.scale.update(squares)
+            self.squares = []
+
+    def any_process(self, flag: bool) -> bool:
+        """Whether any of the processes that share the batch says so: they must leave at the same step."""
+        if self.work.processes == 1:
+            return flag
+        flags = torch.tensor(float(flag), device=self.work.device)
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        return bool(flags.item())
+
+    # ------------------------------------------------------------------------------------------ an epoch
+
+    def end_epoch(self, epoch: int) -> str:
+        """Add a line to the curve: means of the terms, learning rate, validation accuracy, attention distance."""
+        stage, work, student = self.stage, self.work, self.trainee.student
+        means = self._means()
+        entry: dict[str, Any] = {"epoch": epoch + 1, "lr": self.optimiser.param_groups[0]["lr"], **means}
+        last = epoch + 1 == stage.last_epoch
+        if (epoch + 1) % stage.training.validate_every == 0 or last:
+            batches = evaluation_loader(work.validation, stage.data, max(stage.training.micro_batch, 64), work.workers)
+            logits, labels = predict(student, batches, work.device, precision(stage.training, work.device))
+            entry["validation_top1"] = round(accuracy(logits, labels), 3)
+            if stage.attention_images:
+                images, _ = next(evaluation_loader(work.validation, stage.data, stage.attention_images))
+                distance = attention_distance(student, images.to(work.device)).cpu()
+                entry["attention_distance"] = [round(d, 4) for d in distance.mean(1).tolist()]
+                if last:
+                    self.heads = [[round(d, 4) for d in layer] for layer in distance.tolist()]
+        self.curve.append(entry)
+        self.sums = {}
+        return "  ".join(
+            [
+                f"epoch {epoch + 1}",
+                *(f"{k} {v:.4f}" for k, v in means.items()),
+                *([f"top-1 {entry['validation_top1']:.1f} %"] if "validation_top1" in entry else []),
+            ]
+        )
+
+    def _means(self) -> dict[str, float]:
+        values = torch.tensor([v / self.schedule.steps_per_epoch for v in self.sums.values()], dtype=torch.float64)
+        return {k: round(v, 6) for k, v in zip(self.sums, self._mean(values).tolist(), strict=True)}
+
+    def _mean(self, values: Tensor) -> Tensor:
+        """Mean over the processes that share the batch."""
+        if self.work.processes > 1:
+            values = values.to(self.work.device)
+            dist.all_reduce(values)
+            values = values / self.work.processes
+        return values
+
+    # ------------------------------------------------------------------------------------------ checkpoints
+
+    def save_is_due(self) -> bool:
+        return time.monotonic() - self.saved >= self.work.save_seconds and self.step < self.last_step
+
+    def save(self) -> None:
+        """Write a checkpoint from the first process; the others hold the same weights."""
+        if self.work.rank == 0:
+            self.work.checkpoints.save(self.step, self.state())
+        self.saved = time.monotonic()
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the rest of the stage and the next stage depend on; moments are kept by parameter name."""
+        names = {p: n for n, p in self.trainee.named_parameters()}
+        moments = {names[p]: dict(self.optimiser.state[p]) for p in names if p in self.optimiser.state}
+        return {
+            "fingerprint": self.work.fingerprint,
+            "seed": self.seed,
+            "step": self.step,
+            "student": self.trainee.student.state_dict(),
+            "auxiliary": self.trainee.auxiliary.state_dict(),
+            "scale": self.scale.state_dict() if self.scale else {},
+            "moments": moments,
+            "ema": self.ema.module.state_dict() if self.ema else {},
+            "scaler": self.scaler.state_dict(),
+            "sums": self.sums,
+            "curve": self.curve,
+            "heads": self.heads,
+            "attempts": self.attempts,
+            "seconds": self.spent + time.monotonic() - self.started if self.attempts else 0.0,
+        }
+
+    def _restore(self) -> None:
+        """Go on from this stage's newest checkpoint, or start from the end of the stage before."""
+        saved = self.work.checkpoints.load()
+        if saved is not None and saved["fingerprint"] != self.work.fingerprint:
+            print(f"{self.work.title}: the recipe has changed since the last checkpoint; starting anew", flush=True)
+            self.work.checkpoints.discard()
+            saved = None
+        if saved is not None:
+            self.trainee.auxiliary.load_state_dict(saved["auxiliary"])
+            self.scaler.load_state_dict(saved["scaler"])
+            if self.scale:
+                self.scale.load_state_dict(saved["scale"])
+            self.step, self.sums, self.curve, self.heads = (saved[k] for k in ("step", "sums", "curve", "heads"))
+            self.spent, self.attempts = saved["seconds"], saved["attempts"]
+        source = saved or self.work.previous
+        if source is None:
+            return
+        self.trainee.student.load_state_dict(source["student"])
+        if self.ema and source["ema"]:
+            self.ema.module.load_state_dict(source["ema"])
+        for name, parameter in self.trainee.named_parameters():
+            if name in source["moments"] and parameter.requires_grad:
+                self.optimiser.state[parameter] = {
+                    k: v.to(self.work.device) if k != "step" else v for k, v in source["moments"][name].items()
+                }
+
+    def finish(self) -> dict[str, Any]:
+        """The final state, saved as the last checkpoint."""
+        state = self.state()
+        if self.work.rank == 0:
+            self.work.checkpoints.save(self.step, state)
+        return state
+
+
+def precision(recipe: Training, device: torch.device) -> torch.dtype | None:
+    """Autocast type on a GPU; None for fp32 and on a CPU."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.precision) if device.type == "cuda" else None
+
+
+def export(state: dict[str, Any], path: Path) -> Path:
+    """Write the student alone, as safetensors: what evaluation, transfer and other people load."""
+    write_bytes(path, save_safetensors({k: v.contiguous() for k, v in state["student"].items()}))
+    return path

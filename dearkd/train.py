@@ -1,0 +1,93 @@
+"""THE loop: every stage of every method, teachers included. A method is data (`recipes.py`); nothing here knows one.
+
+A step is a global batch of `groups` micro-batches. Each micro-batch has its own key for mixing, dropout and drop path,
+so the processes that share a batch, gradient accumulation and restarts change nothing but the order of sums. Run layer.
+"""
+
+import contextlib
+import itertools
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from dearkd.keys import seed_all
+from dearkd.loader import training_loader
+from dearkd.objective import objective
+from dearkd.progress import Progress
+from dearkd.session import Session, Work
+from dearkd.spec import Stage
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGURG, signal.SIGINT)
+"""Sent before a cluster's time limit or by hand: save at the next step, then leave."""
+
+
+class Interrupted(Exception):
+    """Asked to stop; everything is saved and the same command goes on from here."""
+
+
+def train(stage: Stage, seed: int, work: Work) -> dict[str, Any]:
+    """Train a stage to its end, from its newest checkpoint if there is one; returns its final state.
+
+    Raises Interrupted when asked to stop, InputError when the loss is not finite.
+    """
+    run = Session(stage, seed, work)
+    losses, recipe = dict(stage.losses), stage.training
+    with _stop_requests() as stop, Progress(work.title, run.last_step, run.step, work.rank == 0) as progress:
+        micro_batches = training_loader(
+            work.train, stage.data, recipe.augment, run.schedule, run.step, run.last_step, work.workers
+        )
+        for step, group in itertools.groupby(micro_batches, key=lambda item: item[0].step):
+            epoch, within = divmod(step, run.schedule.steps_per_epoch)
+            run.set_epoch(epoch)
+            share = run.schedule.groups // work.processes
+            for i, (batch, images, labels) in enumerate(group):
+                seed_all(seed, "forward", step, batch.group)
+                images, targets = run.mix(
+                    images.to(work.device, non_blocking=True), labels.to(work.device, non_blocking=True)
+                )
+                with run.autocast():
+                    seen = work.teacher(images) if work.teacher else None
+                    run.observe(seen)
+                    with contextlib.nullcontext() if i + 1 == share else run.without_sync():
+                        parts = objective(losses, run.parallel(images), targets, seen, run.scale)
+                        run.backward(parts["loss"] / share)
+                run.note(parts, step, share)
+            run.apply()
+            run.step = step + 1
+            if run.schedule.steps_per_epoch == within + 1:
+                progress.line(run.end_epoch(epoch))
+            progress.advance(step + 1)
+            asked = run.any_process(bool(stop))
+            if asked or run.save_is_due():
+                run.save()
+            if asked:
+                raise Interrupted(
+                    f"{work.title}: stopped at step {run.step} of {run.last_step} and saved; "
+                    f"the same command goes on from here"
+                )
+    return run.finish()
+
+
+@contextlib.contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """A list that fills when the process is asked to stop."""
+    received: list[int] = []
+    before = {s: signal.signal(s, lambda number, _: received.append(number)) for s in STOP_SIGNALS}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def device_and_rank() -> tuple[torch.device, int, int]:
+    """(device, rank, processes) of this process; joins the group when torchrun has started several."""
+    processes, rank, local = (int(os.environ.get(k, d)) for k, d in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
+    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    if processes > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device, rank, processes
