@@ -1,0 +1,109 @@
+"""Records on disk to one tidy frame; a record that does not fit the plan is refused, never shown.
+
+Read layer: pandas; never torch.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dearkd import record
+from dearkd.plan import Plan, Run
+from dearkd.schema import InputError, build, to_json
+from dearkd.spec import Stage, Teacher
+
+
+def load(plan: Plan, runs: list[Run]) -> pd.DataFrame:
+    """One line per run and seed that has been evaluated: run, seed, dirty, and each metric.
+
+    Raises InputError, naming the run and the command that mends it, when a record differs from today's plan, or when
+    evaluation, stages and teacher do not belong together. A run that has no record is left out.
+    """
+    lines = []
+    for run in runs:
+        for seed in run.seeds:
+            path = plan.paths.metrics(run.name, seed)
+            if not path.is_file():
+                continue
+            stages = check(plan, run, seed)
+            metrics = record.read(path)
+            if metrics["weights_sha256"] != stages[-1]["weights_sha256"]:
+                raise _stale(plan, path, "it measured other weights than its last stage made")
+            dirty = any(r["git"]["dirty"] for r in (*stages, metrics))
+            lines.append({"run": run.name, "seed": seed, "dirty": dirty, **metrics["metrics"]})
+    return pd.DataFrame(lines, columns=None if lines else ["run", "seed", "dirty"])
+
+
+def check(plan: Plan, run: Run, seed: int) -> list[dict[str, Any]]:
+    """The stage records of a run and seed, each compared with the plan and with the one before it."""
+    found: list[dict[str, Any]] = []
+    for position, stage in enumerate(run.stages):
+        path = plan.paths.stage(run.name, seed, stage.name)
+        values = record.read(path)
+        for spec, planned in zip(values["specs"], run.stages[: position + 1], strict=True):
+            changed = _changes(Stage, spec, planned)
+            if changed:
+                raise _stale(plan, path, "; ".join(changed[:3]))
+        if found and values["previous_sha256"] != found[-1]["weights_sha256"]:
+            raise _stale(
+                plan, path, f"it went on from other weights than {run.stages[position - 1].name}.json describes"
+            )
+        if (
+            stage.teacher_name
+            and values["teacher"]["weights_sha256"] != teacher(plan, stage.teacher_name)["weights_sha256"]
+        ):
+            raise _stale(plan, path, f"its teacher {stage.teacher_name} has other weights now")
+        found.append(values)
+    return found
+
+
+def teacher(plan: Plan, name: str) -> dict[str, Any]:
+    """The record of a teacher; refused when the scale names another one now."""
+    path = plan.paths.teacher(name)
+    values = record.read(path)
+    changed = _changes(Teacher, values["spec"], plan.scale.teachers[name])
+    if changed:
+        raise _stale(plan, path, "; ".join(changed[:3]))
+    return values
+
+
+def curves(plan: Plan, runs: list[Run]) -> pd.DataFrame:
+    """Training curves: one line per run, seed, epoch and quantity (columns run, seed, epoch, name, layer, value)."""
+    lines = []
+    for run in runs:
+        for seed in run.seeds:
+            if not plan.paths.stage(run.name, seed, run.stages[-1].name).is_file():
+                continue
+            for values in check(plan, run, seed):
+                for entry in values["curve"]:
+                    for name, value in entry.items():
+                        layers = enumerate(value, 1) if isinstance(value, list) else [(0, value)]
+                        lines += [
+                            {
+                                "run": run.name,
+                                "seed": seed,
+                                "epoch": entry["epoch"],
+                                "name": name,
+                                "layer": layer,
+                                "value": v,
+                            }
+                            for layer, v in layers
+                            if name != "epoch"
+                        ]
+    return pd.DataFrame(lines, columns=["run", "seed", "epoch", "name", "layer", "value"])
+
+
+def _changes(cls: type, recorded: dict[str, Any], planned: Any) -> list[str]:
+    """How a recorded spec differs from the planned one; a field the record does not know has its default."""
+    try:
+        return record.differences(to_json(build(cls, recorded, "recorded")), to_json(planned))
+    except InputError as error:
+        return [str(error)]
+
+
+def _stale(plan: Plan, path: Path, why: str) -> InputError:
+    return InputError(
+        f"{path}: stale record ({why}); make it again with "
+        f"`snakemake -c2 --config scale={plan.scale.name} --forcerun {path} -- all`"
+    )
