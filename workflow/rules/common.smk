@@ -1,0 +1,45 @@
+"""The plan, where things lie, and what jobs ask for. Nothing here imports torch."""
+
+import sys
+import re
+
+sys.path.insert(0, workflow.basedir)
+
+from snakemake.exceptions import WorkflowError
+
+from dearkd import matrix
+from dearkd.schema import InputError, fingerprint
+
+try:
+    PLAN = matrix.load(config.get("scale", "digits"))
+except InputError as error:
+    raise WorkflowError(str(error)) from None
+
+SCALE = config.get("scale", "digits")
+PATHS = PLAN.paths
+PYTHON = sys.executable
+LOGS = f"logs/{PLAN.scale.name}"
+
+
+wildcard_constraints:
+    data="|".join(PLAN.scale.data),
+    teacher="|".join(PLAN.scale.teachers),
+    run="|".join(map(re.escape, PLAN.runs)),
+    seed=r"\d+",
+    stage="I|II",
+    table="|".join(PLAN.tables),
+    figure="|".join(PLAN.figures),
+
+
+def asks(kind, field):
+    """A resource of a kind of job, as the scale gives it."""
+    return getattr(PLAN.resources(kind), field)
+
+
+def stage_of(wildcards):
+    return PLAN.runs[wildcards.run].stage(wildcards.stage)
+
+
+def metrics_of(*names):
+    """Evaluations of all runs and seeds that tables or figures show."""
+    return [PATHS.metrics(run.name, seed) for run in PLAN.runs_of(*names) for seed in run.seeds]

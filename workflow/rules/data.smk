@@ -1,0 +1,16 @@
+"""Class-balanced nested subsets of each data set, listed with their sha256."""
+
+
+rule subset:
+    output:
+        PATHS.results / "subsets/{data}/data.json",
+    params:
+        fingerprint=lambda w: fingerprint((PLAN.scale.data[w.data], PLAN.scale.fractions, PLAN.scale.subset_seed)),
+    log:
+        f"{LOGS}/subset-{{data}}.log",
+    threads: asks("data", "threads")
+    resources:
+        mem_mb=asks("data", "mem_mb"),
+        runtime=asks("data", "runtime"),
+    shell:
+        "{PYTHON:q} -m dearkd subset {wildcards.data:q} --scale {SCALE:q} > {log:q} 2>&1"

@@ -1,0 +1,21 @@
+"""Top-1 and top-5 of finished runs on the test images, every prediction kept."""
+
+
+rule evaluate:
+    input:
+        lambda w: ancient(PATHS.stage(w.run, w.seed, PLAN.runs[w.run].stages[-1].name)),
+    output:
+        PATHS.results / "runs/{run}/seed{seed}/metrics.json",
+        PATHS.results / "runs/{run}/seed{seed}/predictions.csv",
+    params:
+        fingerprint=lambda w: PLAN.runs[w.run].fingerprint(PLAN.runs[w.run].stages[-1].name),
+    log:
+        f"{LOGS}/{{run}}/seed{{seed}}-evaluate.log",
+    threads: asks("evaluate", "threads")
+    resources:
+        mem_mb=asks("evaluate", "mem_mb"),
+        runtime=asks("evaluate", "runtime"),
+        gpu=asks("evaluate", "gpu"),
+    shell:
+        "{PYTHON:q} -m dearkd evaluate {wildcards.run:q} --scale {SCALE:q} --seed {wildcards.seed}"
+        " --fingerprint {params.fingerprint} > {log:q} 2>&1"

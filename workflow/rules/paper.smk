@@ -1,0 +1,76 @@
+"""Tables and figures from records: a few seconds each, on the machine where snakemake runs."""
+
+
+localrules:
+    all,
+    table,
+    figure,
+
+
+def figure_inputs(wildcards):
+    """What a figure reads: metrics, stage records with their curves, or records of teachers."""
+    figure, runs = PLAN.figures[wildcards.figure], PLAN.runs_of(wildcards.figure)
+    if figure.reads == "metrics":
+        return metrics_of(wildcards.figure)
+    if figure.reads == "curves":
+        return [PATHS.stage(run.name, seed, s.name) for run in runs for seed in run.seeds for s in run.stages]
+    return [PATHS.teacher(name) for run in runs for name in run.teachers]
+
+
+TABLES = {name: PATHS.results / f"tables/{name}.md" for name in PLAN.tables}
+FIGURES = {name: PATHS.figures / f"{name}.png" for name in PLAN.figures}
+
+
+rule all:
+    default_target: True
+    input:
+        TABLES.values(),
+        FIGURES.values(),
+
+
+rule table:
+    input:
+        lambda w: metrics_of(w.table),
+    output:
+        multiext(str(PATHS.results / "tables/{table}"), ".csv", ".tex"),
+        report(
+            PATHS.results / "tables/{table}.md",
+            caption="../report/{table}.rst",
+            category="Tables",
+            labels={"table": "{table}"},
+        ),
+    params:
+        matrix=lambda w: fingerprint(PLAN.tables[w.table]),
+    log:
+        f"{LOGS}/{{table}}.log",
+    shell:
+        "{PYTHON:q} -m dearkd table {wildcards.table:q} --scale {SCALE:q} > {log:q} 2>&1"
+
+
+rule figure:
+    input:
+        figure_inputs,
+    output:
+        PATHS.figures / "{figure}.pdf",
+        report(
+            PATHS.figures / "{figure}.png",
+            caption="../report/{figure}.rst",
+            category="Figures",
+            labels={"figure": "{figure}"},
+        ),
+    params:
+        matrix=lambda w: fingerprint(PLAN.figures[w.figure]),
+    log:
+        f"{LOGS}/{{figure}}.log",
+    shell:
+        "{PYTHON:q} -m dearkd figure {wildcards.figure:q} --scale {SCALE:q} > {log:q} 2>&1"
+
+
+for _name, _path in (TABLES | FIGURES).items():
+
+    rule:
+        name:
+            _name
+        localrule: True
+        input:
+            _path,

@@ -1,0 +1,31 @@
+"""ONE rule for every stage of every run, teachers included. Checkpoints are not its outputs: they survive a failure."""
+
+
+def train_inputs(wildcards):
+    run, stage = PLAN.runs[wildcards.run], stage_of(wildcards)
+    before = run.stages[: run.stages.index(stage)][-1:]
+    needs = [PATHS.subsets(stage.data_name) / "data.json"]
+    needs += [PATHS.stage(run.name, wildcards.seed, s.name) for s in before]
+    needs += [PATHS.teacher(stage.teacher_name)] if stage.teacher_name else []
+    return [ancient(p) for p in needs]
+
+
+rule train:
+    input:
+        train_inputs,
+    output:
+        PATHS.results / "runs/{run}/seed{seed}/{stage}.json",
+    params:
+        fingerprint=lambda w: PLAN.runs[w.run].fingerprint(w.stage),
+    log:
+        f"{LOGS}/{{run}}/seed{{seed}}-{{stage}}.log",
+    benchmark:
+        f"{LOGS}/{{run}}/seed{{seed}}-{{stage}}.benchmark.tsv"
+    threads: asks("train", "threads")
+    resources:
+        mem_mb=asks("train", "mem_mb"),
+        runtime=asks("train", "runtime"),
+        gpu=asks("train", "gpu"),
+    shell:
+        "{PYTHON:q} -m dearkd train {wildcards.run:q} --scale {SCALE:q} --seed {wildcards.seed} --stage {wildcards.stage}"
+        " --fingerprint {params.fingerprint} > {log:q} 2>&1"
