@@ -1,0 +1,73 @@
+"""Shared by all tests: the project's folder as working directory, one thread, and small models with fixed weights."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _in_project(monkeypatch):
+    monkeypatch.chdir(PROJECT)
+
+
+def pytest_configure():
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pattern(module):
+    """Fill every parameter and running statistic with a fixed pattern, the same on any machine and torch version."""
+    import torch
+
+    with torch.no_grad():
+        for i, (name, tensor) in enumerate(sorted(module.state_dict().items())):
+            if not tensor.is_floating_point():
+                continue
+            wave = torch.sin(torch.arange(tensor.numel(), dtype=torch.float64) * 1.7 + i)
+            scale = 1.5 / max(tensor[0].numel() if tensor.ndim > 1 else 1, 1) ** 0.5
+            tensor.copy_((1.2 + 0.5 * wave if name.endswith("running_var") else scale * wave).view_as(tensor))
+    return module
+
+
+def copy_project(folder):
+    """What a job needs to run in another folder, so that tests write nothing into the checkout."""
+    for name in ("dearkd", "workflow", "paper", "Snakefile", "slurm"):
+        source = PROJECT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif source.is_file():
+            shutil.copy(source, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smoke_project(tmp_path_factory):
+    """A copy of the project in which the smoke scale's teacher and one DearKD run have really been trained."""
+    folder = copy_project(tmp_path_factory.mktemp("smoke"))
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        from dearkd import jobs, matrix
+
+        whole = matrix.load("smoke")
+        jobs.subset(whole, "main")
+        jobs.train(whole, whole.runs["teacher-main"], 0, "I")
+        jobs.teacher(whole, "main")
+        for stage in ("I", "II"):
+            jobs.train(whole, whole.runs["dearkd-Ti"], 0, stage)
+        jobs.evaluate(whole, whole.runs["dearkd-Ti"], 0)
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def project(smoke_project, tmp_path, monkeypatch):
+    """A private copy of that project, as working directory."""
+    folder = tmp_path / "project"
+    shutil.copytree(smoke_project, folder)
+    monkeypatch.chdir(folder)
+    return folder

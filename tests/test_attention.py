@@ -1,0 +1,222 @@
+"""MHCA against Eq. 2 written out, its fold against the dense bias, and Cordonnier et al.'s theorem."""
+
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dearkd.attention import MHCA, QuadraticBias, head_centres
+from dearkd.schema import InputError
+from dearkd.spec import Rpe
+
+KNOBS = [
+    Rpe(),
+    Rpe(form="centred"),
+    Rpe(scale="sqrt_d"),
+    Rpe(param="free"),
+    Rpe(positive=True),
+    Rpe(learn_delta=False),
+    Rpe(init="rect"),
+    Rpe(init="random"),
+    Rpe(coord="rescaled"),
+]
+
+
+def trained(heads=12, head_dim=16, grid=(14, 14), rpe=Rpe(), prefix=1):
+    """A bias whose alpha and Delta look as after training, not as at the start."""
+    torch.manual_seed(0)
+    bias = QuadraticBias(heads, head_dim, grid, prefix, rpe)
+    with torch.no_grad():
+        for parameter in bias.parameters():
+            parameter += 0.4 * torch.randn_like(parameter)
+    return bias
+
+
+def test_bias_is_equation_2():
+    bias = QuadraticBias(1, 16, (2, 3), 1, Rpe())
+    with torch.no_grad():
+        bias.alpha.fill_(0.5)
+        bias.delta.copy_(torch.tensor([[1.0, -2.0]]))
+    dense = bias.dense()[0]
+    for (i, (r, c)), (j, (s, d)) in itertools.product(enumerate(itertools.product(range(2), range(3))), repeat=2):
+        shift = (s - r, d - c)
+        expected = -0.5 * (shift[0] ** 2 + shift[1] ** 2 - 2 * (1.0 * shift[0] - 2.0 * shift[1]))
+        assert dense[1 + i, 1 + j].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_class_token_has_no_position():
+    dense = trained().dense()
+    assert not dense[:, 0].any() and not dense[:, :, 0].any()
+    assert dense[:, 1:, 1:].abs().min() > 0 or dense[:, 1:, 1:].any()
+
+
+def test_forms_differ_by_a_constant_between_patches():
+    literal, centred = trained(rpe=Rpe()), trained(rpe=Rpe(form="centred"))
+    difference = (literal.dense() - centred.dense())[:, 1:, 1:]
+    expected = literal.alpha * literal.delta.square().sum(1)
+    assert torch.allclose(difference, expected[:, None, None].expand_as(difference), atol=1e-4)
+
+
+def test_convit_centres_for_twelve_heads_are_a_square_and_three_global_heads():
+    bias = QuadraticBias(12, 16, (14, 14), 1, Rpe())
+    assert sorted(map(tuple, bias.delta[:9].tolist())) == sorted(itertools.product((-1.0, 0.0, 1.0), repeat=2))
+    assert not bias.delta[9:].any() and not bias.alpha[9:].any() and (bias.alpha[:9] == 1).all()
+
+
+def test_centres_of_sixteen_heads_and_of_a_rectangle():
+    assert sorted(set(head_centres(16, "convit")[:, 0].tolist())) == [-1.5, -0.5, 0.5, 1.5]
+    assert sorted(map(tuple, head_centres(12, "rect").tolist())) == sorted(
+        itertools.product((-1.0, 0.0, 1.0), (-1.5, -0.5, 0.5, 1.5))
+    )
+    assert not head_centres(12, "zero").any()
+
+
+def test_initial_attention_distance():
+    """2.77 patches for 9 local and 3 global heads, 7.281 for uniform attention, with uniform content on 14 x 14."""
+    bias = QuadraticBias(12, 16, (14, 14), 0, Rpe())
+    positions = torch.cartesian_prod(torch.arange(14.0), torch.arange(14.0))
+    distance = (bias.dense().softmax(-1) * torch.cdist(positions, positions)).sum(-1).mean(1)
+    assert distance.mean().item() == pytest.approx(2.77, abs=0.01)
+    assert distance[:9].mean().item() == pytest.approx(1.26, abs=0.01)
+    assert distance[9:].mean().item() == pytest.approx(7.281, abs=0.001)
+
+
+@pytest.mark.parametrize("rpe", KNOBS)
+@pytest.mark.parametrize("grid", [(14, 14), (5, 7)])
+def test_fold_is_the_dense_bias(rpe, grid):
+    bias = trained(grid=grid, rpe=rpe).double()
+    query, key = bias.folded()
+    assert torch.allclose(query @ key.T, bias.dense(), atol=1e-10, rtol=0)
+
+
+def both_paths(dtype, biases=None):
+    """Output and gradients (x, alpha, Delta) of the dense and the folded path on the same weights and input."""
+    results = []
+    for path in ("dense", "folded"):
+        torch.manual_seed(2)
+        layer = MHCA(192, 12, (14, 14), rpe=Rpe(drop=0.0, path=path))
+        if biases is not None:
+            layer.rpe.load_state_dict(biases.state_dict())
+        layer = layer.double() if dtype == torch.float64 else layer.float()
+        torch.manual_seed(1)
+        x = torch.randn(8, 197, 192, dtype=torch.float64).to(next(layer.parameters()).dtype).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            out = layer(x)
+        out.double().square().sum().backward()
+        results.append([out, x.grad, layer.rpe.alpha.grad, layer.rpe.delta.grad])
+    return results
+
+
+def relative(a, b):
+    return ((a.double() - b.double()).norm() / b.double().norm()).item()
+
+
+@pytest.mark.parametrize("biases", [None, trained()], ids=["initial", "trained"])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-4)])
+def test_paths_agree(dtype, tolerance, biases):
+    for dense, folded in zip(*both_paths(dtype, biases), strict=True):
+        assert relative(folded, dense) < tolerance
+
+
+@pytest.mark.parametrize("biases", [None, trained()], ids=["initial", "trained"])
+def test_folded_path_in_bf16_is_within_a_percent_of_fp32(biases):
+    """With the hi/lo split: output, and gradients of x, alpha and Delta. docs/decisions.md: where alpha's is worse."""
+    reference, (_, folded) = both_paths(torch.float32, biases)[0], both_paths(torch.bfloat16, biases)
+    errors = [relative(a, b) for a, b in zip(folded, reference, strict=True)]
+    assert max(errors) < 1e-2, errors
+
+
+def test_one_bf16_copy_would_not_do():
+    """Why the query part is split: a single copy errs by more than 0.5 in a logit, two by less than 0.01."""
+    bias = trained()
+    query, key = bias.folded()
+    exact, key = query @ key.T, key.bfloat16().float()
+    assert torch.equal(key, bias.folded()[1]), "positions are exact in bf16"
+    high = query.bfloat16().float()
+    low = (query - high).bfloat16().float()
+    assert (high @ key.T - exact).abs().max() > 0.5
+    assert ((high + low) @ key.T - exact).abs().max() < 0.01
+
+
+def test_nine_heads_express_any_3x3_convolution():
+    """Cordonnier et al., Theorem 1: one head per shift, alpha large, values and output projection hold the kernel."""
+    torch.manual_seed(0)
+    channels, size = 4, 6
+    layer = MHCA(36, 9, (size, size), prefix=0, rpe=Rpe(drop=0.0), qkv_bias=False).double()
+    convolution = torch.nn.Conv2d(channels, 36, 3, padding=1, bias=True).double()
+    with torch.no_grad():
+        layer.rpe.alpha.fill_(400.0)
+        layer.qkv.weight.zero_()
+        layer.proj.bias.copy_(convolution.bias)
+        for head, (row, column) in enumerate(layer.rpe.delta.long().tolist()):
+            # content attention is off; head h copies the input's first 4 channels to its values
+            layer.qkv.weight[2 * 36 + 4 * head : 2 * 36 + 4 * head + channels, :channels] = torch.eye(channels)
+            layer.proj.weight[:, 4 * head : 4 * head + 4] = convolution.weight[:, :, row + 1, column + 1]
+    image = torch.randn(2, channels, size, size, dtype=torch.float64)
+    tokens = F.pad(image.flatten(2).transpose(1, 2), (0, 36 - channels))
+    attended = layer(tokens).transpose(1, 2).unflatten(2, (size, size))
+    # at the border a head whose patch lies outside attends to the nearest one inside: compare where all nine exist
+    assert torch.allclose(attended[:, :, 1:-1, 1:-1], convolution(image)[:, :, 1:-1, 1:-1], atol=1e-8)
+
+
+def test_element_dropout_zeroes_entries_of_the_bias_and_shares_the_mask():
+    layer = MHCA(36, 9, (4, 4), rpe=Rpe(drop=0.5)).train()
+    dense = layer.rpe.dense()
+    torch.manual_seed(0)
+    dropped = layer._dropped_bias()
+    kept = dropped != 0
+    assert torch.allclose(dropped[kept], 2 * dense[kept])
+    assert 0.3 < (kept & (dense != 0)).sum() / (dense != 0).sum() < 0.7
+    torch.manual_seed(0)
+    same = layer(torch.ones(3, 17, 36))
+    assert torch.equal(same[0], same[1]), "one mask for the batch"
+    assert torch.equal(layer.eval()._dropped_bias(), dense)
+
+
+@pytest.mark.parametrize("mode", ["query", "key", "head"])
+def test_factored_dropout_is_the_same_on_both_paths(mode):
+    torch.manual_seed(0)
+    x, outputs = torch.randn(2, 17, 36), []
+    for path in ("dense", "folded"):
+        torch.manual_seed(1)
+        layer = MHCA(36, 9, (4, 4), rpe=Rpe(drop=0.5, drop_mode=mode, path=path)).train()
+        torch.manual_seed(5)
+        outputs.append(layer(x))
+    assert torch.allclose(*outputs, atol=1e-5)
+    torch.manual_seed(6)
+    assert not torch.allclose(layer(x), outputs[1], atol=1e-3), "another draw, another output"
+
+
+def test_per_sample_dropout_differs_between_images():
+    layer = MHCA(36, 9, (4, 4), rpe=Rpe(drop=0.5, drop_mode="query", per_sample=True)).train()
+    out = layer(torch.ones(1, 17, 36).expand(2, -1, -1).clone())
+    plain = MHCA(36, 9, (4, 4), rpe=Rpe(drop=0.5, drop_mode="query")).train()
+    shared = plain(torch.ones(1, 17, 36).expand(2, -1, -1).clone())
+    assert torch.equal(shared[0], shared[1])
+    assert out.shape == shared.shape
+    query = layer._mask(2, layer.rpe.folded()[0])
+    assert not torch.equal(query[0], query[1])
+
+
+def test_refusals():
+    with pytest.raises(InputError, match="per_sample needs drop_mode"):
+        Rpe(per_sample=True)
+    with pytest.raises(InputError, match=r"rpe.path: folded cannot drop single elements"):
+        MHCA(36, 9, (4, 4), rpe=Rpe(path="folded")).train()(torch.ones(1, 17, 36))
+    with pytest.raises(ValueError, match="no attention mask"):
+        MHCA(36, 9, (4, 4))(torch.ones(1, 17, 36), attn_mask=torch.ones(17, 17))
+
+
+def test_free_parameters_start_at_the_same_bias():
+    a, b = QuadraticBias(9, 4, (4, 4), 1, Rpe()), QuadraticBias(9, 4, (4, 4), 1, Rpe(param="free"))
+    assert torch.allclose(a.dense(), b.dense(), atol=1e-6)
+
+
+def test_rescaled_coordinates_keep_the_bias_across_a_finer_grid():
+    bias = QuadraticBias(1, 4, (2, 2), 0, Rpe(coord="rescaled", init="zero"))
+    corner = bias.dense()[0, 0, 3].item()
+    bias.set_grid((3, 3))
+    assert bias.dense()[0, 0, 8].item() == pytest.approx(corner * (2 * 2 / 3 / 1) ** 2, rel=1e-5)
+    assert math.isclose(bias.positions.max().item(), 2 / 3, rel_tol=1e-6)

@@ -1,0 +1,156 @@
+"""The whole workflow for real at the smoke scale, and what a clone, an edit or a mistake makes it do."""
+
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import copy_project
+
+from dearkd import matrix
+
+
+def snakemake(*arguments, cwd, check=True):
+    command = [str(Path(sys.executable).with_name("snakemake")), "--cores", "2", *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+def jobs(done):
+    """{rule: count} of a dry run."""
+    table = re.search(r"^job +count\n-+ +-+\n(.*?)\n\n", done.stdout + done.stderr, re.DOTALL | re.MULTILINE)
+    counts = {name: int(n) for name, n in re.findall(r"^(\w+) +(\d+)$", table[1], re.MULTILINE)} if table else {}
+    return {k: v for k, v in counts.items() if k not in ("total", "all", "table1", "table2")}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A project in which `snakemake all` has run at the smoke scale."""
+    folder = copy_project(tmp_path_factory.mktemp("dag"))
+    snakemake("--config", "scale=smoke", "--", "all", cwd=folder)
+    return folder
+
+
+@pytest.fixture
+def clone(finished, tmp_path):
+    """A fresh clone with committed results: no metadata, no checkpoints, modification times shuffled."""
+    folder = copy_project(tmp_path)
+    for name in ("results", "figures"):
+        shutil.copytree(finished / name, folder / name)
+    files = [p for p in folder.rglob("*") if p.is_file()]
+    random.Random(0).shuffle(files)
+    for i, path in enumerate(files):
+        os.utime(path, (1.6e9 + i, 1.6e9 + i))
+    return folder
+
+
+@pytest.fixture
+def checkout(finished, tmp_path):
+    """A private copy of the finished project with its metadata."""
+    folder = tmp_path / "checkout"
+    shutil.copytree(finished, folder)
+    return folder
+
+
+def test_every_table_and_figure_is_there(finished):
+    for name in matrix.load("smoke").tables:
+        assert all(
+            (finished / f"results/smoke/tables/{name}.{suffix}").stat().st_size for suffix in ("csv", "md", "tex")
+        )
+    for name in matrix.load("smoke").figures:
+        assert (finished / f"figures/smoke/{name}.pdf").read_bytes().startswith(b"%PDF")
+        assert (finished / f"figures/smoke/{name}.png").read_bytes().startswith(b"\x89PNG")
+    text = (finished / "results/smoke/tables/table2.csv").read_text()
+    assert text.count(",measured") == 12 + 8 and "quoted" not in text
+    assert not [p for p in finished.rglob("*.pt") if "checkpoints" not in p.parts]
+
+
+def test_nothing_is_left_to_do_and_touching_the_yaml_changes_nothing(checkout):
+    for path in ("workflow/scales/smoke.yaml", "workflow/experiments.yaml", "dearkd/train.py"):
+        file = checkout / path
+        file.write_text(file.read_text() + "\n# a comment\n")
+    done = snakemake("-n", "--config", "scale=smoke", "--", "all", cwd=checkout)
+    assert "Nothing to be done" in done.stdout + done.stderr
+
+
+def test_a_fresh_clone_trains_nothing(clone):
+    done = jobs(snakemake("-n", "--config", "scale=smoke", "--", "all", cwd=clone))
+    assert not done.keys() & {"train", "evaluate", "teacher", "subset"}
+    snakemake("--config", "scale=smoke", "--forcerun", "table", "--", "table2", cwd=clone)
+
+
+def test_a_fresh_clone_with_an_edited_recipe_refuses_a_stale_record(clone):
+    path = clone / "workflow/scales/smoke.yaml"
+    path.write_text(path.read_text().replace("warmup_epochs: 1", "warmup_epochs: 2"))
+    done = snakemake("--config", "scale=smoke", "--forcerun", "table", "--", "table1", cwd=clone, check=False)
+    assert done.returncode != 0
+    assert "stale record (training.warmup_epochs: 1 recorded, 2 planned)" in done.stdout + done.stderr
+
+
+def test_an_edited_stage_two_leaves_stage_one_alone(checkout):
+    path = checkout / "workflow/scales/smoke.yaml"
+    path.write_text(path.read_text() + "distillation: {freeze_rpe: true}\n")
+    done = jobs(snakemake("-n", "--config", "scale=smoke", "--", "table2", cwd=checkout))
+    assert done == {"train": 4, "evaluate": 4, "table": 1}
+
+
+def test_an_added_seed_and_an_added_row_run_only_what_is_new(checkout):
+    scale = checkout / "workflow/scales/smoke.yaml"
+    before = scale.read_text()
+    scale.write_text(before.replace("seeds: [0]", "seeds: [0, 1]"))
+    done = jobs(snakemake("-n", "--config", "scale=smoke", "--", "table2", cwd=checkout))
+    assert done == {"train": 16, "evaluate": 12, "table": 1}
+    scale.write_text(before)
+    matrix = checkout / "workflow/experiments.yaml"
+    line = "      - {label: more dropout, method: dearkd, student: Ti, rpe.drop: 0.3}\n"
+    matrix.write_text(matrix.read_text().replace("\nfigures:", f"{line}\nfigures:"))
+    done = jobs(snakemake("-n", "--config", "scale=smoke", "--", "table2", cwd=checkout))
+    assert done == {"train": 8, "evaluate": 4, "table": 1}
+
+
+def test_a_relabelled_row_rewrites_only_its_tables(checkout):
+    matrix = checkout / "workflow/experiments.yaml"
+    matrix.write_text(matrix.read_text().replace("label: DeiT-Ti distilled", "label: DeiT-Ti (distilled)"))
+    done = jobs(snakemake("-n", "--config", "scale=smoke", "--", "all", cwd=checkout))
+    assert done == {"table": 1, "figure": 1}
+
+
+def test_training_a_stage_again_repeats_what_follows_from_it(checkout):
+    record = "results/smoke/runs/dearkd-Ti/seed0/I.json"
+    done = jobs(snakemake("-n", "--config", "scale=smoke", "--forcerun", record, "--", "table2", cwd=checkout))
+    assert done == {"train": 2, "evaluate": 1, "table": 1}
+
+
+@pytest.mark.parametrize(
+    "scale, message",
+    [
+        ("digit", "unknown scale 'digit'; did you mean 'digits'"),
+        ("broken.yaml", "broken.yaml: training: unknown key 'epoch'; did you mean 'epochs'"),
+    ],
+)
+def test_a_mistake_fails_at_start_with_one_sentence(tmp_path, scale, message):
+    folder = copy_project(tmp_path)
+    (folder / "broken.yaml").write_text("extends: smoke\nname: broken\ntraining: {epoch: 3}\n")
+    done = snakemake("-n", "--config", f"scale={scale}", "--", "all", cwd=folder, check=False)
+    assert done.returncode != 0 and message in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("scale", ["imagenet", "cifar", "fashion"])
+def test_the_large_scales_plan_the_right_jobs(scale):
+    done = jobs(snakemake("-n", "--config", f"scale={scale}", "--", "table1", "table2", cwd=Path.cwd()))
+    trained_teacher = 1 if scale != "imagenet" else 0
+    # 18 runs of three seeds; dearkd-Ti and its three fractions have a second stage
+    assert done == {"subset": 1, "teacher": 1, "train": 3 * (18 + 4) + trained_teacher, "evaluate": 54, "table": 2}
+
+
+def test_the_snakefile_never_imports_torch(tmp_path):
+    folder = copy_project(tmp_path)
+    (folder / "torch.py").write_text("raise SystemExit('torch was imported')\n")
+    done = snakemake("-n", "--config", "scale=smoke", "--", "all", cwd=folder)
+    assert "torch was imported" not in done.stdout + done.stderr

@@ -1,0 +1,226 @@
+"""The matrix and the scales: rows become runs, and every mistake is one sentence that names file and key."""
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dearkd.matrix import MATRIX, load, load_scale, run_name
+from dearkd.recipes import METHODS
+from dearkd.schema import InputError, build, deviations, override, to_json
+from dearkd.spec import Stage
+
+
+@pytest.fixture
+def matrix(tmp_path):
+    """Write a matrix from the project's own after an edit."""
+
+    def edited(edit):
+        values = yaml.safe_load(MATRIX.read_text())
+        edit(values)
+        path = tmp_path / "experiments.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return path
+
+    return edited
+
+
+@pytest.fixture
+def scale(tmp_path):
+    def edited(text, edit=lambda v: None):
+        values = yaml.safe_load(text) if isinstance(text, str) else text
+        edit(values)
+        path = tmp_path / "own.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return str(path)
+
+    return edited
+
+
+def test_equal_rows_are_one_run():
+    whole = load("digits")
+    last_row = whole.tables["table1"].rows[-1].cells[0].run
+    full_data = whole.tables["table2"].rows[-1].cells[-1].run
+    assert last_row == full_data == "dearkd-Ti" == whole.figures["figure4"].rows[1].cells[0].run
+    assert len(whole.runs_of("table1", "table2")) == 7 + 12 - 1
+
+
+def test_a_row_that_spells_out_a_default_is_the_same_run(matrix):
+    path = matrix(
+        lambda v: v["tables"]["table2"]["rows"].append(
+            {
+                "label": "again",
+                "method": "dearkd",
+                "student": "Ti",
+                "mhca": True,
+                "rpe.drop": load_scale("digits").rpe.drop,
+            }
+        )
+    )
+    assert set(load("digits", path).runs) == set(load("digits").runs)
+
+
+def test_adding_a_row_is_one_line_and_adds_only_its_runs(matrix):
+    path = matrix(
+        lambda v: v["tables"]["table2"]["rows"].append(
+            {"label": "more dropout", "method": "dearkd", "student": "Ti", "rpe.drop": 0.3}
+        )
+    )
+    new = set(load("digits", path).runs) - set(load("digits").runs)
+    assert new == {"dearkd-Ti-rpe.drop~0.3"} | {f"dearkd-Ti-fraction~{f}-rpe.drop~0.3" for f in (10, 25, 50)}
+
+
+def test_imagenet_plans_the_papers_stages():
+    whole = load("imagenet")
+    stages = whole.runs["dearkd-Ti"].stages
+    assert [(s.name, s.first_epoch, s.last_epoch) for s in stages] == [("I", 0, 250), ("II", 250, 300)]
+    assert stages[0].losses == (("ce", 0.5), ("logit", 0.5), ("hidden", 1.0)) and stages[1].losses == (("ce", 1.0),)
+    assert stages[0].teacher.model == "regnety_160.deit_in1k" and stages[1].teacher is None
+    assert stages[0].training.peak_lr == pytest.approx(2e-3) and dict(stages[0].model.args)["num_heads"] == 12
+    token = whole.runs["deit_distilled-Ti"].stages[0]
+    assert token.losses == (("ce", 0.5), ("token", 0.5)) and token.model.name == "deit_tiny_distilled_patch16_224"
+    baseline = whole.tables["table1"].rows[0].cells[0].run
+    args = dict(whole.runs[baseline].stages[0].model.args)
+    assert (args["num_heads"], args["n_mhca"]) == (12, 0) and whole.runs[baseline].stages[0].losses == (("ce", 1.0),)
+    assert "teacher-main" not in whole.runs and "teacher-main" in load("digits").runs
+
+
+@pytest.mark.parametrize("name", ["digits", "smoke", "fashion", "cifar", "imagenet"])
+def test_every_scale_loads_and_its_stages_survive_json(name):
+    for run in load(name).runs.values():
+        for stage in run.stages:
+            assert build(Stage, to_json(stage), "record") == stage
+
+
+def test_the_papers_numbers_come_from_its_csv():
+    whole = load("digits")
+    with Path("paper/table1.csv").open() as file:
+        paper = {r["row"]: float(r["top1"]) for r in csv.DictReader(file)}
+    ours = [row.cells[0].paper for row in whole.tables["table1"].rows]
+    assert ours == [paper["1"], paper["2"], paper["3"], paper["4"], None, paper["5"], paper["6"]]
+    assert [c.paper for c in whole.tables["table2"].rows[0].cells] == [40.5, 61.1, 68.3, 72.2]
+
+
+def test_changing_stage_two_leaves_stage_ones_fingerprint():
+    whole, run = load("digits"), load("digits").runs["dearkd-Ti"]
+    other = METHODS["dearkd"](override(whole.scale, {"distillation.freeze_rpe": True}, "x"), "Ti")
+    assert deviations(other[1]) != deviations(run.stages[1])
+    changed = run.__class__(**{**run.__dict__, "stages": (run.stages[0], other[1])})
+    assert changed.fingerprint("I") == run.fingerprint("I") and changed.fingerprint("II") != run.fingerprint("II")
+
+
+@pytest.mark.parametrize(
+    "edit, message",
+    [
+        (
+            lambda v: v["tables"]["table2"]["rows"][0].update(methd="deit"),
+            r"tables.table2, row 1: unknown key 'methd'; did you mean 'method'",
+        ),
+        (
+            lambda v: v["tables"]["table2"]["rows"][0].update(method="deitt"),
+            r"row 1: unknown method 'deitt'; did you mean 'deit'",
+        ),
+        (lambda v: v["tables"]["table2"]["rows"][2].update(student="Tj"), r"unknown student 'Tj'"),
+        (
+            lambda v: v["tables"]["table2"]["rows"][2].update({"rpe.dorp": 0.2}),
+            r"row 3: rpe: unknown key 'dorp'; did you mean 'drop'",
+        ),
+        (
+            lambda v: v["tables"]["table2"]["rows"][2].update({"rpe.drop": "much"}),
+            r"rpe: drop: expected a number, got 'much'",
+        ),
+        (lambda v: v["tables"]["table2"]["rows"][2].update({"name.drop": 1}), r"name has no fields"),
+        (
+            lambda v: v["tables"]["table1"]["rows"][0].update(two_stage=True),
+            r"table1, row 1: two_stage: true needs hidden or distill",
+        ),
+        (
+            lambda v: v["tables"]["table1"].update(colums=[]),
+            r"tables.table1: unknown key 'colums'; did you mean 'columns'",
+        ),
+        (
+            lambda v: v["tables"]["table2"].update(gap_to="DearKD"),
+            r"gap_to: unknown row 'DearKD'; did you mean 'DearKD-Ti'",
+        ),
+        (
+            lambda v: v["figures"]["figure1"].update(table="table3x"),
+            r"figures.figure1: unknown table 'table3x'; did you mean 'table",
+        ),
+        (lambda v: v["figures"]["figure4"].update(reads="curve"), r"unknown value 'curve'; did you mean 'curves'"),
+        (
+            lambda v: v["tables"]["table2"]["rows"][0].update(paper={"methode": "DeiT-Ti"}),
+            r"table2.csv: unknown column 'methode'; did you mean 'method'",
+        ),
+        (lambda v: v["tables"]["table2"]["rows"][0].pop("label"), r"row 1: missing key 'label'"),
+        (lambda v: v.update(tabels={}), r"unknown key 'tabels'; did you mean 'tables'"),
+    ],
+)
+def test_mistakes_in_the_matrix(matrix, edit, message):
+    path = matrix(edit)
+    with pytest.raises(InputError, match=message) as error:
+        load("digits", path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("seed: [0]", r"unknown key 'seed'; did you mean 'seeds'"),
+        ("training: {epoch: 3}", r"training: unknown key 'epoch'; did you mean 'epochs'"),
+        ("training: {epochs: three}", r"training: epochs: expected int, got 'three'"),
+        ("training: {batch: 100, micro_batch: 33}", r"training: batch 100 is no multiple of micro_batch 33"),
+        ("training: {stage1_epochs: 70}", r"stage1_epochs 70 lies outside 0 to epochs 60"),
+        ("data: {main: {mean: [0.1, 0.2]}}", r"data.main: mean has 2 values but channels is 1"),
+        ("data: {main: {kind: digit}}", r"data.main: kind: unknown value 'digit'; did you mean 'digits'"),
+        ("distillation: {teacher: mian}", r"distillation.teacher: unknown teacher 'mian'; did you mean 'main'"),
+        ("rpe: {drop_mode: rows}", r"rpe: drop_mode: unknown value 'rows'"),
+        ("seeds: 3", r"seeds: expected a list, got 3"),
+        ("rpe: [1", r"not valid YAML"),
+        ("[1]", r"expected a mapping of keys"),
+    ],
+)
+def test_mistakes_in_a_scale(tmp_path, text, message):
+    path = tmp_path / "own.yaml"
+    path.write_text(f"extends: digits\nname: own\n{text}\n" if not text.startswith("[") else text)
+    with pytest.raises(InputError, match=message) as error:
+        load_scale(str(path))
+    assert "own.yaml" in str(error.value)
+
+
+def test_unknown_scale_and_circular_extends(tmp_path):
+    with pytest.raises(InputError, match="unknown scale 'digit'; did you mean 'digits'"):
+        load_scale("digit")
+    path = tmp_path / "own.yaml"
+    path.write_text(f"extends: {path}\n")
+    with pytest.raises(InputError, match="extends itself"):
+        load_scale(str(path))
+
+
+def test_a_missing_key_is_named(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("name: own\nsummary: x\n")
+    with pytest.raises(InputError, match=r"own\.yaml: missing key 'seeds'"):
+        load_scale(str(path))
+
+
+def test_extends_merges_key_by_key(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("extends: digits\nname: own\ntraining: {epochs: 61}\n")
+    own, base = load_scale(str(path)), load_scale("digits")
+    assert own.training.epochs == 61 and own.training.lr == base.training.lr and own.data == base.data
+
+
+def test_run_names_are_safe_paths():
+    name = run_name(
+        "dearkd", "Ti", {"distillation.pairs": [[4, 2]], "rpe.init": "$(rm -rf ~) '\"/..", "mhca": False}
+    )
+    assert (
+        re.fullmatch(r"[A-Za-z0-9._~-]+", name) and "/" not in name and name.startswith("dearkd-Ti-distillation.pairs~")
+    )
+
+
+def test_unknown_run():
+    with pytest.raises(InputError, match="unknown run 'dearkd-T'; did you mean 'dearkd-Ti'"):
+        load("digits").run("dearkd-T")
