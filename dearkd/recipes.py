@@ -10,6 +10,7 @@ from dearkd.schema import InputError, deviations, freeze, unknown
 from dearkd.spec import Distillation, Model, Scale, Stage, Training
 
 Stages = tuple[Stage, ...]
+UNSWITCHED = {"stage1_epochs": 0, "stage2_lr": "continue", "stage2_peak": 1.0}
 
 
 def deit(scale: Scale, student: str, fraction: int = 100) -> Stages:
@@ -50,14 +51,15 @@ def dearkd(
         losses.append(("hidden", knobs.beta))
     stage = _stage(scale, "I", model, fraction, losses=tuple(losses))
     if hidden or distill:
-        stage = _taught(scale, stage, knobs)
+        # What only stage II reads must not make stage I another run.
+        stage = _taught(scale, stage, dataclasses.replace(knobs, freeze_rpe=False))
     if not two_stage:
         return (stage,)
     switch = training.stage1_epochs
     second = _stage(scale, "II", model, fraction, losses=(("ce", 1.0),))
     return (
         dataclasses.replace(stage, last_epoch=switch),
-        dataclasses.replace(second, first_epoch=switch, freeze_rpe=knobs.freeze_rpe),
+        dataclasses.replace(second, first_epoch=switch, training=training, freeze_rpe=knobs.freeze_rpe),
     )
 
 
@@ -88,7 +90,8 @@ def _stage(
     training: Training | None = None,
 ) -> Stage:
     """A stage without a teacher that covers all epochs."""
-    training = training or scale.training
+    # The switch stands in first_epoch and last_epoch; a run without one must not change with it.
+    training = dataclasses.replace(training or scale.training, **UNSWITCHED)
     return Stage(
         name=name,
         model=model,

@@ -1,11 +1,13 @@
 """The plan, where things lie, and what jobs ask for. Nothing here imports torch."""
 
-import sys
 import re
+import sys
+from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
 
 from snakemake.exceptions import WorkflowError
+from snakemake.io import IOFile
 
 from dearkd import matrix
 from dearkd.schema import InputError, fingerprint
@@ -38,6 +40,16 @@ def asks(kind, field):
 
 def stage_of(wildcards):
     return PLAN.runs[wildcards.run].stage(wildcards.stage)
+
+
+def settled(result, inputs):
+    """Inputs of a job that costs something; their times do not count for a result that came with the clone.
+
+    Git gives files any time at all, and only a result that Snakemake made here has metadata. Elsewhere times count,
+    so that a stage that is trained again repeats what follows from it.
+    """
+    committed = Path(result).exists() and workflow.persistence.metadata(IOFile(str(result))) is None
+    return [ancient(p) for p in inputs] if committed else list(inputs)
 
 
 def metrics_of(*names):

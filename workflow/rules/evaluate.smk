@@ -1,9 +1,14 @@
 """Top-1 and top-5 of finished runs on the test images, every prediction kept."""
 
 
+def evaluate_inputs(wildcards):
+    last = PATHS.stage(wildcards.run, wildcards.seed, PLAN.runs[wildcards.run].stages[-1].name)
+    return settled(PATHS.metrics(wildcards.run, wildcards.seed), [last])
+
+
 rule evaluate:
     input:
-        lambda w: ancient(PATHS.stage(w.run, w.seed, PLAN.runs[w.run].stages[-1].name)),
+        evaluate_inputs,
     output:
         PATHS.results / "runs/{run}/seed{seed}/metrics.json",
         PATHS.results / "runs/{run}/seed{seed}/predictions.csv",

@@ -4,7 +4,7 @@
 def teacher_inputs(wildcards):
     run = PLAN.teacher_run(wildcards.teacher)
     trained = [PATHS.stage(run.name, 0, "I")] if run else []
-    return [ancient(p) for p in (PATHS.subsets("main") / "data.json", *trained)]
+    return settled(PATHS.teacher(wildcards.teacher), [PATHS.subsets("main") / "data.json", *trained])
 
 
 rule teacher:
