@@ -213,9 +213,7 @@ def test_extends_merges_key_by_key(tmp_path):
 
 
 def test_run_names_are_safe_paths():
-    name = run_name(
-        "dearkd", "Ti", {"distillation.pairs": [[4, 2]], "rpe.init": "$(rm -rf ~) '\"/..", "mhca": False}
-    )
+    name = run_name("dearkd", "Ti", {"distillation.pairs": [[4, 2]], "rpe.init": "$(rm -rf ~) '\"/..", "mhca": False})
     assert (
         re.fullmatch(r"[A-Za-z0-9._~-]+", name) and "/" not in name and name.startswith("dearkd-Ti-distillation.pairs~")
     )
