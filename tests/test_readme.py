@@ -1,0 +1,19 @@
+"""What the README shows is what was measured."""
+
+import re
+from pathlib import Path
+
+TEXT = Path("README.md").read_text()
+
+
+def test_the_tables_in_the_readme_are_the_committed_ones():
+    shown = re.findall(r"<!-- (results/\S+) -->\n(.*?)\n<!-- end -->", TEXT, re.DOTALL)
+    assert shown
+    for path, table in shown:
+        assert table.strip() == Path(path).read_text().strip(), path
+
+
+def test_every_link_of_the_documentation_leads_somewhere():
+    for page in [Path("README.md"), *Path("docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            assert target.startswith("http") or (page.parent / target).exists(), f"{page}: {target}"
