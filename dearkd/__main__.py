@@ -2,8 +2,9 @@
 
 import argparse
 import sys
+from pathlib import Path
 
-from dearkd.schema import InputError
+from dearkd.schema import InputError, unknown
 
 AGAIN = 75
 """Exit status of a job that was asked to stop and has saved: run it again (EX_TEMPFAIL)."""
@@ -40,6 +41,27 @@ def _parser() -> argparse.ArgumentParser:
     for sub in (train, verb(_evaluate, "measure a finished run on the test images", "run")):
         sub.add_argument("--seed", type=int, required=True)
         sub.add_argument("--fingerprint", default="", help="refuse when the plan has changed since the job was planned")
+    synthesize = verb(_synthesize, "make a shard of synthetic images, or (--teacher) invert a timm CNN of your own")
+    synthesize.add_argument("source", nargs="?", help="method of the matrix: deepinversion, adi, df_dearkd")
+    synthesize.add_argument("--seed", type=int, default=0)
+    synthesize.add_argument("--shard", type=int, default=0)
+    synthesize.add_argument("--fingerprint", default="", help="refuse when the plan has changed since it was planned")
+    synthesize.add_argument("--save-seconds", type=float, default=300.0, help="longest time between two checkpoints")
+    own = synthesize.add_argument_group("a CNN of your own, without a scale")
+    own.add_argument("--teacher", default="", help="timm tag")
+    own.add_argument(
+        "--weights", default="", help="its weights: safetensors or a plain state dict; default: timm's hub"
+    )
+    own.add_argument(
+        "--classes", default="", help="a name for each output, in order: comma-separated, or a file of lines"
+    )
+    own.add_argument("--pick", default="", help="names or numbers of the classes wanted, comma-separated; default: all")
+    own.add_argument("--images", type=int, default=42, help="how many, rounded up to whole batches")
+    own.add_argument("--recipe", default="", help="YAML with the keys of `synthesis` in a scale")
+    own.add_argument("--out", default="synthetic", help="folder for images.zip, images.csv and images.json")
+    verb(_diversity, "LPIPS, latent codes and a sample of a set of images", "images").add_argument(
+        "--seed", type=int, required=True
+    )
     verb(_table, "write a table from the records", "name")
     verb(_figure, "draw a figure from the records", "name")
     return parser
@@ -95,6 +117,57 @@ def _evaluate(args: argparse.Namespace) -> None:
     run = plan.run(args.run)
     _unchanged(args.fingerprint, run.fingerprint(run.stages[-1].name), args.run)
     jobs.evaluate(plan, run, args.seed)
+
+
+def _synthesize(args: argparse.Namespace) -> int:
+    from dearkd import datafree
+    from dearkd.schema import fingerprint
+    from dearkd.train import Interrupted
+
+    try:
+        if args.teacher:
+            _invert(args)
+            return 0
+        plan = _load(args)
+        if args.source not in plan.sources:
+            raise InputError(unknown(str(args.source), plan.sources, "source", f"scale {args.scale}"))
+        _unchanged(args.fingerprint, fingerprint(plan.sources[args.source]), args.source)
+        datafree.shard(plan, args.source, args.seed, args.shard, args.save_seconds)
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return AGAIN
+    return 0
+
+
+def _invert(args: argparse.Namespace) -> None:
+    from dearkd import datafree, matrix
+    from dearkd.schema import build
+    from dearkd.spec import Synthesis
+
+    names = Path(args.classes).read_text().splitlines() if Path(args.classes).is_file() else args.classes.split(",")
+    recipe = build(Synthesis, matrix.read_yaml(Path(args.recipe)), args.recipe) if args.recipe else None
+    path = datafree.invert(
+        args.teacher,
+        args.weights,
+        [n.strip() for n in names if n.strip()],
+        [n.strip() for n in args.pick.split(",") if n.strip()],
+        Path(args.out),
+        args.source or "df_dearkd",
+        recipe,
+        args.images,
+        args.seed,
+        args.save_seconds,
+    )
+    print(path)
+
+
+def _diversity(args: argparse.Namespace) -> None:
+    from dearkd import describe
+
+    plan = _load(args)
+    if args.images not in ("real", *plan.sources):
+        raise InputError(unknown(args.images, ["real", *plan.sources], "set of images", f"scale {args.scale}"))
+    describe.describe(plan, args.images, args.seed)
 
 
 def _table(args: argparse.Namespace) -> None:

@@ -38,12 +38,8 @@ class Images:
     def take(self, indices: Sequence[int] | np.ndarray) -> "Images":
         """The samples at `indices`, in that order."""
         chosen = np.asarray(indices, dtype=np.int64)
-        return Images(
-            [self.names[i] for i in chosen],
-            self.labels[chosen],
-            None if self.pixels is None else self.pixels[chosen],
-            self.root,
-        )
+        names, pixels = [self.names[i] for i in chosen], None if self.pixels is None else self.pixels[chosen]
+        return dataclasses.replace(self, names=names, labels=self.labels[chosen], pixels=pixels)
 
     def open(self, index: int, channels: int) -> Image.Image:
         """One image; InputError naming the file when it is missing or cannot be decoded."""

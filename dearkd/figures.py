@@ -43,7 +43,7 @@ def write(whole: plan.Plan, name: str) -> None:
 def accuracy_against_data(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, pd.DataFrame]:
     """Figure 1: top-1 against the share of real training images, ours beside the paper's."""
     table = whole.tables[figure.table]
-    frame = tables.tidy(table, results.load(whole, whole.runs_of(figure.table)))
+    frame = tables.tidy(table, tables.values_of(whole, figure.table))
     frame = frame[frame["metric"] == table.metric]
     drawn, (left, right) = plt.subplots(1, 2)
     lines_against_data(left, frame, "mean", "sd")

@@ -1,6 +1,6 @@
 """The jobs of the workflow: each gathers what a plan names, runs it, and writes its record last. Run layer."""
 
-import hashlib
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,15 @@ import torch
 
 from dearkd import data, models, record, teachers
 from dearkd import train as training
+from dearkd.artifacts import (
+    available_device,
+    data_record,
+    held_out,
+    sha256,
+    synthetic,
+    teacher_weights,
+    trained_student,
+)
 from dearkd.checkpoint import Checkpoints, Lease
 from dearkd.evaluate import accuracy, predict
 from dearkd.loader import evaluation_loader
@@ -22,8 +31,9 @@ def subset(plan: Plan, name: str) -> None:
     """Write the lists of the validation split and of every fraction of data set `name`, and its fingerprint."""
     spec = plan.scale.data[name]
     sets = data.read(spec)
+    clean = data.read(dataclasses.replace(spec, label_noise=0.0))["train"]
     chosen = data.subsets(
-        sets["train"].labels, spec, tuple(dict.fromkeys((*plan.scale.fractions, 100))), plan.scale.subset_seed
+        clean.labels, spec, tuple(dict.fromkeys((*plan.scale.fractions, 100))), plan.scale.subset_seed
     )
     folder = plan.paths.subsets(name)
     data.write_subsets(sets["train"], chosen, folder)
@@ -52,8 +62,8 @@ def teacher(plan: Plan, name: str) -> None:
     else:
         weights = Path(spec.weights) if spec.weights else None
     loaded = teachers.build(spec, scale_data, weights)
-    device = _device()
-    split = _held_out(plan, "main", spec.gate)
+    device = available_device()
+    split = held_out(plan, "main", spec.gate)
     logits, labels = predict(
         _Logits(loaded).to(device), evaluation_loader(split, scale_data, 128, plan.scale.loader_workers), device
     )
@@ -76,7 +86,7 @@ def teacher(plan: Plan, name: str) -> None:
             "gate": spec.gate,
             "images": len(labels),
             "parameters": sum(p.numel() for p in loaded.net.parameters()),
-            "weights_sha256": _sha256(target),
+            "weights_sha256": sha256(target),
             "features": [
                 {"stage": i, "channels": s.channels, "size": list(s.size), "nonnegative": s.nonnegative}
                 for i, s in enumerate(shapes)
@@ -96,7 +106,10 @@ def train(plan: Plan, run: Run, seed: int, stage_name: str, save_seconds: float 
     folder = plan.paths.state(run.name, seed, stage_name)
     sets = data.read(stage.data)
     lists = plan.paths.subsets(stage.data_name)
-    images, subset_sha = data.read_subset(sets["train"], lists, f"train-{stage.fraction}")
+    if stage.source is None:
+        images, images_sha = data.read_subset(sets["train"], lists, f"train-{stage.fraction}")
+    else:
+        images, images_sha = synthetic(plan, stage.source.name, seed, stage.shards)
     everything, _ = data.read_subset(sets["train"], lists, "train-100")
     draws = len(everything) if stage.training.subset_schedule == "iterations" else len(images)
     taught_by, features, teacher_record = _teacher(plan, stage, device)
@@ -112,7 +125,7 @@ def train(plan: Plan, run: Run, seed: int, stage_name: str, save_seconds: float 
             )
     work = Work(
         train=images,
-        validation=_held_out(plan, stage.data_name, "validation"),
+        validation=held_out(plan, stage.data_name, "validation"),
         draws=draws,
         teacher=taught_by,
         features=features,
@@ -144,13 +157,14 @@ def train(plan: Plan, run: Run, seed: int, stage_name: str, save_seconds: float 
                 "data": {
                     "name": stage.data_name,
                     "fraction": stage.fraction,
+                    "source": stage.source.name if stage.source else "",
                     "images": len(images),
                     "draws_per_epoch": draws,
-                    "subset_sha256": subset_sha,
-                    "sha256": _data_record(plan, stage.data_name)["sha256"],
+                    "images_sha256": images_sha,
+                    "sha256": data_record(plan, stage.data_name)["sha256"],
                 },
                 "teacher": teacher_record and {k: teacher_record[k] for k in ("teacher", "top1", "weights_sha256")},
-                "weights_sha256": _sha256(weights),
+                "weights_sha256": sha256(weights),
                 "previous_sha256": previous
                 and record.read(plan.paths.stage(run.name, seed, run.stages[position - 1].name))["weights_sha256"],
                 "steps": state["step"],
@@ -170,22 +184,10 @@ def train(plan: Plan, run: Run, seed: int, stage_name: str, save_seconds: float 
 def evaluate(plan: Plan, run: Run, seed: int) -> None:
     """Top-1 and top-5 of a finished run on the test images, each image's prediction kept beside the record."""
     stage = run.stages[-1]
-    trained = record.read(plan.paths.stage(run.name, seed, stage.name))
-    weights = plan.paths.state(run.name, seed, stage.name) / "student.safetensors"
-    if not weights.is_file():
-        raise InputError(
-            f"{weights}: missing, though its record is there; train the run again: "
-            f"snakemake --forcerun train --config scale={plan.scale.name}"
-        )
-    if _sha256(weights) != trained["weights_sha256"]:
-        raise InputError(
-            f"{weights}: is not the file that {plan.paths.stage(run.name, seed, stage.name)} describes; train it again"
-        )
+    model, trained = trained_student(plan, run, seed)
     torch.set_num_threads(plan.resources("evaluate").threads)
-    device = _device()
-    model = models.create(stage.model, seed)
-    teachers.load_weights(model, weights)
-    split = _held_out(plan, stage.data_name, "test")
+    device = available_device()
+    split = held_out(plan, stage.data_name, "test")
     logits, labels = predict(
         model.to(device),
         evaluation_loader(split, stage.data, 256, plan.scale.loader_workers),
@@ -208,7 +210,7 @@ def evaluate(plan: Plan, run: Run, seed: int) -> None:
                 "name": stage.data_name,
                 "split": "test",
                 "images": len(labels),
-                "sha256": _data_record(plan, stage.data_name)["sha256"]["test"],
+                "sha256": data_record(plan, stage.data_name)["sha256"]["test"],
             },
             "metrics": {"top1": accuracy(logits, labels), "top5": accuracy(logits, labels, 5)},
             "parameters": sum(p.numel() for p in model.parameters()),
@@ -234,13 +236,7 @@ def _teacher(
     """(teacher on the device, shapes of the features its pairs want, its record); Nones for a stage without one."""
     if stage.teacher is None:
         return None, (), None
-    found = record.read(plan.paths.teacher(stage.teacher_name))
-    weights = plan.paths.teacher_weights(stage.teacher_name)
-    if not weights.is_file() or _sha256(weights) != found["weights_sha256"]:
-        raise InputError(
-            f"{weights}: missing or not what {plan.paths.teacher(stage.teacher_name)} describes; run "
-            f"`python -m dearkd teacher {stage.teacher_name} --scale {plan.scale.name}`"
-        )
+    found, weights = teacher_weights(plan, stage.teacher_name)
     wanted = (
         tuple(s for _, s in stage.distillation.pairs) if stage.distillation and "hidden" in dict(stage.losses) else ()
     )
@@ -254,25 +250,3 @@ def _teacher(
         f = found["features"][index]
         shapes.append(models.FeatureShape(f["channels"], tuple(f["size"]), f["nonnegative"]))
     return teachers.build(stage.teacher, stage.data, weights, wanted).to(device), tuple(shapes), found
-
-
-def _held_out(plan: Plan, name: str, split: str) -> data.Images:
-    """Validation or test images; where the scale carves out no validation split (ImageNet), the test images."""
-    spec = plan.scale.data[name]
-    sets = data.read(spec)
-    if split == "test" or not spec.validation:
-        return sets["test"]
-    return data.read_subset(sets["train"], plan.paths.subsets(name), "validation")[0]
-
-
-def _data_record(plan: Plan, name: str) -> dict[str, Any]:
-    return record.read(plan.paths.subsets(name) / "data.json")
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

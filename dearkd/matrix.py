@@ -9,14 +9,15 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from dearkd import recipes
-from dearkd.plan import Cell, Figure, Plan, Row, Run, Table
+from dearkd.plan import Cell, Figure, Plan, Row, Run, Table, competitor_name
+from dearkd.scale import Scale
 from dearkd.schema import InputError, build, freeze, lookup, override, unknown
-from dearkd.spec import Scale
+from dearkd.spec import Source
 
 MATRIX = Path("workflow/experiments.yaml")
 SCALES = Path("workflow/scales")
@@ -75,9 +76,15 @@ def load(scale: str | Scale, matrix: Path = MATRIX) -> Plan:
     for name in reader.values:
         if name not in ("tables", "figures"):
             raise InputError(unknown(name, ("tables", "figures"), "key", str(matrix)))
-    tables = {name: reader.table(name, v) for name, v in reader.values.get("tables", {}).items()}
-    figures = {name: reader.figure(name, v, tables) for name, v in reader.values.get("figures", {}).items()}
-    return Plan(scale=scale, runs=reader.runs, tables=tables, figures=figures)
+    tables = {name: reader.table(name, v) for name, v in reader.wanted("tables").items()}
+    figures = {name: reader.figure(name, v, tables) for name, v in reader.wanted("figures").items()}
+    return Plan(scale=scale, runs=reader.runs, sources=reader.sources, tables=tables, figures=figures)
+
+
+class _Across(NamedTuple):
+    key: str
+    paper: str
+    values: Mapping[Any, Any]
 
 
 class _Reader:
@@ -87,6 +94,7 @@ class _Reader:
         self.scale, self.matrix = scale, matrix
         self.values = read_yaml(matrix)
         self.runs: dict[str, Run] = {}
+        self.sources: dict[str, Source] = {}
         for name, teacher in scale.teachers.items():
             if teacher.training is not None:
                 run = Run(
@@ -99,29 +107,90 @@ class _Reader:
                 )
                 self.runs[run.name] = run
 
+    def wanted(self, kind: str) -> dict[str, Any]:
+        """The matrix's tables or figures, or those of them that the scale asks for."""
+        values = self.values.get(kind, {})
+        known = [*self.values.get("tables", {}), *self.values.get("figures", {})]
+        for name in self.scale.only:
+            if name not in known:
+                raise InputError(unknown(name, known, "table or figure", f"scale {self.scale.name}: only"))
+        return {n: v for n, v in values.items() if not self.scale.only or n in self.scale.only}
+
     def table(self, name: str, values: Mapping[str, Any]) -> Table:
         where = f"{self.matrix}: tables.{name}"
-        self._check(values, ("title", "metric", "paper", "columns", "across", "gap_to", "defaults", "rows"), where)
-        across = values.get("across", {})
-        key, paper_key = next(iter(across.items())) if across else ("", "")
-        paper = values.get("paper", {})
+        keys = ("title", "metric", "also", "note", "reads", "paper", "columns", "across", "gap_to", "delta_to")
+        self._check(values, (*keys, "defaults", "rows"), where)
         columns = tuple(values.get("columns", ()))
-        rows = tuple(
-            self._row({**values.get("defaults", {}), **row}, columns, key, paper_key, paper, f"{where}, row {i}")
-            for i, row in enumerate(values["rows"], 1)
-        )
-        gap_to = values.get("gap_to", "")
-        if gap_to and gap_to not in [row.label for row in rows]:
-            raise InputError(unknown(gap_to, [row.label for row in rows], "row", f"{where}: gap_to"))
+        paper = values.get("paper", {})
+        reads = self._reads(values, ("metrics", "diversity"), where)
+        rows = []
+        for i, row in enumerate(values["rows"], 1):
+            row, here = {**values.get("defaults", {}), **row}, f"{where}, row {i}"
+            if reads == "diversity":
+                rows.append(self._images_row(row, paper, here))
+            else:
+                rows.append(self._row(row, columns, self._across(values, where), paper, here))
+        for key in ("gap_to", "delta_to"):
+            if values.get(key) and values[key] not in [row.label for row in rows]:
+                raise InputError(unknown(values[key], [row.label for row in rows], "row", f"{where}: {key}"))
         return Table(
             name=name,
             title=values["title"],
             metric=values["metric"],
+            also=tuple(values.get("also", ())),
+            note=values.get("note", ""),
+            reads=reads,
             columns=columns,
-            across=key,
-            gap_to=gap_to,
-            rows=rows,
+            across=values.get("across", {}).get("key", ""),
+            gap_to=values.get("gap_to", ""),
+            delta_to=values.get("delta_to", ""),
+            rows=tuple(rows),
         )
+
+    def _across(self, values: Mapping[str, Any], where: str) -> "_Across":
+        """What runs over a table's columns of numbers: {key, paper: its column in the CSV, values: ours to paper's}."""
+        across = values.get("across")
+        if across is None:
+            return _Across("", "", {None: None})
+        self._check(across, ("key", "paper", "values"), f"{where}: across")
+        known = across.get("values") or {f: f for f in self.scale.fractions}
+        return _Across(across["key"], across["paper"], known)
+
+    @staticmethod
+    def _reads(values: Mapping[str, Any], known: tuple[str, ...], where: str) -> Any:
+        reads = values.get("reads", "metrics")
+        if reads not in known:
+            raise InputError(unknown(str(reads), known, "value", f"{where}: reads"))
+        return reads
+
+    def _images_row(self, values: Mapping[str, Any], paper: Mapping[str, str], where: str) -> Row:
+        """A row about a set of images, not a run."""
+        for key in ("label", "images"):
+            if key not in values:
+                raise InputError(f"{where}: missing key {key!r}")
+        self._check(values, (*DESCRIPTION, "images"), where)
+        number = _paper_number(paper, values["paper"], where) if values.get("paper") else None
+        self._source(values["images"])
+        cell = Cell(keys=(), run=values["images"], paper=number)
+        return Row(label=values["label"], method=values["images"], student="", columns=(), cells=(cell,))
+
+    def _source(self, name: str) -> None:
+        """Take up a set of synthetic images and the runs of the students that compete for it."""
+        if name == recipes.REAL or name in self.sources:
+            return
+        source = recipes.source(self.scale, name)
+        self.sources[name] = source
+        for round in range(source.recipe.rounds) if source.student else ():
+            self._source("deepinversion")
+            run = Run(
+                name=competitor_name(source, round),
+                method="dearkd",
+                student=source.recipe.student,
+                fraction=100,
+                stages=recipes.competitor(self.scale, name, round),
+                seeds=self.scale.seeds,
+            )
+            self.runs.setdefault(run.name, run)
 
     def figure(self, name: str, values: Mapping[str, Any], tables: Mapping[str, Table]) -> Figure:
         where = f"{self.matrix}: figures.{name}"
@@ -129,44 +198,36 @@ class _Reader:
         table = values.get("table", "")
         if table and table not in tables:
             raise InputError(unknown(table, tables, "table", where))
-        rows = (
-            tables[table].rows
-            if table
-            else tuple(
-                self._row(row, (), "", "", {}, f"{where}, row {i}") for i, row in enumerate(values.get("rows", ()), 1)
-            )
-        )
-        reads = values.get("reads", "metrics")
-        if reads not in ("metrics", "curves", "teachers"):
-            raise InputError(unknown(str(reads), ("metrics", "curves", "teachers"), "value", f"{where}: reads"))
+        reads = self._reads(values, ("metrics", "curves", "teachers", "diversity"), where)
+        rows = tables[table].rows if table else ()
+        for i, row in enumerate(values.get("rows", ()), 1):
+            rows = (*rows, self._row(row, (), _Across("", "", {None: None}), {}, f"{where}, row {i}"))
         return Figure(name=name, title=values["title"], kind=values["kind"], reads=reads, rows=rows, table=table)
 
     def _row(
         self,
         values: Mapping[str, Any],
         columns: tuple[str, ...],
-        across: str,
-        paper_key: str,
+        across: "_Across",
         paper: Mapping[str, str],
         where: str,
     ) -> Row:
-        for key in ("label", "method", "student"):
+        for key in ("label", "method", *(["student"] if across.key != "student" else [])):
             if key not in values:
                 raise InputError(f"{where}: missing key {key!r}")
         if values["method"] not in recipes.METHODS:
             raise InputError(unknown(str(values["method"]), recipes.METHODS, "method", where))
         defaults = _switches(values["method"])
         cells = []
-        for value in self.scale.fractions if across == "fraction" else (None,):
-            keys = {across: value} if across else {}
+        for value, paper_value in across.values.items():
+            keys = {across.key: value} if across.key else {}
             run = self._run({**values, **keys}, where)
-            selector = {**values.get("paper", {}), **({paper_key: value} if across else {})}
+            selector = {**values.get("paper", {}), **({across.paper: paper_value} if across.key else {})}
             number = _paper_number(paper, selector, where) if values.get("paper") else None
             cells.append(Cell(keys=freeze(keys), run=run.name, paper=number))
         shown = tuple((c, freeze(values.get(c, defaults.get(c)))) for c in columns)
-        return Row(
-            label=values["label"], method=values["method"], student=values["student"], columns=shown, cells=tuple(cells)
-        )
+        student = values.get("student", "")
+        return Row(label=values["label"], method=values["method"], student=student, columns=shown, cells=tuple(cells))
 
     def _run(self, values: Mapping[str, Any], where: str) -> Run:
         defaults = _switches(values["method"])
@@ -179,6 +240,7 @@ class _Reader:
         scale = override(self.scale, dotted, where)
         deviating = {k: v for k, v in dotted.items() if lookup(scale, k) != lookup(self.scale, k)}
         deviating |= {k: v for k, v in switches.items() if v != defaults[k]}
+        self._source(switches.get("images", recipes.REAL))
         try:
             stages = recipes.METHODS[values["method"]](scale, values["student"], **switches)
         except InputError as error:
@@ -191,7 +253,8 @@ class _Reader:
             stages=stages,
             seeds=self.scale.seeds,
         )
-        return self.runs.setdefault(run.name, run)
+        same = (r for r in self.runs.values() if r.stages == run.stages)
+        return next(same, None) or self.runs.setdefault(run.name, run)
 
     @staticmethod
     def _check(values: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:

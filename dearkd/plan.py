@@ -8,8 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from dearkd.scale import Resources, Scale
 from dearkd.schema import InputError, Pairs, fingerprint, spec, unknown
-from dearkd.spec import Resources, Scale, Stage
+from dearkd.spec import Source, Stage
 
 
 @spec
@@ -47,6 +48,7 @@ class Cell:
 
     keys: Pairs
     run: str
+    """A run, or a set of images in a table that reads `diversity`."""
     paper: float | None
 
 
@@ -69,7 +71,15 @@ class Table:
     across: str
     """Key that runs over the columns of numbers, for example fraction; empty: one column."""
     gap_to: str
-    """Label of the row that the others are compared with; empty: none."""
+    """Label of the row that the others fall short of, for the metric `gap`; empty: none."""
+    delta_to: str
+    """Label of the row from which the others' difference is counted, for the metric `delta`; empty: none."""
+    also: tuple[str, ...]
+    """Further metrics, without a number in the paper."""
+    note: str
+    """A sentence under the table; {trunk} and {net} stand for those of LPIPS."""
+    reads: Literal["metrics", "diversity"]
+    """Which records fill it: evaluations of runs, or diversity of sets of images."""
     rows: tuple[Row, ...]
 
 
@@ -79,7 +89,7 @@ class Figure:
     title: str
     kind: str
     """The function of `figures.py` that draws it."""
-    reads: Literal["metrics", "curves", "teachers"]
+    reads: Literal["metrics", "curves", "teachers", "diversity"]
     """Which records it needs."""
     rows: tuple[Row, ...]
     table: str
@@ -90,6 +100,8 @@ class Figure:
 class Plan:
     scale: Scale
     runs: dict[str, Run]
+    sources: dict[str, Source]
+    """Sets of synthetic images that runs train on or tables describe."""
     tables: dict[str, Table]
     figures: dict[str, Figure]
 
@@ -109,14 +121,31 @@ class Plan:
 
     def runs_of(self, *names: str) -> list[Run]:
         """The runs shown in the tables and figures named, without repetition."""
-        rows = [
-            row for name in names for row in (self.tables[name] if name in self.tables else self.figures[name]).rows
-        ]
-        return [self.runs[n] for n in dict.fromkeys(cell.run for row in rows for cell in row.cells)]
+        return [self.runs[n] for n in self._cells(names) if n in self.runs]
+
+    def images_of(self, *names: str) -> list[str]:
+        """The sets of images shown in the tables and figures named: `real`, or a key of `sources`."""
+        return [n for n in self._cells(names) if n not in self.runs]
+
+    def _cells(self, names: tuple[str, ...]) -> list[str]:
+        shown = [self.tables[name] if name in self.tables else self.figures[name] for name in names]
+        return list(dict.fromkeys(cell.run for each in shown for row in each.rows for cell in row.cells))
+
+    def competitor(self, source: str, shard: int) -> Run | None:
+        """The run whose student a shard competes with (ADI), or None for other methods."""
+        made = self.sources[source]
+        return self.runs[competitor_name(made, made.round(shard))] if made.student else None
 
     def resources(self, kind: str) -> Resources:
         """What a kind of job asks for at this scale."""
         return self.scale.resources.get(kind, Resources())
+
+
+def competitor_name(source: Source, round: int) -> str:
+    """Name of the run that trains ADI's student of a round; the first round's stands in Table 5 too."""
+    if not round:
+        return f"dearkd-{source.recipe.student}-images~deepinversion"
+    return f"{source.name}-student-round{round}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,3 +189,18 @@ class Paths:
     def teacher_weights(self, name: str) -> Path:
         """The teacher's weights as every job of this scale reads them."""
         return Path(self.checkpoints) / self.scale / "teachers" / f"{name}.safetensors"
+
+    def images(self, source: str, seed: int) -> Path:
+        """Folder with the records of a set of images: its shards, its diversity, latent codes and a sample."""
+        return self.results / "images" / source / f"seed{seed}"
+
+    def shard(self, source: str, seed: int, shard: int) -> Path:
+        """Record of a finished shard of synthetic images."""
+        return self.images(source, seed) / f"shard-{shard:04d}.json"
+
+    def diversity(self, source: str, seed: int) -> Path:
+        return self.images(source, seed) / "diversity.json"
+
+    def archive(self, source: str, seed: int, shard: int) -> Path:
+        """The shard's images, a zip file of PNG; its checkpoints lie in the folder of the same name."""
+        return Path(self.checkpoints) / self.scale / "images" / source / f"seed{seed}" / f"shard-{shard:04d}.zip"

@@ -6,40 +6,49 @@ may stand in a row of `workflow/experiments.yaml`, as may any dotted field of th
 
 import dataclasses
 
+from dearkd.scale import Scale
 from dearkd.schema import InputError, deviations, freeze, unknown
-from dearkd.spec import Distillation, Model, Scale, Stage, Training
+from dearkd.spec import Distillation, Model, Source, Stage, Synthesis, Training
 
 Stages = tuple[Stage, ...]
+REAL = "real"
+"""`images: real`: those of the scale's main data set."""
 UNSWITCHED = {"stage1_epochs": 0, "stage2_lr": "continue", "stage2_peak": 1.0}
 
 
-def deit(scale: Scale, student: str, fraction: int = 100) -> Stages:
+def deit(scale: Scale, student: str, fraction: int = 100, images: str = REAL) -> Stages:
     """DeiT: cross-entropy alone, one stage."""
-    return (_stage(scale, "I", _student(scale, student, "deit"), fraction, losses=(("ce", 1.0),)),)
+    return (_stage(scale, "I", _student(scale, student, "deit"), fraction, images, losses=(("ce", 1.0),)),)
 
 
-def deit_distilled(scale: Scale, student: str, fraction: int = 100) -> Stages:
+def deit_distilled(scale: Scale, student: str, fraction: int = 100, images: str = REAL) -> Stages:
     """DeiT with a distillation token that learns the teacher's hard decision, both losses at weight 1/2."""
-    stage = _stage(
-        scale, "I", _student(scale, student, "deit_distilled"), fraction, losses=(("ce", 0.5), ("token", 0.5))
-    )
-    return (_taught(scale, stage),)
+    model = _student(scale, student, "deit_distilled")
+    return (_taught(scale, _stage(scale, "I", model, fraction, images, losses=(("ce", 0.5), ("token", 0.5)))),)
 
 
 def dearkd(
     scale: Scale,
     student: str,
     fraction: int = 100,
+    images: str = REAL,
     *,
     mhca: bool = True,
     hidden: bool = True,
     distill: bool = True,
     two_stage: bool = True,
+    taught_by: str = "distillation",
 ) -> Stages:
     """DearKD (Sec. 3): stage I with Eq. 6, stage II with Eq. 7; the switches are the columns of Table 1.
 
-    `distill` is the logit loss of Eq. 5. Without it the class token's loss has weight 1, not alpha.
+    `distill` is the logit loss of Eq. 5. Without it the class token's loss has weight 1, not alpha. `taught_by:
+    synthesis` takes the teacher that synthetic images come from; on synthetic images it is always that one.
     """
+    if taught_by not in ("distillation", "synthesis"):
+        raise InputError(unknown(taught_by, ("distillation", "synthesis"), "value", "taught_by"))
+    if images != REAL or taught_by == "synthesis":
+        teacher = scale.synthesis.teacher
+        scale = dataclasses.replace(scale, distillation=dataclasses.replace(scale.distillation, teacher=teacher))
     if two_stage and not (hidden or distill):
         raise InputError("two_stage: true needs hidden or distill; without a teacher both stages are the same")
     knobs, training = scale.distillation, scale.training
@@ -49,14 +58,14 @@ def dearkd(
         losses.append(("logit", 1.0 - knobs.alpha))
     if hidden:
         losses.append(("hidden", knobs.beta))
-    stage = _stage(scale, "I", model, fraction, losses=tuple(losses))
+    stage = _stage(scale, "I", model, fraction, images, losses=tuple(losses))
     if hidden or distill:
         # What only stage II reads must not make stage I another run.
         stage = _taught(scale, stage, dataclasses.replace(knobs, freeze_rpe=False))
     if not two_stage:
         return (stage,)
     switch = training.stage1_epochs
-    second = _stage(scale, "II", model, fraction, losses=(("ce", 1.0),))
+    second = _stage(scale, "II", model, fraction, images, losses=(("ce", 1.0),))
     return (
         dataclasses.replace(stage, last_epoch=switch),
         dataclasses.replace(second, first_epoch=switch, training=training, freeze_rpe=knobs.freeze_rpe),
@@ -64,6 +73,43 @@ def dearkd(
 
 
 METHODS = {recipe.__name__: recipe for recipe in (deit, deit_distilled, dearkd)}
+
+SYNTHESIS = {
+    "deepinversion": ("ce", "tv", "l2", "r_bn"),
+    "adi": ("ce", "tv", "l2", "r_bn", "competition"),
+    "df_dearkd": ("ce", "tv", "l2", "r_bn", "easy_positive", "triplet"),
+}
+"""Methods of making images from a teacher: the terms they minimise, weighted as the scale's `synthesis` says."""
+
+
+def source(scale: Scale, name: str) -> Source:
+    """The set of synthetic images that a method of `SYNTHESIS` makes at a scale."""
+    recipe = scale.synthesis
+    return Source(
+        name=name,
+        terms=terms(recipe, name),
+        recipe=recipe,
+        data=scale.data["main"],
+        teacher_name=recipe.teacher,
+        teacher=scale.teachers[recipe.teacher],
+        student=dearkd(scale, recipe.student, images="deepinversion") if "competition" in SYNTHESIS[name] else (),
+    )
+
+
+def terms(recipe: Synthesis, method: str) -> tuple[tuple[str, float], ...]:
+    """(term, weight) of a method of making images; InputError with the nearest when there is none of that name."""
+    if method not in SYNTHESIS:
+        raise InputError(unknown(method, (REAL, *SYNTHESIS), "value", "images"))
+    return tuple((term, getattr(recipe, term)) for term in SYNTHESIS[method])
+
+
+def competitor(scale: Scale, name: str, round: int) -> Stages:
+    """ADI's student of a round: of the first, DeepInversion's images have trained it, of others the rounds before."""
+    images = source(scale, name)
+    if not round:
+        return images.student
+    shards = -(-round * images.recipe.shards // images.recipe.rounds)
+    return tuple(dataclasses.replace(stage, source=images, shards=shards) for stage in images.student)
 
 
 def teacher(scale: Scale, name: str) -> Stages:
@@ -75,6 +121,7 @@ def teacher(scale: Scale, name: str) -> Stages:
         "I",
         Model(name=spec.model, args=freeze(args), init="timm"),
         100,
+        REAL,
         losses=(("ce", 1.0),),
         training=spec.training,
     )
@@ -86,10 +133,13 @@ def _stage(
     name: str,
     model: Model,
     fraction: int,
+    images: str,
     losses: tuple[tuple[str, float], ...],
     training: Training | None = None,
 ) -> Stage:
     """A stage without a teacher that covers all epochs."""
+    if images != REAL and fraction != 100:
+        raise InputError(f"fraction: {fraction} is a share of the real images; it cannot go with images: {images}")
     # The switch stands in first_epoch and last_epoch; a run without one must not change with it.
     training = dataclasses.replace(training or scale.training, **UNSWITCHED)
     return Stage(
@@ -99,6 +149,7 @@ def _stage(
         fraction=fraction,
         subset_seed=scale.subset_seed,
         losses=losses,
+        source=None if images == REAL else source(scale, images),
         training=training,
         first_epoch=0,
         last_epoch=training.epochs,

@@ -10,7 +10,8 @@ import pandas as pd
 
 from dearkd import record
 from dearkd.plan import Plan, Run
-from dearkd.schema import InputError, build, to_json
+from dearkd.scale import Diversity
+from dearkd.schema import InputError, build, fingerprint, to_json
 from dearkd.spec import Stage, Teacher
 
 
@@ -32,6 +33,27 @@ def load(plan: Plan, runs: list[Run]) -> pd.DataFrame:
                 raise _stale(plan, path, "it measured other weights than its last stage made")
             dirty = any(r["git"]["dirty"] for r in (*stages, metrics))
             lines.append({"run": run.name, "seed": seed, "dirty": dirty, **metrics["metrics"]})
+    return pd.DataFrame(lines, columns=None if lines else ["run", "seed", "dirty"])
+
+
+def diversity(plan: Plan, names: list[str]) -> pd.DataFrame:
+    """One line per set of images and seed that has been described: run (the set), seed, dirty, and each metric.
+
+    Raises InputError when a record differs from today's plan. A set that has no record is left out.
+    """
+    lines = []
+    for name in names:
+        for seed in plan.scale.seeds:
+            path = plan.paths.diversity(name, seed)
+            if not path.is_file():
+                continue
+            values = record.read(path)
+            changed = _changes(Diversity, values["spec"], plan.scale.diversity)
+            if values["source_fingerprint"] != (fingerprint(plan.sources[name]) if name in plan.sources else ""):
+                changed.append("the recipe of its images has changed")
+            if changed:
+                raise _stale(plan, path, "; ".join(changed[:3]))
+            lines.append({"run": name, "seed": seed, "dirty": values["git"]["dirty"], **values["metrics"]})
     return pd.DataFrame(lines, columns=None if lines else ["run", "seed", "dirty"])
 
 

@@ -1,14 +1,14 @@
 """What is trained, on what and how, as frozen dataclasses.
 
-Plan layer: standard library only. A `Scale` is one file of `workflow/scales/`; a `Stage` is one job of training,
-fully resolved, and is what a record stores and compares. Defaults are the paper's, or where it is silent those of
+Plan layer: standard library only. A `Stage` is one job of training and a `Source` one set of synthetic images, both
+fully resolved: what a record stores and compares. Defaults are the paper's, or where it is silent those of
 docs/decisions.md.
 """
 
 import dataclasses
 from typing import Literal
 
-from dearkd.schema import InputError, Pairs, spec, unknown
+from dearkd.schema import InputError, Pairs, spec
 
 
 @spec
@@ -174,33 +174,6 @@ class Distillation:
     """Keep alpha and delta fixed in stage II; 'unchanged' in Sec. 3.2 is read as: still there, still learning."""
 
 
-SIZES = {
-    "tiny": {"embed_dim": 192, "depth": 12},
-    "small": {"embed_dim": 384, "depth": 12},
-    "base": {"embed_dim": 768, "depth": 12},
-}
-"""The paper's Ti, S and B (Sec. 5.1); a scale may override width and depth."""
-DEARKD_HEADS = {"tiny": 12, "small": 12, "base": 16}
-
-
-@spec
-class Student:
-    """One of the paper's sizes at this scale."""
-
-    size: Literal["tiny", "small", "base"]
-    """Which timm model: deit_{size}_patch16_224 and its relatives."""
-    args: Pairs = ()
-    """Keyword arguments over that model's own, for example patch_size, embed_dim and depth."""
-    deit_heads: int
-    """DeiT has 3, 6 and 12."""
-    dearkd_heads: int
-    """The paper has 12, 12 and 16."""
-    n_mhca: int = 8
-    """Blocks with MHCA, from the first; the rest is MHSA."""
-    init: Literal["deit", "fan_in"] = "deit"
-    """deit: truncated normal, std 0.02. fan_in: std 1/sqrt(fan in), positions 0.5, for widths far below 192."""
-
-
 @spec
 class Teacher:
     """A CNN, from timm by its full tag or trained by the workflow first, and the accuracy it must show."""
@@ -218,45 +191,97 @@ class Teacher:
 
 
 @spec
-class Resources:
-    """What a kind of job asks the machine for."""
+class Phase:
+    """A part of synthesis at one resolution."""
 
-    threads: int = 1
-    mem_mb: int = 2000
-    runtime: int = 60
-    """Minutes."""
-    gpu: int = 0
+    size: int
+    """Side in pixels to which the images are average-pooled before the teacher sees them."""
+    iterations: int
+    lr: float
 
 
 @spec
-class Scale:
-    """On what, how big, how long, with which teacher and resources: one file of workflow/scales."""
+class Synthesis:
+    """Images out of a teacher: the terms of Eq. 8-13 with their weights, and how they are minimised (Sec. 4).
 
-    name: str
-    summary: str
-    """One line for tables and --help: what data, what hardware."""
-    seeds: tuple[int, ...]
-    fractions: tuple[int, ...]
-    """Percent of the training images; the columns of Table 2."""
-    subset_seed: int = 0
-    data: dict[str, Data]
-    """`main` is what the paper's ImageNet stands for."""
-    students: dict[str, Student]
-    teachers: dict[str, Teacher]
-    training: Training = dataclasses.field(default_factory=Training)
-    distillation: Distillation = dataclasses.field(default_factory=Distillation)
-    rpe: Rpe = dataclasses.field(default_factory=Rpe)
-    attention_images: int = 512
-    """Fixed validation images on which the attention distance is measured each epoch (Figure 4)."""
-    resources: dict[str, Resources] = dataclasses.field(default_factory=dict)
-    """By kind of job (data, teacher, train, evaluate); a kind that is absent gets the defaults."""
-    loader_workers: int = 0
-    checkpoints: str = "checkpoints"
-    """Folder for checkpoints and weights; never inside results."""
+    Which terms are in is the method's (`recipes.SYNTHESIS`); defaults are the paper's, or DeepInversion's.
+    """
+
+    teacher: str = "main"
+    """Name under the scale's `teachers`."""
+    images: int = 140_000
+    """Rounded up to whole batches. DeepInversion released 140,000; Table 5 implies about 640,000."""
+    batch_classes: int = 6
+    per_class: int = 7
+    """A batch is batch_classes x per_class images, which share BatchNorm statistics."""
+    together: int = 8
+    """Batches in one forward, each with its own statistics; changes speed, not the result."""
+    shard_batches: int = 80
+    """Batches that one job makes."""
+    phases: tuple[Phase, ...] = (Phase(size=112, iterations=2000, lr=0.5), Phase(size=224, iterations=2000, lr=0.01))
+    ce: float = 1.0
+    tv: float = 1e-4
+    l2: float = 1e-5
+    r_bn: float = 0.05
+    first_bn: float = 10.0
+    """Factor of the first BatchNorm layer in R_BN."""
+    competition: float = 0.2
+    """ADI's weight of 1 - JS between teacher and student."""
+    easy_positive: float = 50.0
+    triplet: float = 0.5
+    margin: float = 0.3
+    feature: Literal["pooled", "logits"] = "pooled"
+    """Latent code in which easy positives and triplets are compared: pooled penultimate features, or logits."""
+    feature_norm: bool = True
+    """Bring the code to length 1, so that Eq. 11 is bounded; raw codes swamp every other term."""
+    jitter: int = 30
+    """Largest shift in pixels at full resolution, rolled around."""
+    flip: float = 0.5
+    augment: Augment | None = None
+    """Shift, rotate and zoom each image before the teacher sees it, in place of jitter and flip."""
+    start: Literal["noise", "background"] = "noise"
+    """Start from N(0, 1) in normalised pixels, or from faint noise on black."""
+    betas: tuple[float, ...] = (0.5, 0.9)
+    warmup: int = 100
+    """Iterations of linear warm-up in each phase, before its cosine."""
+    keep: Literal["last", "best"] = "last"
+    """The final iterate, or that of the lowest loss in the last phase, batch by batch."""
+    rounds: int = 4
+    """ADI: parts of the set, each made in competition with a student trained on those before. The first competes with
+    the student that learned from DeepInversion's images."""
+    student: str = "Ti"
+    """ADI: size of the competing DearKD student."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Autocast on a GPU; statistics and losses are always fp32."""
 
     def __post_init__(self) -> None:
-        if self.distillation.teacher not in self.teachers:
-            raise InputError(unknown(self.distillation.teacher, self.teachers, "teacher", "distillation.teacher"))
+        if not self.phases:
+            raise InputError("phases: at least one is needed")
+        if self.images < 1 or self.batch < 1:
+            raise InputError("images, batch_classes and per_class must be at least 1")
+        if self.easy_positive and self.per_class < 2:
+            raise InputError("per_class: easy positives need at least 2 images of a class in a batch")
+
+    @property
+    def batch(self) -> int:
+        return self.batch_classes * self.per_class
+
+    @property
+    def batches(self) -> int:
+        return -(-self.images // self.batch)
+
+    @property
+    def shards(self) -> int:
+        return -(-self.batches // self.shard_batches)
+
+
+SIZES = {
+    "tiny": {"embed_dim": 192, "depth": 12},
+    "small": {"embed_dim": 384, "depth": 12},
+    "base": {"embed_dim": 768, "depth": 12},
+}
+"""The paper's Ti, S and B (Sec. 5.1); a scale may override width and depth."""
+DEARKD_HEADS = {"tiny": 12, "small": 12, "base": 16}
 
 
 @spec
@@ -285,6 +310,10 @@ class Stage:
     """Key under the scale's `teachers`; empty: no teacher in this stage."""
     teacher: Teacher | None = None
     distillation: Distillation | None = None
+    source: "Source | None" = None
+    """Set: the training images are synthetic; validation and test images stay those of `data`."""
+    shards: int = 0
+    """The first so many shards of the source; 0: all."""
     training: Training
     first_epoch: int
     last_epoch: int
@@ -292,3 +321,29 @@ class Stage:
     freeze_rpe: bool = False
     attention_images: int = 0
     """0: no attention distance (a CNN)."""
+
+
+@spec
+class Source:
+    """One set of synthetic images, everything but the seed: which terms, in what pixels, from which teacher."""
+
+    name: str
+    terms: tuple[tuple[str, float], ...]
+    """(term of `priors.py`, weight)."""
+    recipe: Synthesis
+    data: Data
+    """Whose pixel range, size and classes the images have; none of its images are used."""
+    teacher_name: str
+    teacher: Teacher
+    student: tuple[Stage, ...] = ()
+    """ADI: how the student that competes in the first round was trained."""
+
+    def __post_init__(self) -> None:
+        if self.student and not 0 < self.recipe.rounds <= self.recipe.shards:
+            raise InputError(
+                f"synthesis.rounds: {self.recipe.rounds} lies outside 1 to {self.recipe.shards}, the number of shards"
+            )
+
+    def round(self, shard: int) -> int:
+        """The round that makes a shard."""
+        return shard * self.recipe.rounds // self.recipe.shards if self.student else 0

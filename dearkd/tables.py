@@ -12,13 +12,20 @@ from dearkd import results
 from dearkd.plan import Plan, Row, Table
 from dearkd.record import write_text
 
-UNITS = {"top1": "top-1 (%)"}
+UNITS = {"top1": "top-1 (%)", "lpips": "LPIPS"}
+HEADS = {
+    "lpips_se": "standard error",
+    "lpips_blurred": "blurred",
+    "teacher_top1": "teacher's top-1",
+    "easy_positive": "easy positive",
+}
+"""Column heads of metrics without a number in the paper."""
 
 
 def write(plan: Plan, name: str) -> None:
     """Write results/<scale>/tables/<name>.{csv,md,tex} from the records."""
     table = plan.tables[name]
-    values = results.load(plan, plan.runs_of(name))
+    values = values_of(plan, name)
     frame = tidy(table, values)
     folder = plan.paths.results / "tables"
     write_text(folder / f"{name}.csv", frame.to_csv(index=False, float_format="%.4f"))
@@ -29,23 +36,34 @@ def write(plan: Plan, name: str) -> None:
     write_text(folder / f"{name}.tex", to_latex(table, shown))
 
 
+def values_of(plan: Plan, name: str) -> pd.DataFrame:
+    """The records that a table shows, one line per run (or set of images) and seed."""
+    if plan.tables[name].reads == "diversity":
+        return results.diversity(plan, plan.images_of(name))
+    return results.load(plan, plan.runs_of(name))
+
+
 def tidy(table: Table, values: pd.DataFrame) -> pd.DataFrame:
     """One line per cell: row, method, student, the table's keys, metric, mean, sd, n, paper, source.
 
-    source: measured (from our records) or quoted (only the paper's number). A table with `gap_to` also has, for every
-    other row, the metric `gap`: that row's difference to the reference, paired by seed.
+    source: measured (from our records) or quoted (only the paper's number). Every row but the reference also has the
+    metric `gap` (how much it falls short of `gap_to`) or `delta` (how much it lies above `delta_to`), paired by seed.
     """
     lines = []
-    reference = next((r for r in table.rows if r.label == table.gap_to), None)
     for row in table.rows:
         for i, cell in enumerate(row.cells):
             ours = _by_seed(values, cell.run, table.metric)
             lines.append(_line(table, row, i, table.metric, ours, cell.paper))
-            if reference is not None and row is not reference:
-                best = reference.cells[i]
-                gap = (_by_seed(values, best.run, table.metric) - ours).dropna()
-                paper = None if None in (best.paper, cell.paper) else round(best.paper - cell.paper, 4)
-                lines.append(_line(table, row, i, "gap", gap, paper))
+            for metric in table.also:
+                lines.append(_line(table, row, i, metric, _by_seed(values, cell.run, metric), None))
+            for metric, sign, label in (("gap", 1, table.gap_to), ("delta", -1, table.delta_to)):
+                reference = next((r for r in table.rows if r.label == label), row)
+                if reference is row:
+                    continue
+                other = reference.cells[i]
+                difference = sign * (_by_seed(values, other.run, table.metric) - ours).dropna()
+                paper = None if None in (other.paper, cell.paper) else round(sign * (other.paper - cell.paper), 4)
+                lines.append(_line(table, row, i, metric, difference, paper))
     return pd.DataFrame(lines)
 
 
@@ -74,16 +92,22 @@ def arrange(table: Table, frame: pd.DataFrame) -> pd.DataFrame:
     """The table as it is printed: a line per row (and its gap), 'ours' beside 'paper' for every cell; all text."""
     lines = []
     for row in table.rows:
-        for metric in (table.metric, "gap"):
-            cells = frame[(frame["row"] == row.label) & (frame["metric"] == metric)]
+        mine = frame[frame["row"] == row.label]
+        for metric, label in (
+            (table.metric, row.label),
+            ("gap", f"gap to {table.gap_to}"),
+            ("delta", f"against {table.delta_to}"),
+        ):
+            cells = mine[mine["metric"] == metric]
             if cells.empty:
                 continue
-            label = row.label if metric == table.metric else f"gap to {table.gap_to}"
             line = {"": label, **{name: _switch(value) for name, value in dict(row.columns).items()}}
             for _, cell in cells.iterrows():
-                head = f"{cell[table.across]} % " if table.across == "fraction" else ""
+                head = {"": "", "fraction": "{} % "}.get(table.across, "{} ").format(cell.get(table.across))
                 line[f"{head}ours"] = ours(cell)
-                line[f"{head}paper"] = "" if pd.isna(cell["paper"]) else f"{cell['paper']:.1f}"
+                line[f"{head}paper"] = "" if pd.isna(cell["paper"]) else f"{cell['paper']:.{digits(cell['metric'])}f}"
+            for _, cell in mine[mine["metric"].isin(table.also)].iterrows():
+                line[HEADS[cell["metric"]]] = ours(cell)
             lines.append(line)
     return pd.DataFrame(lines)
 
@@ -92,8 +116,14 @@ def ours(cell: pd.Series) -> str:
     """mean ± sd (n); blank where nothing was measured."""
     if not cell["n"]:
         return ""
-    spread = "" if pd.isna(cell["sd"]) else f" ± {cell['sd']:.1f}"
-    return f"{cell['mean']:.1f}{spread} ({cell['n']})"
+    places = digits(cell["metric"])
+    spread = "" if pd.isna(cell["sd"]) else f" ± {cell['sd']:.{places}f}"
+    return f"{cell['mean']:.{places}f}{spread} ({cell['n']})"
+
+
+def digits(metric: str) -> int:
+    """Decimal places of a metric in a printed table: percentages one, distances three."""
+    return 3 if metric in ("lpips", "lpips_se", "lpips_blurred", "easy_positive") else 1
 
 
 def _switch(value: Any) -> str:
@@ -111,6 +141,9 @@ def to_markdown(plan: Plan, table: Table, shown: pd.DataFrame, dirty: bool) -> s
         f"{table.title}: {UNITS[table.metric]}. *ours*: mean ± standard deviation (number of seeds) at the scale "
         f"`{plan.scale.name}`, {plan.scale.summary}. *paper*: the paper's own number, on ImageNet."
     )
+    if table.note:
+        lpips = plan.scale.diversity
+        notes += " " + table.note.format(net=lpips.net, trunk=lpips.trunk or "torchvision's", size=lpips.size)
     if dirty:
         notes += " † Made from sources that differ from the commit in the records."
     return "\n".join(lines) + f"\n\n{notes}\n"

@@ -4,6 +4,7 @@
 and must reach its published accuracy before anything learns from it. Model layer.
 """
 
+import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,6 +72,15 @@ class Teacher(nn.Module):
         found = dict(zip(sorted(set(self.stages)), features, strict=True))
         return self.net.forward_head(last), tuple(found[s] for s in self.stages)
 
+    def codes_and_logits(
+        self, images: Float[Tensor, "batch rgb height width"]
+    ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch classes"]]:
+        """Pooled penultimate features and logits, with gradients to the images: what synthesis looks at."""
+        if self.gain is not None:
+            images = images * self.gain + self.offset
+        codes = self.net.forward_head(self.net.forward_features(images), pre_logits=True)
+        return codes, self.net.get_classifier()(codes)
+
     def feature_shapes(self, images: Float[Tensor, "batch rgb height width"]) -> list[FeatureShape]:
         """Shape and sign of every stage's features, read off real images."""
         _, features = self.net.forward_intermediates(images)
@@ -102,6 +112,14 @@ def _renormalisation(given: Moments, own: Moments) -> tuple[Tensor, Tensor]:
     """(gain, offset) that turn pixels normalised with `given` into pixels normalised with `own`."""
     (mean, std), (own_mean, own_std) = (tuple(torch.tensor(v).view(-1, 1, 1) for v in m) for m in (given, own))
     return std / own_std, (mean - own_mean) / own_std
+
+
+def weights_sha256(net: nn.Module) -> str:
+    """sha256 over names and values of a network's state."""
+    digest = hashlib.sha256()
+    for name, value in sorted(net.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load_weights(net: nn.Module, path: Path) -> None:

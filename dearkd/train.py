@@ -36,7 +36,7 @@ def train(stage: Stage, seed: int, work: Work) -> dict[str, Any]:
     """
     run = Session(stage, seed, work)
     losses, recipe = dict(stage.losses), stage.training
-    with _stop_requests() as stop, Progress(work.title, run.last_step, run.step, work.rank == 0) as progress:
+    with stop_requests() as stop, Progress(work.title, run.last_step, run.step, work.rank == 0) as progress:
         micro_batches = training_loader(
             work.train, stage.data, recipe.augment, run.schedule, run.step, run.last_step, work.workers
         )
@@ -73,7 +73,7 @@ def train(stage: Stage, seed: int, work: Work) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _stop_requests() -> Iterator[list[int]]:
+def stop_requests() -> Iterator[list[int]]:
     """A list that fills when the process is asked to stop."""
     received: list[int] = []
     before = {s: signal.signal(s, lambda number, _: received.append(number)) for s in STOP_SIGNALS}

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-PLAN = ["schema", "spec", "recipes", "plan", "matrix", "record"]
-MODEL = ["keys", "attention", "aligner", "losses", "models", "teachers"]
-RUN = ["data", "loader", "objective", "checkpoint", "progress", "evaluate", "optimise", "session", "train", "jobs"]
-READ = ["results", "tables", "diagrams", "figures"]
+PLAN = ["schema", "spec", "scale", "recipes", "plan", "matrix", "record"]
+MODEL = ["keys", "attention", "aligner", "losses", "priors", "models", "teachers"]
+RUN = ["data", "loader", "objective", "checkpoint", "progress", "evaluate", "optimise", "session", "train"]
+RUN += ["archive", "artifacts", "jobs", "synthesize", "diversity", "datafree", "describe"]
+READ = ["results", "tables", "diagrams", "latent", "figures"]
 ALLOWED = {
     **{m: [*PLAN[:i]] for i, m in enumerate(PLAN)},
     **{m: [*PLAN, *MODEL[:i]] for i, m in enumerate(MODEL)},

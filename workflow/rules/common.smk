@@ -29,6 +29,9 @@ wildcard_constraints:
     run="|".join(map(re.escape, PLAN.runs)),
     seed=r"\d+",
     stage="I|II",
+    source="|".join(PLAN.sources),
+    images="|".join(["real", *PLAN.sources]),
+    shard=r"\d{4}",
     table="|".join(PLAN.tables),
     figure="|".join(PLAN.figures),
 
@@ -55,3 +58,8 @@ def settled(result, inputs):
 def metrics_of(*names):
     """Evaluations of all runs and seeds that tables or figures show."""
     return [PATHS.metrics(run.name, seed) for run in PLAN.runs_of(*names) for seed in run.seeds]
+
+
+def diversity_of(*names):
+    """Descriptions of all sets of images that tables or figures show."""
+    return [PATHS.diversity(images, seed) for images in PLAN.images_of(*names) for seed in PLAN.scale.seeds]

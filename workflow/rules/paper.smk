@@ -10,6 +10,8 @@ localrules:
 def figure_inputs(wildcards):
     """What a figure reads: metrics, stage records with their curves, or records of teachers."""
     figure, runs = PLAN.figures[wildcards.figure], PLAN.runs_of(wildcards.figure)
+    if figure.reads == "diversity":
+        return diversity_of(wildcards.figure)
     if figure.reads == "metrics":
         return metrics_of(wildcards.figure)
     if figure.reads == "curves":
@@ -30,7 +32,7 @@ rule all:
 
 rule table:
     input:
-        lambda w: metrics_of(w.table),
+        lambda w: metrics_of(w.table) + diversity_of(w.table),
     output:
         multiext(str(PATHS.results / "tables/{table}"), ".csv", ".tex"),
         report(

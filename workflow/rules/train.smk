@@ -7,6 +7,7 @@ def train_inputs(wildcards):
     needs = [PATHS.subsets(stage.data_name) / "data.json"]
     needs += [PATHS.stage(run.name, wildcards.seed, s.name) for s in before]
     needs += [PATHS.teacher(stage.teacher_name)] if stage.teacher_name else []
+    needs += shards_of(stage.source.name, wildcards.seed, stage.shards) if stage.source else []
     return settled(PATHS.stage(run.name, wildcards.seed, stage.name), needs)
 
 

@@ -1,0 +1,90 @@
+"""What earlier jobs left, verified against its record before use: weights, synthetic images, splits. Run layer."""
+
+import csv
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dearkd import archive, data, models, record, teachers
+from dearkd.plan import Plan, Run
+from dearkd.schema import InputError
+
+
+def teacher_weights(plan: Plan, name: str) -> tuple[dict[str, Any], Path]:
+    """(record, file) of a teacher that has passed its gate; InputError when the file is not what the record says."""
+    found, weights = record.read(plan.paths.teacher(name)), plan.paths.teacher_weights(name)
+    if not weights.is_file() or sha256(weights) != found["weights_sha256"]:
+        raise InputError(
+            f"{weights}: missing or not what {plan.paths.teacher(name)} describes; run "
+            f"`python -m dearkd teacher {name} --scale {plan.scale.name}`"
+        )
+    return found, weights
+
+
+def trained_student(plan: Plan, run: Run, seed: int) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """(student of a finished run, its last record); InputError when weights and record do not belong together."""
+    stage = run.stages[-1]
+    path = plan.paths.stage(run.name, seed, stage.name)
+    trained = record.read(path)
+    weights = plan.paths.state(run.name, seed, stage.name) / "student.safetensors"
+    if not weights.is_file():
+        raise InputError(
+            f"{weights}: missing, though its record is there; train the run again: "
+            f"snakemake --forcerun train --config scale={plan.scale.name}"
+        )
+    if sha256(weights) != trained["weights_sha256"]:
+        raise InputError(f"{weights}: is not the file that {path} describes; train it again")
+    model = models.create(stage.model, seed)
+    teachers.load_weights(model, weights)
+    return model, trained
+
+
+def synthetic(plan: Plan, name: str, seed: int, shards: int = 0) -> tuple[data.Images, str]:
+    """(images of the first so many shards of a source, 0 being all; sha256 over their archives).
+
+    Raises InputError naming an archive that is missing or not the one its record describes.
+    """
+    source = plan.sources[name]
+    paths, names, labels, sums = [], [], [], []
+    for shard in range(shards or source.recipe.shards):
+        path = plan.paths.archive(name, seed, shard)
+        made = record.read(plan.paths.shard(name, seed, shard))
+        if not path.is_file() or sha256(path) != made["archive_sha256"]:
+            raise InputError(
+                f"{path}: missing or not what {plan.paths.shard(name, seed, shard)} describes; make it again: "
+                f"python -m dearkd synthesize {name} --scale {plan.scale.name} --seed {seed} --shard {shard}"
+            )
+        with plan.paths.shard(name, seed, shard).with_suffix(".csv").open(newline="") as file:
+            lines = list(csv.DictReader(file))
+        paths.append(path)
+        names += [f"{path.name}/{line['image']}" for line in lines]
+        labels += [int(line["label"]) for line in lines]
+        sums.append(made["archive_sha256"])
+    images = archive.read(paths, names, np.array(labels, dtype=np.int64), source.data.channels)
+    return images, hashlib.sha256("".join(sums).encode()).hexdigest()
+
+
+def held_out(plan: Plan, name: str, split: str) -> data.Images:
+    """Validation or test images; where the scale carves out no validation split (ImageNet), the test images."""
+    spec = dataclasses.replace(plan.scale.data[name], label_noise=0.0)
+    sets = data.read(spec)
+    if split == "test" or not spec.validation:
+        return sets["test"]
+    return data.read_subset(sets["train"], plan.paths.subsets(name), "validation")[0]
+
+
+def data_record(plan: Plan, name: str) -> dict[str, Any]:
+    return record.read(plan.paths.subsets(name) / "data.json")
+
+
+def available_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,134 @@
+"""The job that describes a set of images, real or synthetic: LPIPS, latent codes, a sample. Run layer."""
+
+import csv
+import dataclasses
+import io
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+
+from dearkd import diversity, record, teachers
+from dearkd.artifacts import available_device, data_record, synthetic, teacher_weights
+from dearkd.checkpoint import write_bytes
+from dearkd.data import Images, read, read_subset
+from dearkd.loader import evaluation_loader
+from dearkd.plan import Plan
+from dearkd.recipes import REAL
+from dearkd.schema import fingerprint, to_json
+from dearkd.spec import Data
+
+SHOWN = 8
+"""Images of a class in the sample that a set of images is shown by."""
+CODES = 12
+"""Images of a class whose latent codes are kept for Figure 6."""
+
+
+def describe(plan: Plan, name: str, seed: int) -> None:
+    """LPIPS within classes (Table 6), latent codes and a sample of a set of images; `real`: all training images."""
+    scale = plan.scale
+    main = scale.data["main"]
+    torch.set_num_threads(plan.resources("diversity").threads)
+    if name == REAL:
+        images, images_sha = read_subset(read(main)["train"], plan.paths.subsets("main"), "train-100")
+    else:
+        images, images_sha = synthetic(plan, name, seed)
+    device = available_device()
+    lpips = diversity.Lpips(scale.diversity).to(device)
+    pairs = diversity.pairs(images.labels, scale.diversity.pairs, seed)
+    used, places = np.unique(pairs, return_inverse=True)
+    pixels = _unit_pixels(images.take(used), main)
+    within, classes = places.reshape(pairs.shape), images.labels[pairs[:, 0]]
+    apart = diversity.distances(lpips, pixels, within, device=device)
+    blurred = diversity.distances(lpips, pixels, within, device=device, blurred=True)
+    found, weights = teacher_weights(plan, scale.synthesis.teacher)
+    teacher = teachers.build(scale.teachers[scale.synthesis.teacher], main, weights).to(device)
+    codes, verdict = _codes(teacher, images, plan, device)
+    folder = plan.paths.images(name, seed)
+    record.write_text(folder / "latents.csv", _latents(images, codes, main.classes))
+    write_bytes(folder / "sample.png", _sample(images, main))
+    top1 = 100 * float((verdict == images.labels).mean())
+    plain, low = diversity.summary(apart, classes), diversity.summary(blurred, classes)
+    record.write(
+        plan.paths.diversity(name, seed),
+        {
+            "scale": scale.name,
+            "source": name,
+            "seed": seed,
+            "spec": to_json(scale.diversity),
+            "source_fingerprint": fingerprint(plan.sources[name]) if name != REAL else "",
+            "images": len(images),
+            "images_sha256": images_sha,
+            "data_sha256": data_record(plan, "main")["sha256"]["train"] if name == REAL else "",
+            "lpips": {"package": "lpips 0.1", "net": scale.diversity.net, "trunk_sha256": lpips.trunk_sha256},
+            "teacher": {k: found[k] for k in ("teacher", "top1", "weights_sha256")},
+            "metrics": {
+                "lpips": plain["mean"],
+                "lpips_se": plain["se"],
+                "lpips_blurred": low["mean"],
+                "lpips_blurred_se": low["se"],
+                "teacher_top1": top1,
+                "easy_positive": _easy_positive(codes, images.labels),
+            },
+            "pairs": plain["n"],
+            "per_class": plain["per_class"],
+            **record.provenance(torch.cuda.get_device_name() if device.type == "cuda" else ""),
+        },
+    )
+
+
+def _unit_pixels(images: Images, data: Data) -> Float[Tensor, "n channels height width"]:
+    """Pixels in [0, 1] as at evaluation."""
+    plain = dataclasses.replace(data, mean=(0.0,) * data.channels, std=(1.0,) * data.channels)
+    return torch.cat([batch for batch, _ in evaluation_loader(images, plain, 64)])
+
+
+@torch.no_grad()
+def _codes(
+    teacher: teachers.Teacher, images: Images, plan: Plan, device: torch.device
+) -> tuple[Float[np.ndarray, "n dim"], Int[np.ndarray, " n"]]:
+    """(normalised latent code, class the teacher sees) of each image."""
+    codes, verdict = [], []
+    for batch, _ in evaluation_loader(images, plan.scale.data["main"], 128, plan.scale.loader_workers):
+        code, logits = teacher.codes_and_logits(batch.to(device))
+        codes.append(F.normalize(code.float(), dim=1).cpu())
+        verdict.append(logits.argmax(1).cpu())
+    return torch.cat(codes).numpy(), torch.cat(verdict).numpy()
+
+
+def _easy_positive(codes: Float[np.ndarray, "n dim"], labels: Int[np.ndarray, " n"]) -> float:
+    """Mean distance from an image's code to the nearest other one of its class."""
+    nearest = []
+    for label in np.unique(labels):
+        mine = torch.from_numpy(codes[labels == label])
+        apart = torch.cdist(mine, mine).fill_diagonal_(torch.inf)
+        nearest.append(apart.amin(1))
+    return torch.cat(nearest).mean().item()
+
+
+def _latents(images: Images, codes: Float[np.ndarray, "n dim"], classes: int) -> str:
+    """CSV of the codes of the first `CODES` images of at most ten classes: image, label, f0, f1, ..."""
+    out = io.StringIO()
+    table = csv.writer(out, lineterminator="\n")
+    table.writerow(["image", "label", *(f"f{i}" for i in range(codes.shape[1]))])
+    for label in range(min(classes, 10)):
+        for i in np.flatnonzero(images.labels == label)[:CODES]:
+            table.writerow([images.names[i], label, *(f"{v:.3f}" for v in codes[i])])
+    return out.getvalue()
+
+
+def _sample(images: Images, data: Data) -> memoryview:
+    """PNG of the first images of at most ten classes, a class in a row, without gaps; black where there are fewer."""
+    shown = [np.flatnonzero(images.labels == label)[:SHOWN] for label in np.unique(images.labels)[:10]]
+    side, channels = data.image_size, data.channels
+    sheet = np.zeros((len(shown) * side, SHOWN * side, channels), dtype=np.uint8)
+    for row, indices in enumerate(shown):
+        pixels = (_unit_pixels(images.take(indices), data) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        for column, tile in enumerate(pixels):
+            sheet[row * side : (row + 1) * side, column * side : (column + 1) * side] = tile
+    out = io.BytesIO()
+    Image.fromarray(sheet.squeeze()).save(out, "PNG")
+    return out.getbuffer()

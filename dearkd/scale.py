@@ -1,0 +1,91 @@
+"""A scale: on what, how big, how long, with which teachers and resources. One file of workflow/scales.
+
+Plan layer: standard library only.
+"""
+
+import dataclasses
+from typing import Literal
+
+from dearkd.schema import InputError, Pairs, spec, unknown
+from dearkd.spec import Data, Distillation, Rpe, Synthesis, Teacher, Training
+
+
+@spec
+class Student:
+    """One of the paper's sizes at this scale."""
+
+    size: Literal["tiny", "small", "base"]
+    """Which timm model: deit_{size}_patch16_224 and its relatives."""
+    args: Pairs = ()
+    """Keyword arguments over that model's own, for example patch_size, embed_dim and depth."""
+    deit_heads: int
+    """DeiT has 3, 6 and 12."""
+    dearkd_heads: int
+    """The paper has 12, 12 and 16."""
+    n_mhca: int = 8
+    """Blocks with MHCA, from the first; the rest is MHSA."""
+    init: Literal["deit", "fan_in"] = "deit"
+    """deit: truncated normal, std 0.02. fan_in: std 1/sqrt(fan in), positions 0.5, for widths far below 192."""
+
+
+@spec
+class Diversity:
+    """LPIPS between images of a class (Table 6)."""
+
+    net: Literal["alex", "vgg"] = "alex"
+    trunk: str = ""
+    """File with the trunk's ImageNet weights, or `random`; empty: torchvision's hub."""
+    size: int = 224
+    """Side in pixels to which images are resized."""
+    pairs: int = 4
+    """Disjoint pairs of each class."""
+    blur: float = 1.0
+    """Standard deviation, in pixels at `size`, of the blur of the second figure: noise counts as diversity."""
+
+
+@spec
+class Resources:
+    """What a kind of job asks the machine for."""
+
+    threads: int = 1
+    mem_mb: int = 2000
+    runtime: int = 60
+    """Minutes."""
+    gpu: int = 0
+
+
+@spec
+class Scale:
+    """On what, how big, how long, with which teacher and resources: one file of workflow/scales."""
+
+    name: str
+    summary: str
+    """One line for tables and --help: what data, what hardware."""
+    seeds: tuple[int, ...]
+    fractions: tuple[int, ...]
+    """Percent of the training images; the columns of Table 2."""
+    subset_seed: int = 0
+    data: dict[str, Data]
+    """`main` is what the paper's ImageNet stands for."""
+    students: dict[str, Student]
+    teachers: dict[str, Teacher]
+    training: Training = dataclasses.field(default_factory=Training)
+    distillation: Distillation = dataclasses.field(default_factory=Distillation)
+    rpe: Rpe = dataclasses.field(default_factory=Rpe)
+    synthesis: Synthesis = dataclasses.field(default_factory=Synthesis)
+    diversity: Diversity = dataclasses.field(default_factory=Diversity)
+    attention_images: int = 512
+    """Fixed validation images on which the attention distance is measured each epoch (Figure 4)."""
+    resources: dict[str, Resources] = dataclasses.field(default_factory=dict)
+    """By kind of job (data, teacher, train, synthesize, diversity, evaluate); one that is absent gets the defaults."""
+    only: tuple[str, ...] = ()
+    """Tables and figures that this scale has; empty: all of the matrix."""
+    loader_workers: int = 0
+    checkpoints: str = "checkpoints"
+    """Folder for checkpoints and weights; never inside results."""
+
+    def __post_init__(self) -> None:
+        if self.distillation.teacher not in self.teachers:
+            raise InputError(unknown(self.distillation.teacher, self.teachers, "teacher", "distillation.teacher"))
+        if self.synthesis.teacher not in self.teachers:
+            raise InputError(unknown(self.synthesis.teacher, self.teachers, "teacher", "synthesis.teacher"))

@@ -1,0 +1,279 @@
+"""Images out of a teacher: batches that do not touch each other, runs that can be killed, archives that hold."""
+
+import csv
+import dataclasses
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from conftest import PROJECT
+from PIL import Image
+
+from dearkd import archive, artifacts, datafree, matrix, recipes, record, synthesize, teachers
+from dearkd.schema import InputError, override
+from dearkd.spec import Phase, Synthesis
+
+
+@pytest.fixture(scope="module")
+def whole(smoke_project):
+    return matrix.load("smoke")
+
+
+def make_teacher(plan):
+    spec, data = plan.scale.teachers["main"], plan.scale.data["main"]
+    return teachers.build(spec, data, plan.paths.teacher_weights("main"))
+
+
+def with_recipe(plan, name, **changes):
+    scale = override(plan.scale, {f"synthesis.{k}": v for k, v in changes.items()}, "test")
+    return recipes.source(scale, name)
+
+
+def run(source, batches, teacher, steps=None, student=None, seed=0):
+    classes = range(source.data.classes)
+    labels = torch.tensor([synthesize.classes_of(b, source.recipe, classes, seed) for b in batches])
+    inversion = synthesize.Inversion(source, seed, batches, labels, teacher, student)
+    while inversion.step < (inversion.total if steps is None else steps):
+        inversion.advance()
+    return inversion
+
+
+def test_classes_are_different_within_a_batch_and_equally_frequent_over_all():
+    recipe = Synthesis(batch_classes=6, per_class=7)
+    chosen = [synthesize.classes_of(b, recipe, range(12), 0) for b in range(8)]
+    assert all(len(set(c)) == 6 and Counter(c).most_common(1)[0][1] == 7 for c in chosen)
+    assert set(Counter(c for classes in chosen for c in classes).values()) == {4 * 7}
+    assert chosen != [synthesize.classes_of(b, recipe, range(12), 1) for b in range(8)]
+
+
+def test_learning_rate_warms_up_and_ends_near_zero():
+    phase = Phase(size=8, iterations=100, lr=0.5)
+    rates = [synthesize.learning_rate(phase, i, 20) for i in range(100)]
+    assert rates[0] == pytest.approx(0.025) and max(rates) == pytest.approx(0.5) and rates[99] < 0.001
+    assert rates.index(max(rates)) in (19, 20)
+
+
+@pytest.mark.parametrize("name", ["deepinversion", "df_dearkd"])
+def test_batches_that_share_a_forward_pass_do_not_touch_each_other(project, whole, name):
+    source, teacher = with_recipe(whole, name), make_teacher(whole)
+    together = run(source, [0, 1], teacher).images
+    alone = torch.cat([run(source, [b], teacher).images for b in (0, 1)])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_synthesis_makes_images_the_teacher_believes_in(project, whole):
+    schedule = [{"size": 12, "iterations": 100, "lr": 0.5}]
+    source = with_recipe(whole, "deepinversion", phases=schedule, r_bn=0.0, augment=None, jitter=0)
+    teacher = make_teacher(whole)
+    with torch.no_grad():
+        teacher.net.get_classifier().weight.mul_(100)  # the smoke scale's teacher is unsure of everything
+    made = run(source, [0], teacher)
+    assert made.last["ce"][0] < 0.5 * made.first["ce"][0]
+
+
+def test_r_bn_and_easy_positive_fall_when_they_are_asked_for(project, whole):
+    schedule = [{"size": 12, "iterations": 60, "lr": 0.1}]
+    source = with_recipe(whole, "df_dearkd", phases=schedule)
+    made = run(source, [0], make_teacher(whole))
+    assert made.last["r_bn"][0] < 0.7 * made.first["r_bn"][0]
+    assert made.last["easy_positive"][0] < made.first["easy_positive"][0]
+
+
+def test_pixels_stay_valid_and_the_low_phase_sees_pooled_images(project, whole):
+    source = with_recipe(whole, "deepinversion", phases=[{"size": 6, "iterations": 2, "lr": 5.0}])
+    made = run(source, [0], make_teacher(whole))
+    pixels = made.images.detach() * made.std + made.mean
+    assert pixels.min() >= -1e-6 and pixels.max() <= 1 + 1e-6
+    assert made.result().dtype == torch.uint8
+
+
+def test_jitter_rolls_a_whole_batch_by_at_most_its_reach(project, whole):
+    source = with_recipe(whole, "deepinversion", augment=None, jitter=2, flip=0.0)
+    inversion = run(source, [0], make_teacher(whole), steps=0)
+    with torch.no_grad():
+        inversion.images.zero_()
+        inversion.images[..., 6, 6] = 1.0
+    places = set()
+    for step in range(40):
+        inversion.step = step
+        rows, columns = torch.nonzero(inversion._augmented()[:, 0], as_tuple=True)[1:]
+        assert len(set(rows.tolist())) == len(set(columns.tolist())) == 1
+        places.add((rows[0].item() - 6, columns[0].item() - 6))
+    assert {p[0] for p in places} == {p[1] for p in places} == {-2, -1, 0, 1, 2}
+
+
+def test_the_competing_student_changes_the_images_and_its_term_only_with_adi(project, whole):
+    torch.manual_seed(0)
+    student = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(144, 10))
+    source, teacher = with_recipe(whole, "adi"), make_teacher(whole)
+    assert "competition" in run(source, [0], teacher, 1, student).first
+    assert "competition" not in run(source, [0], teacher, 1).first
+    assert not torch.equal(run(source, [0], teacher, student=student).images, run(source, [0], teacher).images)
+
+
+def test_a_network_without_batchnorm_is_refused_with_the_reason(whole):
+    with pytest.raises(InputError, match="no BatchNorm layers"):
+        synthesize.require_batchnorm(torch.nn.Linear(2, 2), "mixer")
+
+
+def test_advice_names_a_better_weight():
+    assert synthesize.advice(Synthesis(r_bn=0.05), {"r_bn": [3.0]}) == ""
+    assert "synthesis.r_bn: 0.0016" in synthesize.advice(Synthesis(r_bn=0.05), {"r_bn": [100.0]})
+
+
+def test_a_loss_that_is_not_finite_names_its_term(project, whole):
+    source, teacher = with_recipe(whole, "deepinversion"), make_teacher(whole)
+    with torch.no_grad():
+        teacher.net.get_classifier().weight.fill_(float("nan"))
+    with pytest.raises(InputError, match="ce is not finite at iteration 0"):
+        run(source, [0], teacher, 1)
+
+
+def test_there_are_no_more_rounds_than_shards(whole):
+    with pytest.raises(InputError, match=r"synthesis\.rounds: 3 lies outside 1 to 2"):
+        with_recipe(whole, "adi", rounds=3)
+
+
+# ---------------------------------------------------------------------------------------------- shards
+
+
+def test_a_shard_is_an_archive_whose_manifest_says_what_is_in_it(project, whole):
+    datafree.shard(whole, "df_dearkd", 0, 0)
+    made = record.read(whole.paths.shard("df_dearkd", 0, 0))
+    path = whole.paths.archive("df_dearkd", 0, 0)
+    assert made["archive_sha256"] == artifacts.sha256(path) and made["images"] == 20
+    with whole.paths.shard("df_dearkd", 0, 0).with_suffix(".csv").open() as file:
+        lines = list(csv.DictReader(file))
+    with zipfile.ZipFile(path) as members:
+        assert members.namelist() == [line["image"] for line in lines]
+        pixels = np.asarray(Image.open(io.BytesIO(members.read(lines[3]["image"]))))
+    images, _ = artifacts.synthetic(whole, "df_dearkd", 0, shards=1)
+    np.testing.assert_array_equal(images.pixels[3, :, :, 0], pixels)
+    assert images.labels.tolist() == [int(line["label"]) for line in lines]
+    normal = (torch.from_numpy(images.pixels).permute(0, 3, 1, 2) / 255 - 0.135) / 0.293
+    verdict = make_teacher(whole).codes_and_logits(normal)[1].argmax(1)
+    assert [int(line["teacher_top1"]) for line in lines] == verdict.tolist()
+
+
+def test_a_damaged_or_missing_archive_is_named(project, whole):
+    datafree.shard(whole, "deepinversion", 0, 0)
+    path = whole.paths.archive("deepinversion", 0, 0)
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(InputError, match=r"shard-0000\.zip: missing or not what .* make it again"):
+        artifacts.synthetic(whole, "deepinversion", 0, shards=1)
+
+
+def test_large_sets_are_read_member_by_member(tmp_path, monkeypatch):
+    monkeypatch.setattr(archive, "IN_MEMORY", 0)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    archive.write(tmp_path / "shard-0000.zip", pixels, ["a.png", "b.png", "c.png"])
+    images = archive.read(
+        [tmp_path / "shard-0000.zip"], [f"shard-0000.zip/{n}.png" for n in "abc"], np.array([0, 1, 2]), 3
+    )
+    assert images.pixels is None
+    np.testing.assert_array_equal(np.asarray(images.take([2, 0]).open(0, 3)), pixels[2])
+    missing = dataclasses.replace(images, names=["shard-0000.zip/d.png"] * 3)
+    with pytest.raises(InputError, match=r"shard-0000\.zip: d\.png cannot be read"):
+        missing.open(0, 3)
+
+
+def test_equal_images_make_equal_archives(tmp_path):
+    pixels = np.zeros((1, 4, 4, 1), dtype=np.uint8)
+    first = archive.write(tmp_path / "a.zip", pixels, ["x.png"])
+    time.sleep(0.01)
+    assert first == archive.write(tmp_path / "b.zip", pixels, ["x.png"])
+
+
+def test_a_killed_shard_goes_on_to_the_same_images(project, tmp_path):
+    """SIGKILL, several times, at whatever step it happens to be."""
+    scale = tmp_path / "slow.yaml"
+    scale.write_text(
+        "extends: smoke\nname: slow\nsynthesis: {images: 40, per_class: 2, shard_batches: 2, rounds: 1, "
+        "phases: [{size: 6, iterations: 300, lr: 0.2}, {size: 12, iterations: 300, lr: 0.2}]}\n"
+    )
+    plan = matrix.load(str(scale))
+    for name in ("results", "checkpoints"):
+        (project / name / "slow").symlink_to(project / name / "smoke")
+    command = [sys.executable, "-m", "dearkd", "synthesize", "df_dearkd", "--scale", str(scale), "--save-seconds", "0"]
+    path = plan.paths.archive("df_dearkd", 0, 0)
+    kills = 0
+    while kills < 3:
+        job = subprocess.Popen([*command, "--seed", "0"], stdout=subprocess.PIPE)
+        before = len(list(path.with_suffix("").glob("step-*"))) and max(path.with_suffix("").glob("step-*")).name
+        while job.poll() is None and not any(p.name > (before or "") for p in path.with_suffix("").glob("step-*")):
+            time.sleep(0.02)
+        time.sleep(0.3)
+        job.send_signal(signal.SIGKILL)
+        job.wait()
+        kills += 1
+    assert not path.exists()
+    subprocess.run([*command, "--seed", "0"], check=True, stdout=subprocess.DEVNULL)
+    made = record.read(plan.paths.shard("df_dearkd", 0, 0))
+    assert made["attempts"] == 4
+    killed = made["archive_sha256"]
+    path.unlink()
+    for old in path.with_suffix("").glob("step-*"):
+        old.unlink()
+    subprocess.run([*command[:-1], "300", "--seed", "0"], check=True, stdout=subprocess.DEVNULL)
+    again = record.read(plan.paths.shard("df_dearkd", 0, 0))
+    assert again["archive_sha256"] == killed
+    assert again["terms"] == made["terms"]
+
+
+# ---------------------------------------------------------------------------------------------- a CNN of one's own
+
+
+def invert(*arguments, cwd):
+    command = [sys.executable, "-m", "dearkd", "synthesize", *arguments]
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(PROJECT)}
+    )
+
+
+RECIPE = """
+per_class: 2
+batch_classes: 2
+phases: [{size: 32, iterations: 2, lr: 0.1}]
+jitter: 2
+"""
+
+
+def test_a_users_own_cnn_and_class_names(tmp_path):
+    import timm
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    net = timm.create_model("resnet18", num_classes=3)
+    save_file(net.state_dict(), tmp_path / "mine.safetensors")
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    own = ("--teacher", "resnet18", "--weights", "mine.safetensors", "--recipe", "recipe.yaml", "--images", "4")
+    done = invert(*own, "--classes", "cat,my dog/..,bird", "--pick", "cat,bird", "--out", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with zipfile.ZipFile(tmp_path / "out/images.zip") as members:
+        assert {n.split("/")[0] for n in members.namelist()} == {"cat", "bird"}
+        assert Image.open(io.BytesIO(members.read(members.namelist()[0]))).size == (224, 224)
+    made = record.read(tmp_path / "out/images.json")
+    assert made["images"] == 4 and made["classes"] == ["cat", "my dog_", "bird"]
+    wrong = invert(*own, "--classes", "cat,dog", "--out", "out", cwd=tmp_path)
+    assert wrong.returncode == 2 and "another network" in wrong.stderr and "Traceback" not in wrong.stderr
+    wrong = invert(*own, "--classes", "cat,dog,bird", "--pick", "cta", "--out", "out", cwd=tmp_path)
+    assert wrong.returncode == 2 and "did you mean 'cat'" in wrong.stderr
+    wrong = invert("--teacher", "resnet81", "--out", "out", cwd=tmp_path)
+    assert wrong.returncode == 2 and "did you mean 'resnet" in wrong.stderr
+
+
+def test_a_cnn_without_batchnorm_gets_the_reason(tmp_path):
+    import timm
+    from safetensors.torch import save_file
+
+    save_file(timm.create_model("convnext_atto", num_classes=2).state_dict(), tmp_path / "w.safetensors")
+    done = invert("--teacher", "convnext_atto", "--weights", "w.safetensors", "--classes", "a,b", cwd=tmp_path)
+    assert done.returncode == 2 and "no BatchNorm layers" in done.stderr

@@ -1,0 +1,62 @@
+"""Synthetic images: a job per shard, so that a cluster makes them in parallel; and what describes a set of images."""
+
+
+def shard_inputs(wildcards):
+    source = PLAN.sources[wildcards.source]
+    rival = PLAN.competitor(wildcards.source, int(wildcards.shard))
+    needs = [PATHS.teacher(source.teacher_name)]
+    needs += [PATHS.stage(rival.name, wildcards.seed, rival.stages[-1].name)] if rival else []
+    return settled(PATHS.shard(wildcards.source, wildcards.seed, int(wildcards.shard)), needs)
+
+
+def shards_of(source, seed, count=0):
+    """Records of the first so many shards of a source; 0: all."""
+    return [PATHS.shard(source, seed, i) for i in range(count or PLAN.sources[source].recipe.shards)]
+
+
+def diversity_inputs(wildcards):
+    needs = [PATHS.subsets("main") / "data.json", PATHS.teacher(PLAN.scale.synthesis.teacher)]
+    needs += shards_of(wildcards.images, wildcards.seed) if wildcards.images in PLAN.sources else []
+    return settled(PATHS.diversity(wildcards.images, wildcards.seed), needs)
+
+
+rule synthesize:
+    input:
+        shard_inputs,
+    output:
+        PATHS.results / "images/{source}/seed{seed}/shard-{shard}.json",
+        PATHS.results / "images/{source}/seed{seed}/shard-{shard}.csv",
+    params:
+        fingerprint=lambda w: fingerprint(PLAN.sources[w.source]),
+    log:
+        f"{LOGS}/images/{{source}}/seed{{seed}}-shard-{{shard}}.log",
+    benchmark:
+        f"{LOGS}/images/{{source}}/seed{{seed}}-shard-{{shard}}.benchmark.tsv"
+    threads: asks("synthesize", "threads")
+    resources:
+        mem_mb=asks("synthesize", "mem_mb"),
+        runtime=asks("synthesize", "runtime"),
+        gpu=asks("synthesize", "gpu"),
+    shell:
+        "{PYTHON:q} -m dearkd synthesize {wildcards.source:q} --scale {SCALE:q} --seed {wildcards.seed}"
+        " --shard {wildcards.shard} --fingerprint {params.fingerprint} > {log:q} 2>&1"
+
+
+rule diversity:
+    input:
+        diversity_inputs,
+    output:
+        PATHS.results / "images/{images}/seed{seed}/diversity.json",
+        PATHS.results / "images/{images}/seed{seed}/latents.csv",
+        PATHS.results / "images/{images}/seed{seed}/sample.png",
+    params:
+        fingerprint=lambda w: fingerprint((PLAN.scale.diversity, PLAN.sources.get(w.images))),
+    log:
+        f"{LOGS}/images/{{images}}/seed{{seed}}-diversity.log",
+    threads: asks("diversity", "threads")
+    resources:
+        mem_mb=asks("diversity", "mem_mb"),
+        runtime=asks("diversity", "runtime"),
+        gpu=asks("diversity", "gpu"),
+    shell:
+        "{PYTHON:q} -m dearkd diversity {wildcards.images:q} --scale {SCALE:q} --seed {wildcards.seed} > {log:q} 2>&1"
