@@ -3,6 +3,7 @@
 Read layer: pandas; never torch.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,18 @@ def check(plan: Plan, run: Run, seed: int) -> list[dict[str, Any]]:
             and values["teacher"]["weights_sha256"] != teacher(plan, stage.teacher_name)["weights_sha256"]
         ):
             raise _stale(plan, path, f"its teacher {stage.teacher_name} has other weights now")
+        if stage.source and values["data"]["images_sha256"] != images_sha256(plan, stage, seed):
+            raise _stale(plan, path, f"the images of {stage.source.name} are others now")
         found.append(values)
     return found
+
+
+def images_sha256(plan: Plan, stage: Stage, seed: int) -> str:
+    """sha256 over the archives that a stage trains on, from the records of their shards."""
+    name = stage.source.name
+    shards = range(stage.shards or stage.source.recipe.shards)
+    sums = [record.read(plan.paths.shard(name, seed, i))["archive_sha256"] for i in shards]
+    return hashlib.sha256("".join(sums).encode()).hexdigest()
 
 
 def teacher(plan: Plan, name: str) -> dict[str, Any]:

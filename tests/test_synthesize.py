@@ -17,7 +17,20 @@ import torch
 from conftest import PROJECT
 from PIL import Image
 
-from dearkd import archive, artifacts, datafree, matrix, recipes, record, synthesize, teachers
+from dearkd import (
+    archive,
+    artifacts,
+    datafree,
+    describe,
+    jobs,
+    matrix,
+    recipes,
+    record,
+    results,
+    synthesize,
+    tables,
+    teachers,
+)
 from dearkd.schema import InputError, override
 from dearkd.spec import Phase, Synthesis
 
@@ -161,6 +174,61 @@ def test_a_shard_is_an_archive_whose_manifest_says_what_is_in_it(project, whole)
     normal = (torch.from_numpy(images.pixels).permute(0, 3, 1, 2) / 255 - 0.135) / 0.293
     verdict = make_teacher(whole).codes_and_logits(normal)[1].argmax(1)
     assert [int(line["teacher_top1"]) for line in lines] == verdict.tolist()
+
+
+def test_a_student_learns_from_synthetic_images_and_its_record_knows_which(project, whole):
+    for shard in (0, 1):
+        datafree.shard(whole, "df_dearkd", 0, shard)
+    run = whole.runs["dearkd-Ti-images~df_dearkd"]
+    for stage in ("I", "II"):
+        jobs.train(whole, run, 0, stage)
+    jobs.evaluate(whole, run, 0)
+    made = record.read(whole.paths.stage(run.name, 0, "I"))
+    assert made["data"]["images"] == 40 and made["data"]["source"] == "df_dearkd"
+    assert len(results.load(whole, [run])) == 1
+    path = whole.paths.shard("df_dearkd", 0, 1)
+    record.write(path, {**record.read(path), "archive_sha256": "0"})
+    with pytest.raises(InputError, match=r"stale record .the images of df_dearkd are others now"):
+        results.load(whole, [run])
+
+
+def test_adi_competes_with_the_student_of_the_round_before(project, whole):
+    assert whole.competitor("adi", 0).name == "dearkd-Ti-images~deepinversion"
+    assert whole.competitor("adi", 1).name == "adi-student-round1"
+    assert {s.shards for s in whole.competitor("adi", 1).stages} == {1}
+    assert whole.competitor("df_dearkd", 0) is None
+    with pytest.raises(InputError, match=r"dearkd-Ti-images~deepinversion/seed0/II\.json: record is missing"):
+        datafree.shard(whole, "adi", 0, 0)
+    run = whole.competitor("adi", 0)
+    for shard in (0, 1):
+        datafree.shard(whole, "deepinversion", 0, shard)
+    for stage in run.stages:
+        jobs.train(whole, run, 0, stage.name)
+    datafree.shard(whole, "adi", 0, 0)
+    made = record.read(whole.paths.shard("adi", 0, 0))
+    assert made["student"]["run"] == run.name and "last_competition" in made["terms"][0]
+
+
+def test_a_set_of_images_is_described_and_a_changed_recipe_refuses_the_description(project, whole):
+    for shard in (0, 1):
+        datafree.shard(whole, "df_dearkd", 0, shard)
+    for name in ("df_dearkd", "real"):
+        describe.describe(whole, name, 0)
+    frame = results.diversity(whole, ["real", "df_dearkd"]).set_index("run")
+    assert frame.loc["df_dearkd", "teacher_top1"] == pytest.approx(
+        np.mean([record.read(whole.paths.shard("df_dearkd", 0, i))["teacher_accuracy"] for i in (0, 1)])
+    )
+    folder = whole.paths.images("df_dearkd", 0)
+    assert Image.open(folder / "sample.png").size == (8 * 12, 10 * 12)
+    codes = np.loadtxt(folder / "latents.csv", delimiter=",", skiprows=1, usecols=range(2, 66))
+    np.testing.assert_allclose(np.linalg.norm(codes, axis=1), 1, atol=0.01)
+    tables.write(whole, "table6")
+    text = (whole.paths.results / "tables/table6.md").read_text()
+    assert "trunk weights: random" in text and "0.710" in text
+    path = whole.paths.diversity("df_dearkd", 0)
+    record.write(path, {**record.read(path), "source_fingerprint": "0"})
+    with pytest.raises(InputError, match=r"stale record .the recipe of its images has changed"):
+        results.diversity(whole, ["df_dearkd"])
 
 
 def test_a_damaged_or_missing_archive_is_named(project, whole):
