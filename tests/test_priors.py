@@ -130,3 +130,25 @@ def test_classification_is_cross_entropy_of_each_group():
     logits, labels = torch.randn(2, 3, 4), torch.randint(0, 4, (2, 3))
     expected = [torch.nn.functional.cross_entropy(x, y).item() for x, y in zip(logits, labels, strict=True)]
     assert priors.classification(logits, labels).tolist() == pytest.approx(expected)
+
+
+def test_no_term_of_the_paper_swamps_the_others_at_the_start(net):
+    """Eq. 11 on raw features would: its gradient has norm 50, and nothing bounds it."""
+    from dearkd import recipes, synthesize, teachers
+    from dearkd.spec import Data, Phase, Source, Synthesis, Teacher
+
+    recipe = Synthesis(batch_classes=2, per_class=4, images=8, phases=(Phase(size=64, iterations=1, lr=0.1),))
+    data = Data(kind="folder", classes=5, image_size=64)
+    source = Source(
+        name="df_dearkd",
+        terms=recipes.terms(recipe, "df_dearkd"),
+        recipe=recipe,
+        data=data,
+        teacher_name="main",
+        teacher=Teacher(model="resnet18", top1=0.0),
+    )
+    labels = torch.tensor([synthesize.classes_of(0, recipe, range(5), 0)])
+    inversion = synthesize.Inversion(source, 0, [0], labels, teachers.Teacher(net))
+    inversion.advance()
+    assert set(inversion.first) == {"ce", "tv", "l2", "r_bn", "easy_positive", "triplet"}
+    assert max(abs(v[0]) for v in inversion.first.values()) < 100 * inversion.first["ce"][0]
