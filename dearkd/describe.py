@@ -23,7 +23,7 @@ from dearkd.spec import Data
 
 SHOWN = 8
 """Images of a class in the sample that a set of images is shown by."""
-CODES = 12
+CODES = 20
 """Images of a class whose latent codes are kept for Figure 6."""
 
 

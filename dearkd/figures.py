@@ -7,7 +7,9 @@ import itertools
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pandas as pd
+from PIL import Image
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -15,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dearkd import diagrams, plan, results, tables
+from dearkd import diagrams, latent, plan, results, tables
 from dearkd.record import write_text
 from dearkd.schema import InputError, unknown
 
@@ -167,4 +169,64 @@ def aligner(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, None]:
     return drawn, None
 
 
-KINDS = {kind.__name__: kind for kind in (accuracy_against_data, attention_distance, pipeline, aligner)}
+# ---------------------------------------------------------------------------------------------- Figures 5 and 6
+
+
+def data_free_pipeline(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, None]:
+    """Figure 5: how DF-DearKD makes its images, with this scale's terms, weights and schedule."""
+    drawn, ax = plt.subplots(figsize=(7.2, 5.0))
+    run = whole.runs[figure.rows[0].cells[0].run]
+    diagrams.data_free_pipeline(ax, run.stages[0].source, run.stages)
+    return drawn, None
+
+
+def latent_space(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, pd.DataFrame]:
+    """Figure 6: latent codes of real and synthetic images in one plane, with easiest positives; the first seed's."""
+    results.diversity(whole, whole.images_of(figure.name))
+    frames = {label: pd.read_csv(_beside(whole, name, "latents.csv")) for label, name in _sets(figure)}
+    shown = latent.choose(frames)
+    embedded = latent.embed({label: f[f["label"].isin(shown)].reset_index(drop=True) for label, f in frames.items()})
+    drawn, axes = plt.subplots(1, len(frames), figsize=(7.2, 2.6))
+    latent.latent_space(list(axes), embedded)
+    drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(shown), title="class")
+    numbers = pd.concat([f[["image", "label", "x", "y"]].assign(row=label) for label, f in embedded.items()])
+    return drawn, numbers
+
+
+def image_grid(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, None]:
+    """Synthetic images beside real ones, a class in a row; the first seed's."""
+    results.diversity(whole, whole.images_of(figure.name))
+    sheets = {label: np.asarray(Image.open(_beside(whole, name, "sample.png"))) for label, name in _sets(figure)}
+    side = whole.scale.data["main"].image_size
+    first = next(iter(sheets.values()))
+    classes, columns = first.shape[0] // side, first.shape[1] // side
+    drawn, axes = plt.subplots(1, len(sheets), figsize=(7.2, 7.2 / len(sheets) * classes / columns + 0.35))
+    latent.image_grid(list(np.atleast_1d(axes)), sheets, classes, columns)
+    return drawn, None
+
+
+def _sets(figure: plan.Figure) -> list[tuple[str, str]]:
+    """(label, name) of each set of images that a figure shows."""
+    return [(row.label, row.cells[0].run) for row in figure.rows]
+
+
+def _beside(whole: plan.Plan, name: str, file: str) -> Path:
+    """A file beside the description of a set of images, of the first seed."""
+    path = whole.paths.images(name, whole.scale.seeds[0]) / file
+    if not path.is_file():
+        raise InputError(f"{path}: missing; make it again with `python -m dearkd diversity {name}`")
+    return path
+
+
+KINDS = {
+    kind.__name__: kind
+    for kind in (
+        accuracy_against_data,
+        attention_distance,
+        pipeline,
+        aligner,
+        data_free_pipeline,
+        latent_space,
+        image_grid,
+    )
+}
