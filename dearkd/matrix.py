@@ -238,13 +238,19 @@ class _Reader:
             if key not in defaults:
                 raise InputError(unknown(key, (*DESCRIPTION, "method", "student", *defaults), "key", where))
         scale = override(self.scale, dotted, where)
-        deviating = {k: v for k, v in dotted.items() if lookup(scale, k) != lookup(self.scale, k)}
-        deviating |= {k: v for k, v in switches.items() if v != defaults[k]}
         self._source(switches.get("images", recipes.REAL))
+
+        recipe = recipes.METHODS[values["method"]]
         try:
-            stages = recipes.METHODS[values["method"]](scale, values["student"], **switches)
+            stages = recipe(scale, values["student"], **switches)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
+        deviating = {k: v for k, v in dotted.items() if lookup(scale, k) != lookup(self.scale, k)}
+        for key, value in switches.items():
+            others = {k: v for k, v in switches.items() if k != key}
+            # A switch that changes nothing at this scale is no part of the name: equal rows are one run.
+            if value != defaults[key] and not _same(recipe, scale, values["student"], others, stages):
+                deviating[key] = value
         run = Run(
             name=run_name(values["method"], values["student"], deviating),
             method=values["method"],
@@ -253,14 +259,21 @@ class _Reader:
             stages=stages,
             seeds=self.scale.seeds,
         )
-        same = (r for r in self.runs.values() if r.stages == run.stages)
-        return next(same, None) or self.runs.setdefault(run.name, run)
+        return self.runs.setdefault(run.name, run)
 
     @staticmethod
     def _check(values: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
         for key in values:
             if key not in known:
                 raise InputError(unknown(str(key), known, "key", where))
+
+
+def _same(recipe: Any, scale: Scale, student: str, switches: Mapping[str, Any], stages: recipes.Stages) -> bool:
+    """Whether the recipe makes the same stages with these switches; switches that contradict each other make none."""
+    try:
+        return recipe(scale, student, **switches) == stages
+    except InputError:
+        return False
 
 
 def run_name(method: str, student: str, deviating: Mapping[str, Any]) -> str:

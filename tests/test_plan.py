@@ -222,3 +222,56 @@ def test_run_names_are_safe_paths():
 def test_unknown_run():
     with pytest.raises(InputError, match="unknown run 'dearkd-T'; did you mean 'dearkd-Ti'"):
         load("digits").run("dearkd-T")
+
+
+# ---------------------------------------------------------------------------------------------- synthetic images
+
+
+def test_rows_on_synthetic_images_are_taught_by_the_teacher_they_come_from():
+    plan = load("imagenet")
+    stage = plan.runs["dearkd-Ti-images~df_dearkd"].stages[0]
+    assert stage.teacher_name == stage.source.teacher_name == "resnet101"
+    assert plan.runs["dearkd-Ti"].stages[0].teacher_name == "main"
+    assert plan.runs["dearkd-Ti-taught_by~synthesis"].stages[0].teacher_name == "resnet101"
+    assert stage.source.recipe.batches == 15239 and dict(stage.source.terms)["easy_positive"] == 50
+
+
+def test_rows_that_come_out_equal_are_one_run():
+    plan = load("digits")  # one teacher for everything, so that the real rows of Table 5 are those of Table 2
+    assert not [name for name in plan.runs if "taught_by" in name]
+    shown = {cell.run for row in plan.tables["table5"].rows for cell in row.cells}
+    assert {"deit-Ti", "dearkd-Ti", "dearkd-Ti-fraction~50"} <= shown
+
+
+def test_changing_how_images_are_made_changes_the_runs_that_see_them_and_no_others():
+    before = load("digits")
+    changed = override(before.scale, {"synthesis.easy_positive": 7.0}, "test")
+    after = load(changed)
+    moved = {n for n in before.runs if before.runs[n].fingerprint("I") != after.runs[n].fingerprint("I")}
+    assert moved == {n for n in before.runs if "images~" in n}
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("images: df_deark", "unknown value 'df_deark'; did you mean 'df_dearkd'"),
+        ("images: df_dearkd, fraction: 50", "fraction: 50 is a share of the real images"),
+        ("taught_by: synthesiss", "unknown value 'synthesiss'; did you mean 'synthesis'"),
+    ],
+)
+def test_mistakes_about_images_are_named(tmp_path, line, message):
+    path = tmp_path / "matrix.yaml"
+    row = f"{{label: a, method: dearkd, student: Ti, {line}}}"
+    path.write_text(f"tables: {{t: {{title: t, metric: top1, rows: [{row}]}}}}")
+    with pytest.raises(InputError, match=message):
+        load("digits", path)
+
+
+def test_a_scale_may_have_only_some_tables(tmp_path):
+    path = tmp_path / "some.yaml"
+    path.write_text("extends: digits\nname: some\nonly: [table6, images]\n")
+    plan = load(str(path))
+    assert list(plan.tables) == ["table6"] and list(plan.figures) == ["images"]
+    path.write_text("extends: digits\nname: some\nonly: [tabel6]\n")
+    with pytest.raises(InputError, match="unknown table or figure 'tabel6'; did you mean 'table6'"):
+        load(str(path))
