@@ -16,6 +16,15 @@ from dearkd.keys import numpy_generator
 from dearkd.schema import InputError
 from dearkd.spec import Data
 
+PHOTOS = {
+    "skimage/data/chelsea.png": 282,
+    "skimage/data/coffee.png": 967,
+    "skimage/data/motorcycle_left.png": 665,
+    "sklearn/datasets/images/china.jpg": 698,
+    "sklearn/datasets/images/flower.jpg": 985,
+}
+"""Sample photos in the wheels of scikit-image and scikit-learn, and the nearest class of ImageNet-1k: tiger cat,
+espresso, moped (there is no motorcycle), palace (no pagoda) and daisy (no dahlia)."""
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm")
 
 
@@ -74,9 +83,15 @@ def read(data: Data) -> dict[str, Images]:
     Raises InputError naming what is missing and where it was looked for.
     """
     data = dataclasses.replace(data, root=_root(data.root))
-    sets = {"digits": _placed_digits, "idx": _idx, "cifar10": _cifar, "cifar100": _cifar, "folder": _folder}[data.kind](
-        data
-    )
+    readers = {
+        "digits": _placed_digits,
+        "photos": _photos,
+        "idx": _idx,
+        "cifar10": _cifar,
+        "cifar100": _cifar,
+        "folder": _folder,
+    }
+    sets = readers[data.kind](data)
     for split, images in sets.items():
         if len(images) == 0:
             raise InputError(f"{data.root or data.kind}: no {split} images")
@@ -105,10 +120,8 @@ def _placed_digits(data: Data) -> dict[str, Images]:
 
     Read from the file in the wheel: importing sklearn.datasets takes longer than training an epoch.
     """
-    package = importlib.util.find_spec("sklearn")
-    if package is None or package.origin is None:
-        raise InputError("data kind digits needs scikit-learn: pip install scikit-learn")
-    table = np.loadtxt(Path(package.origin).parent / "datasets/data/digits.csv.gz", delimiter=",", dtype=np.int64)
+    path = _site("sklearn", "data kind digits needs scikit-learn: pip install scikit-learn")
+    table = np.loadtxt(path / "sklearn/datasets/data/digits.csv.gz", delimiter=",", dtype=np.int64)
     digits, labels = table[:, :64].reshape(-1, 8, 8), table[:, 64]
     side = data.image_size
     offsets = numpy_generator("placed digits", side).integers(0, side - 8 + 1, size=(len(digits), 2))
@@ -118,6 +131,26 @@ def _placed_digits(data: Data) -> dict[str, Images]:
     order = numpy_generator("placed digits", "split").permutation(len(digits))
     everything = Images([f"digit-{i:04d}" for i in range(len(digits))], labels, pixels)
     return {"train": everything.take(np.sort(order[:1000])), "test": everything.take(np.sort(order[1000:]))}
+
+
+def _photos(data: Data) -> dict[str, Images]:
+    """`PHOTOS`, real images for a CNN trained on ImageNet. Train and test are the same: nothing trains on them."""
+    sites = {
+        package: _site(package, f"data kind photos needs {name}: pip install dearkd[lite0]")
+        for package, name in (("skimage", "scikit-image"), ("sklearn", "scikit-learn"))
+    }
+    root = Path(os.path.commonpath(sites.values()))
+    names = [(sites[name.split("/")[0]] / name).relative_to(root).as_posix() for name in PHOTOS]
+    images = Images(names, np.array(list(PHOTOS.values()), dtype=np.int64), root=root)
+    return {"train": images, "test": images}
+
+
+def _site(package: str, missing: str) -> Path:
+    """The folder that an installed package lies in; InputError with the sentence `missing` when there is none."""
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        raise InputError(missing)
+    return Path(found.origin).parent.parent
 
 
 def _idx(data: Data) -> dict[str, Images]:
@@ -216,7 +249,7 @@ def subsets(labels: Int[np.ndarray, " n"], data: Data, fractions: Sequence[int],
         members = np.flatnonzero(labels == label)
         if data.order == "shuffled":
             members = numpy_generator(seed, "subset", label).permutation(members)
-        if len(members) <= per_class:
+        if per_class and len(members) <= per_class:
             raise InputError(
                 f"class {label} has {len(members)} training images, too few for validation: {data.validation}"
             )

@@ -41,7 +41,7 @@ def shard(plan: Plan, name: str, seed: int, index: int, save_seconds: float = 30
         source,
         seed,
         index,
-        range(source.data.classes),
+        source.recipe.classes or range(source.data.classes),
         teacher,
         student,
         path,
@@ -215,7 +215,7 @@ def invert(
         teacher_name=model,
         teacher=spec,
     )
-    teacher = teachers.build(spec, data, Path(weights) if weights else None)
+    teacher = teachers.build(spec, data)
     path = out / "images.zip"
     identity = f"{fingerprint((source, tuple(indices)))}-{teachers.weights_sha256(teacher.net)}"
     made = make(source, seed, 0, indices, teacher, None, path, identity, f"{method} from {model}", save_seconds, names)

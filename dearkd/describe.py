@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from dearkd.recipes import REAL
 from dearkd.schema import fingerprint, to_json
 from dearkd.spec import Data
 
+CLASSES = 10
+"""Classes shown, the first that a set has."""
 SHOWN = 8
 """Images of a class in the sample that a set of images is shown by."""
 CODES = 20
@@ -37,21 +40,14 @@ def describe(plan: Plan, name: str, seed: int) -> None:
     else:
         images, images_sha = synthetic(plan, name, seed)
     device = available_device()
-    lpips = diversity.Lpips(scale.diversity).to(device)
-    pairs = diversity.pairs(images.labels, scale.diversity.pairs, seed)
-    used, places = np.unique(pairs, return_inverse=True)
-    pixels = _unit_pixels(images.take(used), main)
-    within, classes = places.reshape(pairs.shape), images.labels[pairs[:, 0]]
-    apart = diversity.distances(lpips, pixels, within, device=device)
-    blurred = diversity.distances(lpips, pixels, within, device=device, blurred=True)
+    perceptual = _lpips(images, plan, seed, device) if scale.diversity.pairs else {"metrics": {}}
     found, weights = teacher_weights(plan, scale.synthesis.teacher)
     teacher = teachers.build(scale.teachers[scale.synthesis.teacher], main, weights).to(device)
     codes, verdict = _codes(teacher, images, plan, device)
     folder = plan.paths.images(name, seed)
-    record.write_text(folder / "latents.csv", _latents(images, codes, main.classes))
+    record.write_text(folder / "latents.csv", _latents(images, codes))
     write_bytes(folder / "sample.png", _sample(images, main))
     top1 = 100 * float((verdict == images.labels).mean())
-    plain, low = diversity.summary(apart, classes), diversity.summary(blurred, classes)
     record.write(
         plan.paths.diversity(name, seed),
         {
@@ -63,21 +59,41 @@ def describe(plan: Plan, name: str, seed: int) -> None:
             "images": len(images),
             "images_sha256": images_sha,
             "data_sha256": data_record(plan, "main")["sha256"]["train"] if name == REAL else "",
-            "lpips": {"package": "lpips 0.1", "net": scale.diversity.net, "trunk_sha256": lpips.trunk_sha256},
             "teacher": {k: found[k] for k in ("teacher", "top1", "weights_sha256")},
+            **perceptual,
             "metrics": {
-                "lpips": plain["mean"],
-                "lpips_se": plain["se"],
-                "lpips_blurred": low["mean"],
-                "lpips_blurred_se": low["se"],
+                **perceptual["metrics"],
                 "teacher_top1": top1,
                 "easy_positive": _easy_positive(codes, images.labels),
             },
-            "pairs": plain["n"],
-            "per_class": plain["per_class"],
             **record.provenance(torch.cuda.get_device_name() if device.type == "cuda" else ""),
         },
     )
+
+
+def _lpips(images: Images, plan: Plan, seed: int, device: torch.device) -> dict[str, Any]:
+    """What a record says about LPIPS within classes, plain and blurred."""
+    spec = plan.scale.diversity
+    lpips = diversity.Lpips(spec).to(device)
+    pairs = diversity.pairs(images.labels, spec.pairs, seed)
+    used, places = np.unique(pairs, return_inverse=True)
+    pixels = _unit_pixels(images.take(used), plan.scale.data["main"])
+    within, classes = places.reshape(pairs.shape), images.labels[pairs[:, 0]]
+    plain, low = (
+        diversity.summary(diversity.distances(lpips, pixels, within, device=device, blurred=blurred), classes)
+        for blurred in (False, True)
+    )
+    return {
+        "lpips": {"package": "lpips 0.1", "net": spec.net, "trunk_sha256": lpips.trunk_sha256},
+        "metrics": {
+            "lpips": plain["mean"],
+            "lpips_se": plain["se"],
+            "lpips_blurred": low["mean"],
+            "lpips_blurred_se": low["se"],
+        },
+        "pairs": plain["n"],
+        "per_class": plain["per_class"],
+    }
 
 
 def _unit_pixels(images: Images, data: Data) -> Float[Tensor, "n channels height width"]:
@@ -99,32 +115,32 @@ def _codes(
     return torch.cat(codes).numpy(), torch.cat(verdict).numpy()
 
 
-def _easy_positive(codes: Float[np.ndarray, "n dim"], labels: Int[np.ndarray, " n"]) -> float:
-    """Mean distance from an image's code to the nearest other one of its class."""
+def _easy_positive(codes: Float[np.ndarray, "n dim"], labels: Int[np.ndarray, " n"]) -> float | None:
+    """Mean distance from an image's code to the nearest other one of its class; None where each is alone in its."""
     nearest = []
     for label in np.unique(labels):
         mine = torch.from_numpy(codes[labels == label])
-        apart = torch.cdist(mine, mine).fill_diagonal_(torch.inf)
-        nearest.append(apart.amin(1))
-    return torch.cat(nearest).mean().item()
+        if len(mine) > 1:
+            nearest.append(torch.cdist(mine, mine).fill_diagonal_(torch.inf).amin(1))
+    return torch.cat(nearest).mean().item() if nearest else None
 
 
-def _latents(images: Images, codes: Float[np.ndarray, "n dim"], classes: int) -> str:
-    """CSV of the codes of the first `CODES` images of at most ten classes: image, label, f0, f1, ..."""
+def _latents(images: Images, codes: Float[np.ndarray, "n dim"]) -> str:
+    """CSV of the codes of the first `CODES` images of the first `CLASSES` classes: image, label, f0, f1, ..."""
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
     table.writerow(["image", "label", *(f"f{i}" for i in range(codes.shape[1]))])
-    for label in range(min(classes, 10)):
+    for label in np.unique(images.labels)[:CLASSES]:
         for i in np.flatnonzero(images.labels == label)[:CODES]:
-            table.writerow([images.names[i], label, *(f"{v:.3f}" for v in codes[i])])
+            table.writerow([images.names[i], label, *(f"{v:.5f}" for v in codes[i])])
     return out.getvalue()
 
 
 def _sample(images: Images, data: Data) -> memoryview:
-    """PNG of the first images of at most ten classes, a class in a row, without gaps; black where there are fewer."""
-    shown = [np.flatnonzero(images.labels == label)[:SHOWN] for label in np.unique(images.labels)[:10]]
+    """PNG of the first images of the first `CLASSES` classes, a class in a row without gaps; white where there are less."""
+    shown = [np.flatnonzero(images.labels == label)[:SHOWN] for label in np.unique(images.labels)[:CLASSES]]
     side, channels = data.image_size, data.channels
-    sheet = np.zeros((len(shown) * side, SHOWN * side, channels), dtype=np.uint8)
+    sheet = np.full((len(shown) * side, SHOWN * side, channels), 255, dtype=np.uint8)
     for row, indices in enumerate(shown):
         pixels = (_unit_pixels(images.take(indices), data) * 255).round().byte().permute(0, 2, 3, 1).numpy()
         for column, tile in enumerate(pixels):

@@ -7,9 +7,7 @@ import itertools
 from pathlib import Path
 
 import matplotlib
-import numpy as np
 import pandas as pd
-from PIL import Image
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -183,25 +181,28 @@ def data_free_pipeline(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, N
 def latent_space(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, pd.DataFrame]:
     """Figure 6: latent codes of real and synthetic images in one plane, with easiest positives; the first seed's."""
     results.diversity(whole, whole.images_of(figure.name))
-    frames = {label: pd.read_csv(_beside(whole, name, "latents.csv")) for label, name in _sets(figure)}
-    shown = latent.choose(frames)
-    embedded = latent.embed({label: f[f["label"].isin(shown)].reset_index(drop=True) for label, f in frames.items()})
-    drawn, axes = plt.subplots(1, len(frames), figsize=(7.2, 2.6))
-    latent.latent_space(list(axes), embedded)
-    drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(shown), title="class")
-    numbers = pd.concat([f[["image", "label", "x", "y"]].assign(row=label) for label, f in embedded.items()])
-    return drawn, numbers
+    frames = {label: latent.read_codes(_beside(whole, name, "latents.csv")) for label, name in _sets(figure)}
+    classes = latent.shown_classes(frames)
+    embedded = latent.embed(frames, classes)
+    rows = -(-len(frames) // 2)
+    drawn, axes = plt.subplots(rows, 2, figsize=(6.6, 3.1 * rows + 0.4), squeeze=False)
+    for ax in axes.flat[len(frames) :]:
+        ax.remove()
+    latent.latent_space(axes.flat[: len(frames)], embedded, classes)
+    drawn.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(classes), title="class")
+    return drawn, pd.concat([frame.assign(row=label) for label, frame in embedded.items()])
 
 
 def image_grid(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, None]:
     """Synthetic images beside real ones, a class in a row; the first seed's."""
     results.diversity(whole, whole.images_of(figure.name))
-    sheets = {label: np.asarray(Image.open(_beside(whole, name, "sample.png"))) for label, name in _sets(figure)}
-    side = whole.scale.data["main"].image_size
-    first = next(iter(sheets.values()))
-    classes, columns = first.shape[0] // side, first.shape[1] // side
-    drawn, axes = plt.subplots(1, len(sheets), figsize=(7.2, 7.2 / len(sheets) * classes / columns + 0.35))
-    latent.image_grid(list(np.atleast_1d(axes)), sheets, classes, columns)
+    sheets = {label: latent.read_sheet(_beside(whole, name, "sample.png")) for label, name in _sets(figure)}
+    classes = {tuple(latent.read_codes(_beside(whole, n, "latents.csv"))["label"].unique()) for _, n in _sets(figure)}
+    if len(classes) > 1:
+        raise InputError(f"figure {figure.name}: the sets of images show different classes")
+    height, width = next(iter(sheets.values())).shape[:2]
+    drawn, axes = plt.subplots(1, len(sheets), squeeze=False, figsize=(7.2, 7.2 / len(sheets) * height / width + 0.35))
+    latent.image_grid(axes[0], sheets, whole.scale.data["main"].image_size, *classes)
     return drawn, None
 
 

@@ -57,10 +57,9 @@ def teacher(plan: Plan, name: str) -> None:
     """
     spec, scale_data = plan.scale.teachers[name], plan.scale.data["main"]
     own_run = plan.teacher_run(name)
+    weights: Path | None = None
     if own_run is not None:
-        weights: Path | None = plan.paths.state(own_run.name, 0, "I") / "student.safetensors"
-    else:
-        weights = Path(spec.weights) if spec.weights else None
+        weights = plan.paths.state(own_run.name, 0, "I") / "student.safetensors"
     loaded = teachers.build(spec, scale_data, weights)
     device = available_device()
     split = held_out(plan, "main", spec.gate)

@@ -201,7 +201,11 @@ class _Reader:
         reads = self._reads(values, ("metrics", "curves", "teachers", "diversity"), where)
         rows = tables[table].rows if table else ()
         for i, row in enumerate(values.get("rows", ()), 1):
-            rows = (*rows, self._row(row, (), _Across("", "", {None: None}), {}, f"{where}, row {i}"))
+            here = f"{where}, row {i}"
+            if reads != "diversity":
+                rows = (*rows, self._row(row, (), _Across("", "", {None: None}), {}, here))
+            elif self.scale.students or not recipes.competes(row.get("images", "")):
+                rows = (*rows, self._images_row(row, {}, here))
         return Figure(name=name, title=values["title"], kind=values["kind"], reads=reads, rows=rows, table=table)
 
     def _row(

@@ -92,8 +92,13 @@ def source(scale: Scale, name: str) -> Source:
         data=scale.data["main"],
         teacher_name=recipe.teacher,
         teacher=scale.teachers[recipe.teacher],
-        student=dearkd(scale, recipe.student, images="deepinversion") if "competition" in SYNTHESIS[name] else (),
+        student=dearkd(scale, recipe.student, images="deepinversion") if competes(name) else (),
     )
+
+
+def competes(name: str) -> bool:
+    """Whether a method of making images trains a student on the way (ADI)."""
+    return "competition" in SYNTHESIS.get(name, ())
 
 
 def terms(recipe: Synthesis, method: str) -> tuple[tuple[str, float], ...]:

@@ -38,7 +38,7 @@ class Diversity:
     size: int = 224
     """Side in pixels to which images are resized."""
     pairs: int = 4
-    """Disjoint pairs of each class."""
+    """Disjoint pairs of each class; 0: LPIPS is not measured."""
     blur: float = 1.0
     """Standard deviation, in pixels at `size`, of the blur of the second figure: noise counts as diversity."""
 

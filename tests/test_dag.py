@@ -108,7 +108,7 @@ def test_an_added_seed_and_an_added_row_run_only_what_is_new(checkout):
     scale.write_text(before)
     matrix = checkout / "workflow/experiments.yaml"
     line = "      - {label: more dropout, method: dearkd, student: Ti, rpe.drop: 0.3}\n"
-    matrix.write_text(matrix.read_text().replace("\nfigures:", f"{line}\nfigures:"))
+    matrix.write_text(matrix.read_text().replace("  table5:\n", f"{line}  table5:\n"))
     done = jobs(snakemake("-n", "--config", "scale=smoke", "--", "table2", cwd=checkout))
     assert done == {"train": 8, "evaluate": 4, "table": 1}
 

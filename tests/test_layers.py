@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PLAN = ["schema", "spec", "scale", "recipes", "plan", "matrix", "record"]
-MODEL = ["keys", "attention", "aligner", "losses", "priors", "models", "teachers"]
+MODEL = ["keys", "attention", "aligner", "losses", "priors", "models", "lite0", "teachers"]
 RUN = ["data", "loader", "objective", "checkpoint", "progress", "evaluate", "optimise", "session", "train"]
 RUN += ["archive", "artifacts", "jobs", "synthesize", "diversity", "datafree", "describe"]
 READ = ["results", "tables", "diagrams", "latent", "figures"]
