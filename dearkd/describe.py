@@ -137,7 +137,7 @@ def _latents(images: Images, codes: Float[np.ndarray, "n dim"]) -> str:
 
 
 def _sample(images: Images, data: Data) -> memoryview:
-    """PNG of the first images of the first `CLASSES` classes, a class in a row without gaps; white where there are less."""
+    """PNG of the first images of the first `CLASSES` classes, a class in a row; white where there are fewer."""
     shown = [np.flatnonzero(images.labels == label)[:SHOWN] for label in np.unique(images.labels)[:CLASSES]]
     side, channels = data.image_size, data.channels
     sheet = np.full((len(shown) * side, SHOWN * side, channels), 255, dtype=np.uint8)
