@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from dearkd import archive, data, models, record, teachers
+from dearkd.checkpoint import write_bytes
 from dearkd.plan import Plan, Run
 from dearkd.schema import InputError
 
@@ -17,6 +18,9 @@ from dearkd.schema import InputError
 def teacher_weights(plan: Plan, name: str) -> tuple[dict[str, Any], Path]:
     """(record, file) of a teacher that has passed its gate; InputError when the file is not what the record says."""
     found, weights = record.read(plan.paths.teacher(name)), plan.paths.teacher_weights(name)
+    kept = plan.paths.kept_weights(name)
+    if not weights.is_file() and kept.is_file():
+        write_bytes(weights, kept.read_bytes())
     if not weights.is_file() or sha256(weights) != found["weights_sha256"]:
         raise InputError(
             f"{weights}: missing or not what {plan.paths.teacher(name)} describes; run "

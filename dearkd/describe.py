@@ -140,7 +140,7 @@ def _sample(images: Images, data: Data) -> memoryview:
     """PNG of the first images of the first `CLASSES` classes, a class in a row; white where there are fewer."""
     shown = [np.flatnonzero(images.labels == label)[:SHOWN] for label in np.unique(images.labels)[:CLASSES]]
     side, channels = data.image_size, data.channels
-    sheet = np.full((len(shown) * side, SHOWN * side, channels), 255, dtype=np.uint8)
+    sheet = np.full((len(shown) * side, max(map(len, shown)) * side, channels), 255, dtype=np.uint8)
     for row, indices in enumerate(shown):
         pixels = (_unit_pixels(images.take(indices), data) * 255).round().byte().permute(0, 2, 3, 1).numpy()
         for column, tile in enumerate(pixels):

@@ -200,8 +200,10 @@ def image_grid(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, None]:
     classes = {tuple(latent.read_codes(_beside(whole, n, "latents.csv"))["label"].unique()) for _, n in _sets(figure)}
     if len(classes) > 1:
         raise InputError(f"figure {figure.name}: the sets of images show different classes")
-    height, width = next(iter(sheets.values())).shape[:2]
-    drawn, axes = plt.subplots(1, len(sheets), squeeze=False, figsize=(7.2, 7.2 / len(sheets) * height / width + 0.35))
+    widths = [sheet.shape[1] for sheet in sheets.values()]
+    height = next(iter(sheets.values())).shape[0]
+    size = (7.2, 7.2 * height / sum(widths) + 0.35)
+    drawn, axes = plt.subplots(1, len(sheets), squeeze=False, figsize=size, width_ratios=widths)
     latent.image_grid(axes[0], sheets, whole.scale.data["main"].image_size, *classes)
     return drawn, None
 

@@ -18,13 +18,17 @@ from dearkd.artifacts import (
     teacher_weights,
     trained_student,
 )
-from dearkd.checkpoint import Checkpoints, Lease
+from dearkd.checkpoint import Checkpoints, Lease, write_bytes
 from dearkd.evaluate import accuracy, predict
 from dearkd.loader import evaluation_loader
 from dearkd.plan import Plan, Run
 from dearkd.schema import InputError, to_json
 from dearkd.session import Work, export, precision
 from dearkd.spec import Stage
+
+
+KEPT = 4_000_000
+"""Bytes up to which the weights of a teacher that the workflow trains are kept beside its record."""
 
 
 def subset(plan: Plan, name: str) -> None:
@@ -76,6 +80,8 @@ def teacher(plan: Plan, name: str) -> None:
     shapes = loaded.feature_shapes(images.to(device))
     target = plan.paths.teacher_weights(name)
     export({"student": {k: v.cpu() for k, v in loaded.net.state_dict().items()}}, target)
+    if own_run is not None and target.stat().st_size <= KEPT:
+        write_bytes(plan.paths.kept_weights(name), target.read_bytes())
     record.write(
         plan.paths.teacher(name),
         {

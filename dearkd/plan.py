@@ -190,6 +190,10 @@ class Paths:
         """The teacher's weights as every job of this scale reads them."""
         return Path(self.checkpoints) / self.scale / "teachers" / f"{name}.safetensors"
 
+    def kept_weights(self, name: str) -> Path:
+        """A small teacher's weights beside its record, so that a clone can go on with the very same teacher."""
+        return self.teacher(name).with_suffix(".safetensors")
+
     def images(self, source: str, seed: int) -> Path:
         """Folder with the records of a set of images: its shards, its diversity, latent codes and a sample."""
         return self.results / "images" / source / f"seed{seed}"

@@ -84,6 +84,15 @@ def test_a_fresh_clone_trains_nothing(clone):
     snakemake("--config", "scale=smoke", "--forcerun", "table", "--", "table2", cwd=clone)
 
 
+def test_a_fresh_clone_trains_an_added_row_with_the_teacher_that_came_with_it(clone):
+    matrix = clone / "workflow/experiments.yaml"
+    line = "      - {label: more dropout, method: dearkd, student: Ti, rpe.drop: 0.3}\n"
+    matrix.write_text(matrix.read_text().replace("  table2:\n", f"{line}  table2:\n"))
+    snakemake("--config", "scale=smoke", "--", "table1", cwd=clone)
+    table = (clone / "results/smoke/tables/table1.csv").read_text()
+    assert table.count(",measured") == 8
+
+
 def test_a_fresh_clone_with_an_edited_recipe_refuses_a_stale_record(clone):
     path = clone / "workflow/scales/smoke.yaml"
     path.write_text(path.read_text().replace("warmup_epochs: 1", "warmup_epochs: 2"))
