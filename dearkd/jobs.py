@@ -26,7 +26,6 @@ from dearkd.schema import InputError, to_json
 from dearkd.session import Work, export, precision
 from dearkd.spec import Stage
 
-
 KEPT = 4_000_000
 """Bytes up to which the weights of a teacher that the workflow trains are kept beside its record."""
 
