@@ -32,7 +32,12 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(verb_function=function)
         return sub
 
-    verb(_plan, "list the runs of tables and figures, all by default").add_argument("targets", nargs="*")
+    plan = verb(_plan, "list the runs of tables and figures, all by default, and what they cost")
+    plan.add_argument("targets", nargs="*")
+    plan.add_argument("--gpus", type=int, default=8, help="how many GPUs share the work")
+    verb(_fetch, "bring the weights and public data sets that a scale needs").add_argument(
+        "--check", action="store_true", help="only list what is missing"
+    )
     verb(_subset, "write the lists of a data set's fractions and validation split", "data")
     verb(_teacher, "fetch or take over a teacher's weights and check its accuracy", "name")
     train = verb(_train, "train one stage of a run, or go on with it", "run")
@@ -59,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     own.add_argument("--images", type=int, default=42, help="how many, rounded up to whole batches")
     own.add_argument("--recipe", default="", help="YAML with the keys of `synthesis` in a scale")
     own.add_argument("--out", default="synthetic", help="folder for images.zip, images.csv and images.json")
+    verb(_pretrained, "evaluate weights that others have trained, a row of Table 3", "label")
+    verb(_throughput, "size and images/s of every architecture of Table 3 on this machine")
     verb(_diversity, "LPIPS, latent codes and a sample of a set of images", "images").add_argument(
         "--seed", type=int, required=True
     )
@@ -81,6 +88,25 @@ def _plan(args: argparse.Namespace) -> None:
                 f"{run.name}  stage {stage.name}  epochs {stage.first_epoch} to {stage.last_epoch}  "
                 f"seeds {', '.join(map(str, run.seeds))}  {run.fingerprint(stage.name)}"
             )
+    _cost(plan, args.targets or [*plan.tables, *plan.figures], args.gpus)
+
+
+def _cost(plan, targets: list[str], gpus: int) -> None:
+    from dearkd import cost
+
+    if any(student.args for student in plan.scale.students.values()) or not plan.scale.students:
+        print("\nNo estimate: throughputs are known of the paper's architectures, and this scale's are smaller.")
+        return
+    sources = [name for name in plan.images_of(*targets) if name in plan.sources]
+    figures, origin = cost.throughputs(plan)
+    found = cost.estimate(plan, plan.runs_of(*targets), figures, cost.images_of(plan), cost.paper_parameters(), sources)
+    print(f"\n{cost.describe(found, gpus, origin)}")
+
+
+def _fetch(args: argparse.Namespace) -> None:
+    from dearkd import fetch
+
+    fetch.fetch(_load(args), args.check)
 
 
 def _subset(args: argparse.Namespace) -> None:
@@ -159,6 +185,21 @@ def _invert(args: argparse.Namespace) -> None:
         args.save_seconds,
     )
     print(path)
+
+
+def _pretrained(args: argparse.Namespace) -> None:
+    from dearkd import jobs
+
+    plan = _load(args)
+    if args.label not in plan.pretrained:
+        raise InputError(unknown(args.label, plan.pretrained, "system", f"scale {args.scale}: peers"))
+    jobs.pretrained(plan, args.label)
+
+
+def _throughput(args: argparse.Namespace) -> None:
+    from dearkd import jobs
+
+    jobs.architectures(_load(args))
 
 
 def _diversity(args: argparse.Namespace) -> None:

@@ -7,9 +7,10 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from dearkd.keys import numpy_generator
@@ -25,6 +26,14 @@ PHOTOS = {
 }
 """Sample photos in the wheels of scikit-image and scikit-learn, and the nearest class of ImageNet-1k: tiger cat,
 espresso, moped (there is no motorcycle), palace (no pagoda) and daisy (no dahlia)."""
+TASKS = {
+    "digit": "which digit it is",
+    "upside_down": "which digit it is, turned by 180 degrees",
+    "parity": "whether it is odd",
+    "textured": "which digit it is, placed anew on noise of up to half the brightness",
+    "left_of_two": "which digit is the left one of two; needs 16 pixels",
+}
+"""What may be asked of placed digits: the transfer targets of the laptop's scale."""
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm")
 
 
@@ -82,13 +91,15 @@ def read(data: Data) -> dict[str, Images]:
 
     Raises InputError naming what is missing and where it was looked for.
     """
-    data = dataclasses.replace(data, root=_root(data.root))
+    data = dataclasses.replace(data, root=root_of(data.root))
     readers = {
         "digits": _placed_digits,
         "photos": _photos,
         "idx": _idx,
         "cifar10": _cifar,
         "cifar100": _cifar,
+        "flowers102": _flowers,
+        "cars": _cars,
         "folder": _folder,
     }
     sets = readers[data.kind](data)
@@ -105,7 +116,7 @@ def read(data: Data) -> dict[str, Images]:
     return sets
 
 
-def _root(root: str) -> str:
+def root_of(root: str) -> str:
     """`root` with $VARIABLES from the environment; InputError naming one that is not set."""
     expanded = os.path.expandvars(root)
     if "$" in expanded:
@@ -118,19 +129,56 @@ def _root(root: str) -> str:
 def _placed_digits(data: Data) -> dict[str, Images]:
     """scikit-learn's 1,797 handwritten digits, each at one seeded offset on a larger black canvas; 1,000 train.
 
+    A task has the same digits in train and in test as every other: none that a student is tested on has it ever seen.
     Read from the file in the wheel: importing sklearn.datasets takes longer than training an epoch.
     """
     path = _site("sklearn", "data kind digits needs scikit-learn: pip install scikit-learn")
     table = np.loadtxt(path / "sklearn/datasets/data/digits.csv.gz", delimiter=",", dtype=np.int64)
     digits, labels = table[:, :64].reshape(-1, 8, 8), table[:, 64]
-    side = data.image_size
-    offsets = numpy_generator("placed digits", side).integers(0, side - 8 + 1, size=(len(digits), 2))
+    order = numpy_generator("placed digits", "split").permutation(len(digits))
+    split = {"train": np.sort(order[:1000]), "test": np.sort(order[1000:])}
+    if data.task == "left_of_two":
+        pixels = _pairs_of(digits, data.image_size, list(split.values()))
+    else:
+        pixels = _placed(digits, data.image_size, data.task)
+    everything = Images(
+        [f"digit-{i:04d}" for i in range(len(digits))], labels % 2 if data.task == "parity" else labels, pixels
+    )
+    return {name: everything.take(indices) for name, indices in split.items()}
+
+
+def _placed(digits: Int[np.ndarray, "n 8 8"], side: int, task: str) -> UInt8[np.ndarray, "n side side 1"]:
+    """Each digit at one seeded offset; textured ones at another, on noise."""
+    placement = ("placed digits", side) if task != "textured" else ("placed digits", side, task)
+    random = numpy_generator(*placement)
+    offsets = random.integers(0, side - 8 + 1, size=(len(digits), 2))
     pixels = np.zeros((len(digits), side, side, 1), dtype=np.uint8)
     for canvas, digit, (row, column) in zip(pixels, digits, offsets, strict=True):
         canvas[row : row + 8, column : column + 8, 0] = digit * 255 // 16
-    order = numpy_generator("placed digits", "split").permutation(len(digits))
-    everything = Images([f"digit-{i:04d}" for i in range(len(digits))], labels, pixels)
-    return {"train": everything.take(np.sort(order[:1000])), "test": everything.take(np.sort(order[1000:]))}
+    if task == "textured":
+        pixels = np.maximum(pixels, random.integers(0, 128, size=pixels.shape, dtype=np.uint8))
+    return pixels[:, ::-1, ::-1] if task == "upside_down" else pixels
+
+
+def _pairs_of(
+    digits: Int[np.ndarray, "n 8 8"], side: int, splits: Sequence[np.ndarray]
+) -> UInt8[np.ndarray, "n side side 1"]:
+    """Each digit in the left half, and in the right half another one of the same split."""
+    half = side // 2
+    if half < 8:
+        raise InputError(f"task left_of_two needs image_size 16 or more, not {side}")
+    random = numpy_generator("placed digits", side, "left_of_two")
+    partner = np.empty(len(digits), dtype=np.int64)
+    for members in splits:
+        partner[members] = random.permutation(members)
+    rows = random.integers(0, side - 8 + 1, size=(len(digits), 2))
+    columns = random.integers(0, half - 8 + 1, size=(len(digits), 2))
+    pixels = np.zeros((len(digits), side, side, 1), dtype=np.uint8)
+    for i, canvas in enumerate(pixels):
+        for k, digit in enumerate((digits[i], digits[partner[i]])):
+            row, column = rows[i, k], columns[i, k] + k * half
+            canvas[row : row + 8, column : column + 8, 0] = digit * 255 // 16
+    return pixels
 
 
 def _photos(data: Data) -> dict[str, Images]:
@@ -189,17 +237,52 @@ def _cifar(data: Data) -> dict[str, Images]:
     cls = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[data.kind]
     sets = {}
     for split in ("train", "test"):
-        try:
-            found = cls(data.root, train=split == "train", download=False)
-        except RuntimeError:
-            raise InputError(
-                f"{data.root}: {data.kind} is missing or damaged; on a machine with internet run "
-                f"`python -m dearkd fetch` for this scale"
-            ) from None
+        found = _fetched(data, cls, train=split == "train")
         sets[split] = Images(
             [f"{split}-{i:05d}" for i in range(len(found.targets))], np.array(found.targets), found.data
         )
     return sets
+
+
+def _flowers(data: Data) -> dict[str, Images]:
+    """Flowers-102 through torchvision; its train and val together train, as the paper's 2,040 images."""
+    from torchvision.datasets import Flowers102
+
+    found = {split: _fetched(data, Flowers102, split=split) for split in ("train", "val", "test")}
+    root = Path(data.root) / "flowers-102"
+    sets = {"train": [found["train"], found["val"]], "test": [found["test"]]}
+    return {
+        split: _files(root, [f for part in parts for f in part._image_files], [y for p in parts for y in p._labels])
+        for split, parts in sets.items()
+    }
+
+
+def _cars(data: Data) -> dict[str, Images]:
+    """Stanford Cars in torchvision's layout; its host is gone, so the files come from a copy of the user's."""
+    from torchvision.datasets import StanfordCars
+
+    found = {split: _fetched(data, StanfordCars, split=split) for split in ("train", "test")}
+    root = Path(data.root) / "stanford_cars"
+    return {
+        split: _files(root, [f for f, _ in part._samples], [label for _, label in part._samples])
+        for split, part in found.items()
+    }
+
+
+def _fetched(data: Data, cls: Any, **which: Any) -> Any:
+    """A data set of torchvision's whose files are there; InputError saying how to fetch it when they are not."""
+    try:
+        return cls(data.root, download=False, **which)
+    except (RuntimeError, OSError):
+        raise InputError(
+            f"{data.root}: {data.kind} is missing or damaged; on a machine with internet run "
+            f"`python -m dearkd fetch` for this scale"
+        ) from None
+
+
+def _files(root: Path, files: Sequence[str | Path], labels: Sequence[int]) -> Images:
+    names = [Path(f).relative_to(root).as_posix() for f in files]
+    return Images(names, np.array(labels, dtype=np.int64), root=root)
 
 
 def _folder(data: Data) -> dict[str, Images]:

@@ -66,10 +66,10 @@ class Lpips(nn.Module):
             # never pnet_rand=False: lpips would fetch the trunk itself, past load_weights
             self.net = LPIPS(net=spec.net, version="0.1", pnet_rand=True, verbose=False)
             if spec.trunk != "random":
-                network, url = TRUNKS[spec.net]
+                network, _ = TRUNKS[spec.net]
                 whole = network(weights=None)
                 try:
-                    load_weights(whole, Path(spec.trunk) if spec.trunk else _hub_file(url))
+                    load_weights(whole, Path(spec.trunk) if spec.trunk else _hub_file(spec.net))
                 except InputError as error:
                     raise InputError(f"diversity.trunk: {error}") from None
                 copy_trunk(whole.features, self.net.net)
@@ -95,9 +95,14 @@ def copy_trunk(features: nn.Sequential, trunk: nn.Module) -> None:
             layer.load_state_dict(features[int(index)].state_dict())
 
 
-def _hub_file(url: str) -> Path:
-    """The file of `url` in torch's cache (TORCH_HOME), fetched and checked if it is not there."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+def trunk_file(net: str) -> Path:
+    """Where torch's cache (TORCH_HOME) has the weights of a trunk."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / TRUNKS[net][1].rpartition("/")[2]
+
+
+def _hub_file(net: str) -> Path:
+    """The file of a trunk's weights, fetched and checked if it is not in torch's cache."""
+    path, url = trunk_file(net), TRUNKS[net][1]
     if not path.is_file():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

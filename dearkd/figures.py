@@ -201,10 +201,11 @@ def image_grid(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, None]:
     if len(classes) > 1:
         raise InputError(f"figure {figure.name}: the sets of images show different classes")
     widths = [sheet.shape[1] for sheet in sheets.values()]
-    height = next(iter(sheets.values())).shape[0]
-    size = (7.2, 7.2 * height / sum(widths) + 0.35)
+    height, side = next(iter(sheets.values())).shape[0], whole.scale.data["main"].image_size
+    inches = min(7.2, 0.5 * sum(widths) / side)
+    size = (inches, inches * height / sum(widths) + 0.35)
     drawn, axes = plt.subplots(1, len(sheets), squeeze=False, figsize=size, width_ratios=widths)
-    latent.image_grid(axes[0], sheets, whole.scale.data["main"].image_size, *classes)
+    latent.image_grid(axes[0], sheets, side, *classes)
     return drawn, None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dearkd import data, models, record, teachers
+from dearkd import data, models, record, teachers, throughput
 from dearkd import train as training
 from dearkd.artifacts import (
     available_device,
@@ -24,7 +24,7 @@ from dearkd.loader import evaluation_loader
 from dearkd.plan import Plan, Run
 from dearkd.schema import InputError, to_json
 from dearkd.session import Work, export, precision
-from dearkd.spec import Stage
+from dearkd.spec import Stage, Teacher
 
 KEPT = 4_000_000
 """Bytes up to which the weights of a teacher that the workflow trains are kept beside its record."""
@@ -35,9 +35,8 @@ def subset(plan: Plan, name: str) -> None:
     spec = plan.scale.data[name]
     sets = data.read(spec)
     clean = data.read(dataclasses.replace(spec, label_noise=0.0))["train"]
-    chosen = data.subsets(
-        clean.labels, spec, tuple(dict.fromkeys((*plan.scale.fractions, 100))), plan.scale.subset_seed
-    )
+    fractions = plan.scale.fractions if name == "main" else ()
+    chosen = data.subsets(clean.labels, spec, tuple(dict.fromkeys((*fractions, 100))), plan.scale.subset_seed)
     folder = plan.paths.subsets(name)
     data.write_subsets(sets["train"], chosen, folder)
     record.write(
@@ -117,6 +116,10 @@ def train(plan: Plan, run: Run, seed: int, stage_name: str, save_seconds: float 
     everything, _ = data.read_subset(sets["train"], lists, "train-100")
     draws = len(everything) if stage.training.subset_schedule == "iterations" else len(images)
     taught_by, features, teacher_record = _teacher(plan, stage, device)
+    initial, initial_record = None, None
+    if run.initial:
+        pretrained, initial_record = trained_student(plan, plan.run(run.initial), seed)
+        initial = pretrained.state_dict()
     previous = None
     if position:
         before = run.stages[position - 1]
@@ -136,6 +139,7 @@ def train(plan: Plan, run: Run, seed: int, stage_name: str, save_seconds: float 
         checkpoints=Checkpoints(folder),
         fingerprint=run.fingerprint(stage_name),
         previous=previous,
+        initial=initial,
         device=device,
         rank=rank,
         processes=processes,
@@ -168,6 +172,7 @@ def train(plan: Plan, run: Run, seed: int, stage_name: str, save_seconds: float 
                     "sha256": data_record(plan, stage.data_name)["sha256"],
                 },
                 "teacher": teacher_record and {k: teacher_record[k] for k in ("teacher", "top1", "weights_sha256")},
+                "initial": initial_record and {k: initial_record[k] for k in ("run", "weights_sha256")},
                 "weights_sha256": sha256(weights),
                 "previous_sha256": previous
                 and record.read(plan.paths.stage(run.name, seed, run.stages[position - 1].name))["weights_sha256"],
@@ -218,6 +223,55 @@ def evaluate(plan: Plan, run: Run, seed: int) -> None:
             },
             "metrics": {"top1": accuracy(logits, labels), "top5": accuracy(logits, labels, 5)},
             "parameters": sum(p.numel() for p in model.parameters()),
+            **record.provenance(torch.cuda.get_device_name() if device.type == "cuda" else ""),
+        },
+    )
+
+
+def pretrained(plan: Plan, label: str) -> None:
+    """Evaluate weights that others have trained on the scale's test images, at the network's own size and crop."""
+    peer = plan.pretrained[label]
+    main, config = plan.scale.data["main"], teachers.pretrained_cfg(peer.model)
+    spec = dataclasses.replace(
+        main,
+        image_size=config.input_size[-1],
+        crop=config.crop_pct,
+        interpolation=config.interpolation,
+    )
+    model = teachers.build(Teacher(model=peer.model, args=peer.args, top1=0.0, weights=peer.weights), spec)
+    device = available_device()
+    split = held_out(plan, "main", "test")
+    batches = evaluation_loader(split, spec, 64, plan.scale.loader_workers)
+    logits, labels = predict(_Logits(model).to(device), batches, device)
+    record.write(
+        plan.paths.pretrained(label),
+        {
+            "scale": plan.scale.name,
+            "label": label,
+            "spec": to_json(peer),
+            "weights_sha256": teachers.weights_sha256(model.net),
+            "input": {"image_size": spec.image_size, "crop": spec.crop, "interpolation": spec.interpolation},
+            "images": len(labels),
+            "data_sha256": data_record(plan, "main")["sha256"]["test"],
+            "metrics": {"top1": accuracy(logits, labels), "top5": accuracy(logits, labels, 5)},
+            **record.provenance(torch.cuda.get_device_name() if device.type == "cuda" else ""),
+        },
+    )
+
+
+def architectures(plan: Plan) -> None:
+    """Size and throughput of every architecture that a table names, one after the other on this machine."""
+    device = available_device()
+    torch.set_num_threads(plan.resources("throughput").threads)
+    names = plan.architectures_of(*plan.tables)
+    rates = throughput.measure(names, plan.scale.throughput, device) if plan.scale.throughput.repeats else {}
+    record.write(
+        plan.paths.throughput,
+        {
+            "scale": plan.scale.name,
+            "spec": to_json(plan.scale.throughput),
+            "threads": torch.get_num_threads(),
+            "architectures": {name: {**throughput.size(name), **rates.get(name, {})} for name in names},
             **record.provenance(torch.cuda.get_device_name() if device.type == "cuda" else ""),
         },
     )

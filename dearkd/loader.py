@@ -222,13 +222,13 @@ def _training_transform(data: Data, augment: Augment) -> Any:
 
 
 def _evaluation_transform(data: Data) -> Any:
-    """Resize (bicubic) and centre crop, to [0, 1]: DeiT's 256 and 224 at crop 0.875."""
+    """Resize and centre crop, to [0, 1]: DeiT's 256 and 224 at crop 0.875."""
     from torchvision.transforms import v2
 
     side = round(data.image_size / data.crop)
     return v2.Compose(
         [
-            v2.Resize(side, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
+            v2.Resize(side, interpolation=v2.InterpolationMode(data.interpolation), antialias=True),
             v2.CenterCrop(data.image_size),
             v2.PILToTensor(),
             v2.ToDtype(torch.float32, scale=True),

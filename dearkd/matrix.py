@@ -17,12 +17,12 @@ from dearkd import recipes
 from dearkd.plan import Cell, Figure, Plan, Row, Run, Table, competitor_name
 from dearkd.scale import Scale
 from dearkd.schema import InputError, build, freeze, lookup, override, unknown
-from dearkd.spec import Source
+from dearkd.spec import Peer, Source
 
 MATRIX = Path("workflow/experiments.yaml")
 SCALES = Path("workflow/scales")
 PAPER = Path("paper")
-DESCRIPTION = ("label", "paper")
+DESCRIPTION = ("label", "paper", "architecture")
 """Keys of a row that describe it and do not change what is trained."""
 
 
@@ -78,13 +78,26 @@ def load(scale: str | Scale, matrix: Path = MATRIX) -> Plan:
             raise InputError(unknown(name, ("tables", "figures"), "key", str(matrix)))
     tables = {name: reader.table(name, v) for name, v in reader.wanted("tables").items()}
     figures = {name: reader.figure(name, v, tables) for name, v in reader.wanted("figures").items()}
-    return Plan(scale=scale, runs=reader.runs, sources=reader.sources, tables=tables, figures=figures)
+    return Plan(
+        scale=scale,
+        runs=reader.runs,
+        sources=reader.sources,
+        pretrained=reader.pretrained,
+        tables=tables,
+        figures=figures,
+    )
 
 
 class _Across(NamedTuple):
     key: str
     paper: str
-    values: Mapping[Any, Any]
+    ours: Mapping[Any, Any]
+    """Our values and the paper's for them."""
+    quoted: tuple[Any, ...] = ()
+    """Values that only the paper has."""
+
+
+_ALONE = _Across("", "", {None: None})
 
 
 class _Reader:
@@ -95,6 +108,7 @@ class _Reader:
         self.values = read_yaml(matrix)
         self.runs: dict[str, Run] = {}
         self.sources: dict[str, Source] = {}
+        self.pretrained: dict[str, Peer] = {}
         for name, teacher in scale.teachers.items():
             if teacher.training is not None:
                 run = Run(
@@ -114,6 +128,10 @@ class _Reader:
         for name in self.scale.only:
             if name not in known:
                 raise InputError(unknown(name, known, "table or figure", f"scale {self.scale.name}: only"))
+        papers = [*known, *(path.stem for path in PAPER.glob("table*.csv"))]
+        for name in self.scale.quoted:
+            if name not in papers:
+                raise InputError(unknown(name, papers, "table", f"scale {self.scale.name}: quoted"))
         return {n: v for n, v in values.items() if not self.scale.only or n in self.scale.only}
 
     def table(self, name: str, values: Mapping[str, Any]) -> Table:
@@ -124,12 +142,17 @@ class _Reader:
         paper = values.get("paper", {})
         reads = self._reads(values, ("metrics", "diversity"), where)
         rows = []
+        labels = [row.get("label") for row in values["rows"]]
+        for label in self.scale.quoted.get(name, ()):
+            if label not in labels:
+                raise InputError(unknown(label, labels, "row", f"scale {self.scale.name}: quoted.{name}"))
         for i, row in enumerate(values["rows"], 1):
             row, here = {**values.get("defaults", {}), **row}, f"{where}, row {i}"
             if reads == "diversity":
                 rows.append(self._images_row(row, paper, here))
             else:
-                rows.append(self._row(row, columns, self._across(values, where), paper, here))
+                ours = row.get("label") not in self.scale.quoted.get(name, ())
+                rows.append(self._row(row, columns, self._across(values, where), paper, here, ours))
         for key in ("gap_to", "delta_to"):
             if values.get(key) and values[key] not in [row.label for row in rows]:
                 raise InputError(unknown(values[key], [row.label for row in rows], "row", f"{where}: {key}"))
@@ -151,10 +174,16 @@ class _Reader:
         """What runs over a table's columns of numbers: {key, paper: its column in the CSV, values: ours to paper's}."""
         across = values.get("across")
         if across is None:
-            return _Across("", "", {None: None})
+            return _ALONE
         self._check(across, ("key", "paper", "values"), f"{where}: across")
-        known = across.get("values") or {f: f for f in self.scale.fractions}
-        return _Across(across["key"], across["paper"], known)
+        key, paper = across["key"], across["paper"]
+        if key == "fraction":
+            return _Across(key, paper, {f: f for f in self.scale.fractions})
+        if key == "target":
+            targets = self.scale.transfer.targets
+            quoted = tuple(v for v in across["values"] if v not in targets)
+            return _Across(key, paper, {t: t for t in targets}, quoted)
+        return _Across(key, paper, across["values"])
 
     @staticmethod
     def _reads(values: Mapping[str, Any], known: tuple[str, ...], where: str) -> Any:
@@ -203,7 +232,7 @@ class _Reader:
         for i, row in enumerate(values.get("rows", ()), 1):
             here = f"{where}, row {i}"
             if reads != "diversity":
-                rows = (*rows, self._row(row, (), _Across("", "", {None: None}), {}, here))
+                rows = (*rows, self._row(row, (), _ALONE, {}, here))
             elif self.scale.students or not recipes.competes(row.get("images", "")):
                 rows = (*rows, self._images_row(row, {}, here))
         return Figure(name=name, title=values["title"], kind=values["kind"], reads=reads, rows=rows, table=table)
@@ -215,23 +244,47 @@ class _Reader:
         across: "_Across",
         paper: Mapping[str, str],
         where: str,
+        ours: bool = True,
     ) -> Row:
-        for key in ("label", "method", *(["student"] if across.key != "student" else [])):
-            if key not in values:
-                raise InputError(f"{where}: missing key {key!r}")
-        if values["method"] not in recipes.METHODS:
-            raise InputError(unknown(str(values["method"]), recipes.METHODS, "method", where))
-        defaults = _switches(values["method"])
+        """A row about runs; `ours`: false leaves it to the paper's numbers."""
+        method = values.get("method", "")
+        if "label" not in values:
+            raise InputError(f"{where}: missing key 'label'")
+        if not method:
+            self._check(values, DESCRIPTION, f"{where}, which without a method is only the paper's")
+            ours = False
+        elif method not in recipes.METHODS:
+            raise InputError(unknown(str(method), recipes.METHODS, "method", where))
+        elif method == recipes.peer.__name__:
+            values = {"student": values["label"], **values}
+            ours = ours and values["student"] in self.scale.peers
+        elif "student" not in values and across.key != "student":
+            raise InputError(f"{where}: missing key 'student'")
+        defaults = _switches(method) if method else {}
         cells = []
-        for value, paper_value in across.values.items():
+        for value, paper_value in [*across.ours.items(), *((v, v) for v in across.quoted)]:
             keys = {across.key: value} if across.key else {}
-            run = self._run({**values, **keys}, where)
+            run = self._name({**values, **keys}, where) if ours and value not in across.quoted else ""
             selector = {**values.get("paper", {}), **({across.paper: paper_value} if across.key else {})}
             number = _paper_number(paper, selector, where) if values.get("paper") else None
-            cells.append(Cell(keys=freeze(keys), run=run.name, paper=number))
-        shown = tuple((c, freeze(values.get(c, defaults.get(c)))) for c in columns)
-        student = values.get("student", "")
-        return Row(label=values["label"], method=values["method"], student=student, columns=shown, cells=tuple(cells))
+            cells.append(Cell(keys=freeze(keys), run=run, paper=number))
+        return Row(
+            label=values["label"],
+            method=method,
+            student=values.get("student", ""),
+            columns=tuple((c, freeze(values.get(c, defaults.get(c)))) for c in columns),
+            cells=tuple(cells),
+            architecture=values.get("architecture", ""),
+        )
+
+    def _name(self, values: Mapping[str, Any], where: str) -> str:
+        """What fills a cell: the name of a run, or the label of a system that others have trained."""
+        if values["method"] == recipes.peer.__name__:
+            system = self.scale.peers[values["student"]]
+            if system.training is None:
+                self.pretrained[values["student"]] = system
+                return values["student"]
+        return self._run(values, where).name
 
     def _run(self, values: Mapping[str, Any], where: str) -> Run:
         defaults = _switches(values["method"])
@@ -255,6 +308,10 @@ class _Reader:
             # A switch that changes nothing at this scale is no part of the name: equal rows are one run.
             if value != defaults[key] and not _same(recipe, scale, values["student"], others, stages):
                 deviating[key] = value
+        before = ""
+        if stages[0].initial:
+            pretraining = switches.get("pretraining", defaults["pretraining"])
+            before = self._run({"method": pretraining, "student": values["student"], **dotted}, where).name
         run = Run(
             name=run_name(values["method"], values["student"], deviating),
             method=values["method"],
@@ -262,6 +319,7 @@ class _Reader:
             fraction=switches.get("fraction", 100),
             stages=stages,
             seeds=self.scale.seeds,
+            initial=before,
         )
         return self.runs.setdefault(run.name, run)
 
@@ -282,7 +340,7 @@ def _same(recipe: Any, scale: Scale, student: str, switches: Mapping[str, Any], 
 
 def run_name(method: str, student: str, deviating: Mapping[str, Any]) -> str:
     """A run's name and folder: what differs from the method's defaults, in sorted order, and nothing else."""
-    parts = [method, student]
+    parts = [method, student.replace("/", "-")]
     for key, value in sorted(deviating.items()):
         text = {True: "yes", False: "no"}[value] if isinstance(value, bool) else json.dumps(value).strip('"')
         parts.append(f"{key}~{re.sub(r'[^A-Za-z0-9.]+', '_', text)}")

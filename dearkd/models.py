@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 import timm
 import torch
 from jaxtyping import Float
+from timm.layers import resample_abs_pos_embed
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 from timm.models.deit import checkpoint_filter_fn
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from dearkd import t2t  # noqa: F401  registers its models in timm
 from dearkd.aligner import Aligner
 from dearkd.attention import MHCA
 from dearkd.keys import key_of, torch_generator
@@ -153,6 +155,8 @@ def create(model: Model, seed: int) -> nn.Module:
         net = timm.create_model(model.name, **_arguments(model))
     except (RuntimeError, TypeError, AssertionError) as error:
         raise InputError(f"model {model.name}: {' '.join(str(error).split())}") from None
+    if model.stem_stride:
+        net.get_submodule(net.pretrained_cfg["first_conv"]).stride = (model.stem_stride, model.stem_stride)
     if model.init != "timm":
         _initialise(net, model.init, seed)
     return net
@@ -172,7 +176,7 @@ def _initialise(net: nn.Module, init: str, seed: int) -> None:
     for name, parameter in net.named_parameters():
         generator = torch_generator(seed, "init", name)
         fan_in = parameter[0].numel() if parameter.ndim > 1 else 0
-        if ".rpe." in name or parameter.ndim == 1:
+        if ".rpe." in name or parameter.ndim == 1 or not parameter.requires_grad:
             continue
         if name.endswith("_token"):
             std = 0.02
@@ -191,13 +195,29 @@ def _initialise(net: nn.Module, init: str, seed: int) -> None:
                 block.attn.qkv.weight[-net.embed_dim :] = torch.eye(net.embed_dim)
 
 
+def adopt(student: VisionTransformer, weights: Mapping[str, Tensor]) -> None:
+    """Take over the weights of a trained student but for its classifiers; positions are resampled to its own grid.
+
+    timm's bicubic resampling, as DeiT fine-tunes at another resolution.
+    """
+    own = student.state_dict()
+    kept = {k: v for k, v in weights.items() if not k.startswith(("head.", "head_dist."))}
+    kept["pos_embed"] = resample_abs_pos_embed(
+        kept["pos_embed"], list(student.patch_embed.grid_size), num_prefix_tokens=student.num_prefix_tokens
+    )
+    student.load_state_dict({**own, **kept})
+
+
 class Outputs(NamedTuple):
     """What a student says about a batch."""
 
     logits: Float[Tensor, "batch classes"]
     """From the class token: the prediction."""
     taught: Float[Tensor, "batch classes"] | None
-    """Logits that learn the teacher's decision: pooled content tokens (DearKD) or the distillation token (DeiT)."""
+    """Logits that learn the teacher's decision: pooled content tokens (DearKD) or the distillation token (DeiT).
+
+    Without a teacher (fine-tuning) the distillation token's learn the true labels.
+    """
     hidden: tuple[Float[Tensor, "batch channels height width"], ...]
     """Aligned block outputs, in the order of the pairs."""
 
@@ -222,7 +242,7 @@ class Trainee(nn.Module):
         super().__init__()
         self.student, self.knobs = student, knobs
         self.wants_token, self.wants_pooled, self.wants_hidden = (
-            "token" in losses,
+            "token" in losses or "token_label" in losses,
             "logit" in losses,
             "hidden" in losses,
         )

@@ -11,8 +11,9 @@ from dearkd.losses import class_loss, hidden_loss, logit_loss
 from dearkd.models import Outputs
 from dearkd.teachers import Seen
 
-TERMS = ("ce", "logit", "token", "hidden")
-"""ce: L_CE. logit: L_logit on pooled content tokens. token: the same on DeiT's distillation token. hidden: L_hidden."""
+TERMS = ("ce", "logit", "token", "token_label", "hidden")
+"""ce: L_CE. logit: L_logit on pooled content tokens. token: the same on DeiT's distillation token. token_label: L_CE on
+that token, for fine-tuning without a teacher. hidden: L_hidden."""
 
 
 def objective(
@@ -27,6 +28,8 @@ def objective(
     for name in losses:
         if name == "ce":
             parts[name] = class_loss(outputs.logits, targets)
+        elif name == "token_label":
+            parts[name] = class_loss(outputs.taught, targets)
         elif name == "hidden":
             pairs = zip(outputs.hidden, scale.normalise(seen.features), strict=True)
             parts[name] = torch.stack([hidden_loss(aligned, feature) for aligned, feature in pairs]).mean()

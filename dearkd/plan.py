@@ -8,9 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from dearkd.recipes import REAL
 from dearkd.scale import Resources, Scale
 from dearkd.schema import InputError, Pairs, fingerprint, spec, unknown
-from dearkd.spec import Source, Stage
+from dearkd.spec import Peer, Source, Stage
 
 
 @spec
@@ -23,6 +24,8 @@ class Run:
     fraction: int
     stages: tuple[Stage, ...]
     seeds: tuple[int, ...]
+    initial: str = ""
+    """The run whose weights it starts from; empty: a fresh model."""
 
     @property
     def teachers(self) -> tuple[str, ...]:
@@ -48,7 +51,8 @@ class Cell:
 
     keys: Pairs
     run: str
-    """A run, or a set of images in a table that reads `diversity`."""
+    """A run, a system whose weights others have trained, or, in a table that reads `diversity`, a set of images;
+    empty: nothing of ours, the paper's number is quoted."""
     paper: float | None
 
 
@@ -59,6 +63,8 @@ class Row:
     student: str
     columns: Pairs
     """Values of the table's own columns, for example the switches of Table 1."""
+    architecture: str = ""
+    """timm name of the true architecture, whose size and throughput stand in the row; empty: none."""
     cells: tuple[Cell, ...]
 
 
@@ -102,6 +108,8 @@ class Plan:
     runs: dict[str, Run]
     sources: dict[str, Source]
     """Sets of synthetic images that runs train on or tables describe."""
+    pretrained: dict[str, Peer]
+    """Systems whose weights others have trained and we evaluate, by label."""
     tables: dict[str, Table]
     figures: dict[str, Figure]
 
@@ -125,7 +133,16 @@ class Plan:
 
     def images_of(self, *names: str) -> list[str]:
         """The sets of images shown in the tables and figures named: `real`, or a key of `sources`."""
-        return [n for n in self._cells(names) if n not in self.runs]
+        return [n for n in self._cells(names) if n == REAL or n in self.sources]
+
+    def pretrained_of(self, *names: str) -> list[str]:
+        """The systems of others shown in the tables and figures named."""
+        return [n for n in self._cells(names) if n in self.pretrained]
+
+    def architectures_of(self, *names: str) -> list[str]:
+        """The architectures measured for the tables named."""
+        rows = [row for name in names if name in self.tables for row in self.tables[name].rows]
+        return list(dict.fromkeys(row.architecture for row in rows if row.architecture))
 
     def _cells(self, names: tuple[str, ...]) -> list[str]:
         shown = [self.tables[name] if name in self.tables else self.figures[name] for name in names]
@@ -185,6 +202,15 @@ class Paths:
     def state(self, run: str, seed: int, stage: str) -> Path:
         """Folder of a stage's checkpoints and exported weights."""
         return Path(self.checkpoints) / self.scale / run / f"seed{seed}" / stage
+
+    def pretrained(self, label: str) -> Path:
+        """Record of the evaluation of a system that others have trained."""
+        return self.results / "pretrained" / f"{label.replace('/', '-')}.json"
+
+    @property
+    def throughput(self) -> Path:
+        """Record of the size and throughput of the architectures of Table 3."""
+        return self.results / "architectures.json"
 
     def teacher_weights(self, name: str) -> Path:
         """The teacher's weights as every job of this scale reads them."""

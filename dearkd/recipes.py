@@ -13,6 +13,8 @@ from dearkd.spec import Distillation, Model, Source, Stage, Synthesis, Training
 Stages = tuple[Stage, ...]
 REAL = "real"
 """`images: real`: those of the scale's main data set."""
+TRANSFER = "transfer"
+"""Name of the stage of fine-tuning."""
 UNSWITCHED = {"stage1_epochs": 0, "stage2_lr": "continue", "stage2_peak": 1.0}
 
 
@@ -21,8 +23,11 @@ def deit(scale: Scale, student: str, fraction: int = 100, images: str = REAL) ->
     return (_stage(scale, "I", _student(scale, student, "deit"), fraction, images, losses=(("ce", 1.0),)),)
 
 
-def deit_distilled(scale: Scale, student: str, fraction: int = 100, images: str = REAL) -> Stages:
+def deit_distilled(
+    scale: Scale, student: str, fraction: int = 100, images: str = REAL, *, long: bool = False
+) -> Stages:
     """DeiT with a distillation token that learns the teacher's hard decision, both losses at weight 1/2."""
+    scale = _lengthened(scale) if long else scale
     model = _student(scale, student, "deit_distilled")
     return (_taught(scale, _stage(scale, "I", model, fraction, images, losses=(("ce", 0.5), ("token", 0.5)))),)
 
@@ -38,12 +43,15 @@ def dearkd(
     distill: bool = True,
     two_stage: bool = True,
     taught_by: str = "distillation",
+    long: bool = False,
 ) -> Stages:
     """DearKD (Sec. 3): stage I with Eq. 6, stage II with Eq. 7; the switches are the columns of Table 1.
 
     `distill` is the logit loss of Eq. 5. Without it the class token's loss has weight 1, not alpha. `taught_by:
-    synthesis` takes the teacher that synthetic images come from; on synthetic images it is always that one.
+    synthesis` takes the teacher that synthetic images come from; on synthetic images it is always that one. `long` is
+    the schedule of 1000 epochs.
     """
+    scale = _lengthened(scale) if long else scale
     if taught_by not in ("distillation", "synthesis"):
         raise InputError(unknown(taught_by, ("distillation", "synthesis"), "value", "taught_by"))
     if images != REAL or taught_by == "synthesis":
@@ -72,7 +80,45 @@ def dearkd(
     )
 
 
-METHODS = {recipe.__name__: recipe for recipe in (deit, deit_distilled, dearkd)}
+def peer(scale: Scale, student: str) -> Stages:
+    """Another system of Table 3, `student` being its label, by plain training on real images."""
+    system = scale.peers[student]
+    data = scale.data["main"]
+    args = {**dict(system.args), "in_chans": data.channels, "num_classes": data.classes}
+    model = Model(name=system.model, args=freeze(args), init=system.init, stem_stride=system.stem_stride)
+    stage = _stage(scale, "I", model, 100, REAL, losses=(("ce", 1.0),), training=system.training)
+    return (dataclasses.replace(stage, attention_images=0),)
+
+
+def transfer(scale: Scale, student: str, *, target: str = "", pretraining: str = "dearkd") -> Stages:
+    """Fine-tuning of a finished student on other data (Table 4): no teacher, a new head, positions interpolated.
+
+    The distilled student has two heads, which are averaged at test; both learn the true labels.
+    """
+    if pretraining not in ("deit", "deit_distilled", "dearkd"):
+        raise InputError(unknown(pretraining, ("deit", "deit_distilled", "dearkd"), "value", "pretraining"))
+    if target not in scale.transfer.targets:
+        raise InputError(unknown(target, scale.transfer.targets, "value", "target"))
+    before = METHODS[pretraining](scale, student)
+    data, training = scale.data[target], scale.transfer.recipes[scale.transfer.recipe]
+    model = before[-1].model
+    changed = {"img_size": data.image_size, "num_classes": data.classes, "drop_path_rate": training.drop_path}
+    stage = Stage(
+        name=TRANSFER,
+        model=dataclasses.replace(model, args=freeze({**dict(model.args), **changed})),
+        data=data,
+        data_name=target,
+        subset_seed=scale.subset_seed,
+        losses=(("ce", 0.5), ("token_label", 0.5)) if pretraining == "deit_distilled" else (("ce", 1.0),),
+        initial=before,
+        training=dataclasses.replace(training, **UNSWITCHED),
+        first_epoch=0,
+        last_epoch=training.epochs,
+    )
+    return (stage,)
+
+
+METHODS = {recipe.__name__: recipe for recipe in (deit, deit_distilled, dearkd, peer, transfer)}
 
 SYNTHESIS = {
     "deepinversion": ("ce", "tv", "l2", "r_bn"),
@@ -160,6 +206,12 @@ def _stage(
         last_epoch=training.epochs,
         attention_images=scale.attention_images,
     )
+
+
+def _lengthened(scale: Scale) -> Scale:
+    """The scale with its long schedule."""
+    epochs, switch = scale.long
+    return dataclasses.replace(scale, training=dataclasses.replace(scale.training, epochs=epochs, stage1_epochs=switch))
 
 
 def _taught(scale: Scale, stage: Stage, knobs: Distillation | None = None) -> Stage:

@@ -4,6 +4,8 @@ Read layer: pandas; never torch.
 """
 
 import hashlib
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,10 @@ from dearkd import record
 from dearkd.plan import Plan, Run
 from dearkd.scale import Diversity
 from dearkd.schema import InputError, build, fingerprint, to_json
-from dearkd.spec import Stage, Teacher
+from dearkd.spec import Peer, Stage, Teacher
+
+REFERENCE = re.compile(r"deit_(tiny|small|base)_patch16_224")
+"""The models to whose throughput others are compared."""
 
 
 def load(plan: Plan, runs: list[Run]) -> pd.DataFrame:
@@ -35,6 +40,52 @@ def load(plan: Plan, runs: list[Run]) -> pd.DataFrame:
             dirty = any(r["git"]["dirty"] for r in (*stages, metrics))
             lines.append({"run": run.name, "seed": seed, "dirty": dirty, **metrics["metrics"]})
     return pd.DataFrame(lines, columns=None if lines else ["run", "seed", "dirty"])
+
+
+def pretrained(plan: Plan, labels: list[str]) -> pd.DataFrame:
+    """One line per evaluated system whose weights others have trained: run (its label), seed 0, dirty, metrics."""
+    lines = []
+    for label in labels:
+        path = plan.paths.pretrained(label)
+        if path.is_file():
+            values = record.read(path)
+            changed = _changes(Peer, values["spec"], plan.pretrained[label])
+            if changed:
+                raise _stale(plan, path, "; ".join(changed[:3]))
+            lines.append(
+                {"run": label, "seed": 0, "dirty": values["git"]["dirty"], "source": "pretrained", **values["metrics"]}
+            )
+    return pd.DataFrame(lines, columns=None if lines else ["run", "seed", "dirty"])
+
+
+def architectures(plan: Plan, names: list[str]) -> pd.DataFrame:
+    """One line per architecture: run (its name), seed 0, dirty, parameters, gmacs, input_size, throughput and ratio.
+
+    throughput: images/s, median of the timed passes, bf16 on a GPU and fp32 elsewhere. ratio: to that of the DeiT
+    nearest in parameters; `_dense`: DearKD's with the bias stored as a matrix.
+    """
+    path = plan.paths.throughput
+    if not names or not path.is_file():
+        return pd.DataFrame(columns=["run", "seed", "dirty"])
+    values = record.read(path)
+    measured = values["architectures"]
+    if missing := [n for n in names if n not in measured]:
+        raise _stale(plan, path, f"it lacks {', '.join(missing[:3])}")
+    lines = []
+    references = [n for n in names if REFERENCE.fullmatch(n.partition(".")[0])]
+    for name in names:
+        one = measured[name]
+        line = {"run": name, "seed": 0, "dirty": values["git"]["dirty"], "parameters": one["parameters"] / 1e6}
+        line |= {k: one[k] for k in ("gmacs", "input_size")}
+        nearest = min(references, key=lambda r: abs(math.log(measured[r]["parameters"] / one["parameters"])))
+        precision = next((p for p in ("bf16", "fp32") if p in one), None)
+        if precision is not None:
+            base = measured[nearest][precision]["median"]
+            line |= {"throughput": one[precision]["median"], "ratio": one[precision]["median"] / base}
+            if f"{precision}_dense" in one:
+                line["ratio_dense"] = one[f"{precision}_dense"]["median"] / base
+        lines.append(line)
+    return pd.DataFrame(lines)
 
 
 def diversity(plan: Plan, names: list[str]) -> pd.DataFrame:
@@ -77,6 +128,11 @@ def check(plan: Plan, run: Run, seed: int) -> list[dict[str, Any]]:
             and values["teacher"]["weights_sha256"] != teacher(plan, stage.teacher_name)["weights_sha256"]
         ):
             raise _stale(plan, path, f"its teacher {stage.teacher_name} has other weights now")
+        if run.initial:
+            before = plan.run(run.initial)
+            last = record.read(plan.paths.stage(before.name, seed, before.stages[-1].name))
+            if values["initial"]["weights_sha256"] != last["weights_sha256"]:
+                raise _stale(plan, path, f"{before.name}, from which it starts, has other weights now")
         if stage.source and values["data"]["images_sha256"] != images_sha256(plan, stage, seed):
             raise _stale(plan, path, f"the images of {stage.source.name} are others now")
         found.append(values)

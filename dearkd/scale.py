@@ -7,7 +7,7 @@ import dataclasses
 from typing import Literal
 
 from dearkd.schema import InputError, Pairs, spec, unknown
-from dearkd.spec import Data, Distillation, Rpe, Synthesis, Teacher, Training
+from dearkd.spec import Data, Distillation, Peer, Rpe, Synthesis, Teacher, Training, Transfer
 
 
 @spec
@@ -44,6 +44,18 @@ class Diversity:
 
 
 @spec
+class Throughput:
+    """Forward images/s of the architectures of Table 3, at random weights and each one's own input size."""
+
+    batch: int = 128
+    warmup: int = 10
+    repeats: int = 30
+    """Timed passes; 0: only parameters and multiply-adds."""
+    largest: bool = True
+    """On a GPU also the largest batch that fits, as DeiT measured."""
+
+
+@spec
 class Resources:
     """What a kind of job asks the machine for."""
 
@@ -74,10 +86,18 @@ class Scale:
     rpe: Rpe = dataclasses.field(default_factory=Rpe)
     synthesis: Synthesis = dataclasses.field(default_factory=Synthesis)
     diversity: Diversity = dataclasses.field(default_factory=Diversity)
+    transfer: Transfer = dataclasses.field(default_factory=Transfer)
+    long: tuple[int, int] = (1000, 800)
+    """(epochs, stage1_epochs) of the long schedule of Table 3."""
+    peers: dict[str, Peer] = dataclasses.field(default_factory=dict)
+    """Systems of Table 3 that this scale trains or evaluates, by their label; the others are quoted."""
+    quoted: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    """By table: labels of rows that this scale does not run."""
+    throughput: Throughput = dataclasses.field(default_factory=Throughput)
     attention_images: int = 512
     """Fixed validation images on which the attention distance is measured each epoch (Figure 4)."""
     resources: dict[str, Resources] = dataclasses.field(default_factory=dict)
-    """By kind of job (data, teacher, train, synthesize, diversity, evaluate); one that is absent gets the defaults."""
+    """By kind of job (data, teacher, train, synthesize, diversity, evaluate, throughput); absent: the defaults."""
     only: tuple[str, ...] = ()
     """Tables and figures that this scale has; empty: all of the matrix."""
     loader_workers: int = 0
@@ -89,3 +109,6 @@ class Scale:
             raise InputError(unknown(self.distillation.teacher, self.teachers, "teacher", "distillation.teacher"))
         if self.synthesis.teacher not in self.teachers:
             raise InputError(unknown(self.synthesis.teacher, self.teachers, "teacher", "synthesis.teacher"))
+        for target in self.transfer.targets:
+            if target not in self.data:
+                raise InputError(unknown(target, self.data, "data set", "transfer.targets"))

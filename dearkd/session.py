@@ -32,6 +32,7 @@ class Work:
     """Everything a stage needs beside its spec: images, teacher, machine and where to save.
 
     previous: final state of the stage before, whose weights, moments and schedule this one continues.
+    initial: weights of a finished student, from which fine-tuning starts.
     save_seconds: longest time between two checkpoints; 0 saves at every step.
     """
 
@@ -44,6 +45,7 @@ class Work:
     fingerprint: str
     title: str
     previous: dict[str, Any] | None = None
+    initial: dict[str, Tensor] | None = None
     device: torch.device = torch.device("cpu")
     rank: int = 0
     processes: int = 1
@@ -70,6 +72,8 @@ class Session:
         self.step = stage.first_epoch * self.schedule.steps_per_epoch
         self.last_step = stage.last_epoch * self.schedule.steps_per_epoch
         student = models.create(stage.model, seed)
+        if work.initial is not None:
+            models.adopt(student, work.initial)
         if stage.freeze_rpe:
             for name, parameter in student.named_parameters():
                 parameter.requires_grad_(".rpe." not in name)

@@ -8,14 +8,14 @@ docs/decisions.md.
 import dataclasses
 from typing import Literal
 
-from dearkd.schema import InputError, Pairs, spec
+from dearkd.schema import InputError, Pairs, spec, unknown
 
 
 @spec
 class Data:
     """A data set, its split and its pixels. All three input channels share what is given once."""
 
-    kind: Literal["digits", "photos", "idx", "cifar10", "cifar100", "folder"]
+    kind: Literal["digits", "photos", "idx", "cifar10", "cifar100", "flowers102", "cars", "folder"]
     root: str = ""
     """Folder with the files; empty for data that a package ships (`digits`, `photos`)."""
     classes: int
@@ -28,8 +28,12 @@ class Data:
     """Images carved out of train, equally per class; every choice is made on them. 0: none is carved out."""
     crop: float = 0.875
     """Centre crop at evaluation, as a share of the resized side (DeiT: 224/256)."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """Of the resize at evaluation."""
     label_noise: float = 0.0
     """Share of the training labels replaced by another class; validation and test stay clean."""
+    task: Literal["digit", "upside_down", "parity", "textured", "left_of_two"] = "digit"
+    """What is asked of `digits`; `data.TASKS` says how each is made. All have the same images in train and in test."""
     order: Literal["shuffled", "first"] = "shuffled"
     """How a fraction picks images per class: seeded and nested, or the first files as ConViT does."""
 
@@ -288,6 +292,35 @@ DEARKD_HEADS = {"tiny": 12, "small": 12, "base": 16}
 
 
 @spec
+class Transfer:
+    """Fine-tuning on other data (Table 4): no teacher, a new head, the recipe named by `recipe`."""
+
+    targets: tuple[str, ...] = ()
+    """Keys of the scale's `data`; the columns of Table 4."""
+    recipe: str = "sgd"
+    recipes: dict[str, Training] = dataclasses.field(default_factory=dict)
+    """By name. The paper's scale has DeiT's own (`sgd`) and a shorter one (`adamw`)."""
+
+    def __post_init__(self) -> None:
+        if self.targets and self.recipe not in self.recipes:
+            raise InputError(unknown(self.recipe, self.recipes, "recipe", "transfer.recipe"))
+
+
+@spec
+class Peer:
+    """A system of Table 3 that is not ours: trained by the workflow, or weights of others evaluated as they are."""
+
+    model: str
+    """timm name; with its tag where weights of others are evaluated."""
+    args: Pairs = ()
+    stem_stride: int = 0
+    init: Literal["deit", "fan_in", "timm"] = "timm"
+    weights: str = ""
+    """Without training: a local file; empty: timm's hub."""
+    training: Training | None = None
+
+
+@spec
 class Model:
     """A timm model by name, its keyword arguments and how a fresh one is initialised."""
 
@@ -295,6 +328,8 @@ class Model:
     args: Pairs = ()
     init: Literal["deit", "fan_in", "timm"] = "deit"
     """deit: as DeiT's code. fan_in: for narrow students, see `Student.init`. timm: as timm does (CNNs)."""
+    stem_stride: int = 0
+    """Stride of a CNN's first convolution, where it is not timm's: 1 keeps the side of images of a dozen pixels."""
 
 
 @spec
@@ -313,6 +348,8 @@ class Stage:
     """Key under the scale's `teachers`; empty: no teacher in this stage."""
     teacher: Teacher | None = None
     distillation: Distillation | None = None
+    initial: "tuple[Stage, ...]" = ()
+    """Set: it starts from the weights at the end of these stages, of the same seed, with a new classifier."""
     source: "Source | None" = None
     """Set: the training images are synthetic; validation and test images stay those of `data`."""
     shards: int = 0

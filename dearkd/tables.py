@@ -18,8 +18,20 @@ HEADS = {
     "lpips_blurred": "blurred",
     "teacher_top1": "teacher's top-1",
     "easy_positive": "easy positive",
+    "parameters": "parameters (M)",
+    "gmacs": "GMACs",
+    "input_size": "input",
+    "throughput": "images/s",
+    "ratio": "of DeiT's",
+    "ratio_dense": "dense",
 }
 """Column heads of metrics without a number in the paper."""
+PLACES = {
+    **dict.fromkeys(("lpips", "lpips_se", "lpips_blurred", "easy_positive"), 3),
+    **dict.fromkeys(("gmacs", "ratio", "ratio_dense"), 2),
+    "input_size": 0,
+}
+"""Decimal places of a metric in a printed table; all others have one."""
 
 
 def write(plan: Plan, name: str) -> None:
@@ -37,25 +49,35 @@ def write(plan: Plan, name: str) -> None:
 
 
 def values_of(plan: Plan, name: str) -> pd.DataFrame:
-    """The records that a table shows, one line per run (or set of images) and seed."""
+    """The records that a table shows, one line per run (or architecture, or set of images) and seed."""
     if plan.tables[name].reads == "diversity":
         return results.diversity(plan, plan.images_of(name))
-    return results.load(plan, plan.runs_of(name))
+    frames = [
+        results.load(plan, plan.runs_of(name)),
+        results.pretrained(plan, plan.pretrained_of(name)),
+        results.architectures(plan, plan.architectures_of(name)),
+    ]
+    return pd.concat([f for f in frames if len(f)] or frames[:1], ignore_index=True)
 
 
 def tidy(table: Table, values: pd.DataFrame) -> pd.DataFrame:
     """One line per cell: row, method, student, the table's keys, metric, mean, sd, n, paper, source.
 
-    source: measured (from our records) or quoted (only the paper's number). Every row but the reference also has the
-    metric `gap` (how much it falls short of `gap_to`) or `delta` (how much it lies above `delta_to`), paired by seed.
+    source: measured (from our records), pretrained (weights of others, evaluated by us) or quoted (only the paper's
+    number). Every row but the reference also has the metric `gap` (how much it falls short of `gap_to`) or `delta` (how
+    much it lies above `delta_to`), paired by seed.
     """
     lines = []
     for row in table.rows:
         for i, cell in enumerate(row.cells):
             ours = _by_seed(values, cell.run, table.metric)
-            lines.append(_line(table, row, i, table.metric, ours, cell.paper))
+            line = _line(table, row, i, table.metric, ours, cell.paper)
+            if len(ours) and _is_pretrained(values, cell.run):
+                line["source"] = "pretrained"
+            lines.append(line)
             for metric in table.also:
-                lines.append(_line(table, row, i, metric, _by_seed(values, cell.run, metric), None))
+                found = _by_seed(values, row.architecture or cell.run, metric)
+                lines.append(_line(table, row, i, metric, found, None))
             for metric, sign, label in (("gap", 1, table.gap_to), ("delta", -1, table.delta_to)):
                 reference = next((r for r in table.rows if r.label == label), row)
                 if reference is row:
@@ -71,7 +93,11 @@ def tidy(table: Table, values: pd.DataFrame) -> pd.DataFrame:
 
 def _by_seed(values: pd.DataFrame, run: str, metric: str) -> pd.Series:
     chosen = values[values["run"] == run]
-    return chosen.set_index("seed")[metric] if metric in values else pd.Series(dtype=float)
+    return chosen.set_index("seed")[metric].dropna() if metric in values else pd.Series(dtype=float)
+
+
+def _is_pretrained(values: pd.DataFrame, run: str) -> bool:
+    return "source" in values and "pretrained" in values.loc[values["run"] == run, "source"].tolist()
 
 
 def _line(table: Table, row: Row, cell: int, metric: str, ours: pd.Series, paper: float | None) -> dict[str, Any]:
@@ -93,6 +119,8 @@ def _line(table: Table, row: Row, cell: int, metric: str, ours: pd.Series, paper
 def arrange(table: Table, frame: pd.DataFrame) -> pd.DataFrame:
     """The table as it is printed: a line per row (and its gap), 'ours' beside 'paper' for every cell; all text."""
     lines = []
+    quoted, unquoted = _empty(table, "run"), _empty(table, "paper")
+    marked = not table.across and frame.loc[frame["metric"] == table.metric, "source"].nunique() > 1
     for row in table.rows:
         mine = frame[frame["row"] == row.label]
         for metric, label in (
@@ -104,28 +132,38 @@ def arrange(table: Table, frame: pd.DataFrame) -> pd.DataFrame:
             if cells.empty:
                 continue
             line = {"": label, **{name: _switch(value) for name, value in dict(row.columns).items()}}
-            for _, cell in cells.iterrows():
+            for planned, (_, cell) in zip(row.cells, cells.iterrows(), strict=True):
                 head = {"": "", "fraction": "{} % "}.get(table.across, "{} ").format(cell.get(table.across))
-                line[f"{head}ours"] = ours(cell)
-                line[f"{head}paper"] = "" if pd.isna(cell["paper"]) else f"{cell['paper']:.{digits(cell['metric'])}f}"
+                if dict(planned.keys) not in quoted:
+                    line[f"{head}ours"] = ours(cell)
+                if dict(planned.keys) not in unquoted:
+                    line[f"{head}paper"] = "" if pd.isna(cell["paper"]) else number(cell["paper"], cell["metric"])
             for _, cell in mine[mine["metric"].isin(table.also)].iterrows():
-                line[HEADS[cell["metric"]]] = ours(cell)
+                one = row.architecture and cell["n"]
+                line[HEADS[cell["metric"]]] = number(cell["mean"], cell["metric"]) if one else ours(cell)
+            if marked:
+                line["source"] = "" if metric != table.metric else cells.iloc[0]["source"]
             lines.append(line)
     return pd.DataFrame(lines)
+
+
+def _empty(table: Table, field: str) -> list[dict[str, Any]]:
+    """Keys of the columns of numbers that no row of the matrix fills."""
+    columns = zip(*(row.cells for row in table.rows), strict=True)
+    return [dict(cells[0].keys) for cells in columns if not any(getattr(cell, field) for cell in cells)]
 
 
 def ours(cell: pd.Series) -> str:
     """mean ± sd (n); blank where nothing was measured."""
     if not cell["n"]:
         return ""
-    places = digits(cell["metric"])
-    spread = "" if pd.isna(cell["sd"]) else f" ± {cell['sd']:.{places}f}"
-    return f"{cell['mean']:.{places}f}{spread} ({cell['n']})"
+    spread = "" if pd.isna(cell["sd"]) else f" ± {number(cell['sd'], cell['metric'])}"
+    return f"{number(cell['mean'], cell['metric'])}{spread} ({cell['n']})"
 
 
-def digits(metric: str) -> int:
-    """Decimal places of a metric in a printed table: percentages one, distances three."""
-    return 3 if metric in ("lpips", "lpips_se", "lpips_blurred", "easy_positive") else 1
+def number(value: float, metric: str) -> str:
+    """A value of a metric as it is printed."""
+    return f"{value:.{PLACES.get(metric, 1)}f}"
 
 
 def _switch(value: Any) -> str:

@@ -7,13 +7,14 @@ and must reach its published accuracy before anything learns from it. Model laye
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import timm
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.models import clean_state_dict
 from torch import Tensor, nn
 
 from dearkd import lite0, spec
@@ -108,12 +109,24 @@ def build(teacher: spec.Teacher, data: spec.Data, weights: Path | None = None, s
     except OSError:
         raise InputError(
             f"teacher {teacher.model}: its weights are not on this machine and the hub cannot be reached; run "
-            f"`python -m dearkd teacher` once where there is internet, or set `weights` to a local file"
+            f"`python -m dearkd fetch` for this scale where there is internet, or set `weights` to a local file"
         ) from None
     if weights is not None:
         load_weights(net, weights, rename)
-    own = (tuple(net.pretrained_cfg["mean"]), tuple(net.pretrained_cfg["std"])) if teacher.training is None else None
+    own = None
+    if teacher.training is None:
+        moments = (net.pretrained_cfg["mean"], net.pretrained_cfg["std"])
+        # timm adds a first layer's weights up for grey images, so what it wants of them is the channels' average.
+        own = tuple(tuple(m) if len(m) == data.channels else (sum(m) / len(m),) for m in moments)
     return Teacher(net, stages, (data.mean, data.std), own)
+
+
+def pretrained_cfg(model: str) -> Any:
+    """timm's description of a model's weights: input size, crop, interpolation, mean and std."""
+    config = timm.get_pretrained_cfg(model)
+    if config is None:
+        raise InputError(f"timm has no model {model!r}; take a name with its tag from timm.list_models()")
+    return config
 
 
 def _renormalisation(given: Moments, own: Moments) -> tuple[Tensor, Tensor]:
@@ -152,7 +165,7 @@ def load_weights(net: nn.Module, path: Path, rename: Callable[[str], str] | None
         raise InputError(
             f"{path}: refused, it holds more than tensors ({type(error).__name__}); save it as safetensors"
         ) from None
-    state = state.get("model", state.get("state_dict", state))
+    state = clean_state_dict(next((state[k] for k in ("state_dict_ema", "model", "state_dict") if k in state), state))
     if rename is not None:
         state = {rename(name): value for name, value in state.items()}
     own = net.state_dict()

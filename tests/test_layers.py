@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-PLAN = ["schema", "spec", "scale", "recipes", "plan", "matrix", "record"]
-MODEL = ["keys", "attention", "aligner", "losses", "priors", "models", "lite0", "teachers"]
+PLAN = ["schema", "spec", "scale", "recipes", "plan", "matrix", "record", "cost"]
+MODEL = ["keys", "attention", "aligner", "losses", "priors", "t2t", "models", "lite0", "teachers"]
 RUN = ["data", "loader", "objective", "checkpoint", "progress", "evaluate", "optimise", "session", "train"]
-RUN += ["archive", "artifacts", "jobs", "synthesize", "diversity", "datafree", "describe"]
+RUN += ["throughput", "archive", "artifacts", "jobs", "synthesize", "diversity", "datafree", "describe", "fetch"]
 READ = ["results", "tables", "diagrams", "latent", "figures"]
 ALLOWED = {
     **{m: [*PLAN[:i]] for i, m in enumerate(PLAN)},

@@ -28,12 +28,16 @@ wildcard_constraints:
     teacher="|".join(PLAN.scale.teachers),
     run="|".join(map(re.escape, PLAN.runs)),
     seed=r"\d+",
-    stage="I|II",
+    stage="I|II|transfer",
+    label="|".join(PATHS.pretrained(label).stem for label in PLAN.pretrained) or "none",
     source="|".join(PLAN.sources),
     images="|".join(["real", *PLAN.sources]),
     shard=r"\d{4}",
     table="|".join(PLAN.tables),
     figure="|".join(PLAN.figures),
+
+
+LABELS = {PATHS.pretrained(label).stem: (label, peer) for label, peer in PLAN.pretrained.items()}
 
 
 def asks(kind, field):
@@ -56,8 +60,14 @@ def settled(result, inputs):
 
 
 def metrics_of(*names):
-    """Evaluations of all runs and seeds that tables or figures show."""
-    return [PATHS.metrics(run.name, seed) for run in PLAN.runs_of(*names) for seed in run.seeds]
+    """Evaluations of all runs, seeds and systems of others that tables or figures show."""
+    ours = [PATHS.metrics(run.name, seed) for run in PLAN.runs_of(*names) for seed in run.seeds]
+    return ours + [PATHS.pretrained(label) for label in PLAN.pretrained_of(*names)]
+
+
+def architectures_of(*names):
+    """The one measurement of all architectures, where a table shows some."""
+    return [PATHS.throughput] if PLAN.architectures_of(*names) else []
 
 
 def diversity_of(*names):

@@ -24,3 +24,39 @@ rule evaluate:
     shell:
         "{PYTHON:q} -m dearkd evaluate {wildcards.run:q} --scale {SCALE:q} --seed {wildcards.seed}"
         " --fingerprint {params.fingerprint} > {log:q} 2>&1"
+
+
+rule pretrained:
+    input:
+        lambda w: settled(PATHS.pretrained(w.label), [PATHS.subsets("main") / "data.json"]),
+    output:
+        PATHS.results / "pretrained/{label}.json",
+    params:
+        fingerprint=lambda w: fingerprint(LABELS[w.label][1]),
+        label=lambda w: LABELS[w.label][0],
+    log:
+        f"{LOGS}/pretrained/{{label}}.log",
+    threads: asks("evaluate", "threads")
+    resources:
+        mem_mb=asks("evaluate", "mem_mb"),
+        runtime=asks("evaluate", "runtime"),
+        gpu=asks("evaluate", "gpu"),
+    shell:
+        "{PYTHON:q} -m dearkd pretrained {params.label:q} --scale {SCALE:q} > {log:q} 2>&1"
+
+
+rule throughput:
+    output:
+        PATHS.throughput,
+    params:
+        fingerprint=fingerprint(PLAN.scale.throughput),
+        names=PLAN.architectures_of(*PLAN.tables),
+    log:
+        f"{LOGS}/throughput.log",
+    threads: asks("throughput", "threads")
+    resources:
+        mem_mb=asks("throughput", "mem_mb"),
+        runtime=asks("throughput", "runtime"),
+        gpu=asks("throughput", "gpu"),
+    shell:
+        "{PYTHON:q} -m dearkd throughput --scale {SCALE:q} > {log:q} 2>&1"

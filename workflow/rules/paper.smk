@@ -32,7 +32,7 @@ rule all:
 
 rule table:
     input:
-        lambda w: metrics_of(w.table) + diversity_of(w.table),
+        lambda w: metrics_of(w.table) + diversity_of(w.table) + architectures_of(w.table),
     output:
         multiext(str(PATHS.results / "tables/{table}"), ".csv", ".tex"),
         report(
@@ -42,7 +42,7 @@ rule table:
             labels={"table": "{table}"},
         ),
     params:
-        matrix=lambda w: fingerprint(PLAN.tables[w.table]),
+        matrix=lambda w: fingerprint((PLAN.tables[w.table], PLAN.scale.seeds)),
     log:
         f"{LOGS}/{{table}}.log",
     shell:
@@ -61,7 +61,7 @@ rule figure:
             labels={"figure": "{figure}"},
         ),
     params:
-        matrix=lambda w: fingerprint(PLAN.figures[w.figure]),
+        matrix=lambda w: fingerprint((PLAN.figures[w.figure], PLAN.scale.seeds)),
     log:
         f"{LOGS}/{{figure}}.log",
     shell:

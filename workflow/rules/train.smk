@@ -6,6 +6,9 @@ def train_inputs(wildcards):
     before = run.stages[: run.stages.index(stage)][-1:]
     needs = [PATHS.subsets(stage.data_name) / "data.json"]
     needs += [PATHS.stage(run.name, wildcards.seed, s.name) for s in before]
+    if run.initial:
+        before = PLAN.runs[run.initial]
+        needs += [PATHS.stage(before.name, wildcards.seed, before.stages[-1].name)]
     needs += [PATHS.teacher(stage.teacher_name)] if stage.teacher_name else []
     needs += shards_of(stage.source.name, wildcards.seed, stage.shards) if stage.source else []
     return settled(PATHS.stage(run.name, wildcards.seed, stage.name), needs)

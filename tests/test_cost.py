@@ -1,0 +1,168 @@
+"""The estimate of what runs cost, against sums by hand."""
+
+import dataclasses
+import json
+
+import pytest
+
+from dearkd import cost, matrix
+from dearkd.schema import InputError, override
+
+SPEED = {
+    "deit_tiny_patch16_224": 1000.0,
+    "deit_tiny_distilled_patch16_224": 1000.0,
+    "dearkd_tiny_patch16_224": 500.0,
+    "regnety_160": 250.0,
+    "resnet101": 1000.0,
+}
+SIZE = {"deit_tiny_patch16_224": 5_717_416, "deit_tiny_distilled_patch16_224": 5_910_800}
+SIZE["dearkd_tiny_patch16_224"] = 5_717_704
+MILLION = {"main": 1_000_000}
+TRAINED = 300e6 * 3 / 500
+"""Seconds of 300 epochs of a million images for DearKD-Ti, without a teacher."""
+STAGE_GB = 2 * 16 * 5_717_704 / 1e9
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return matrix.load("imagenet")
+
+
+def estimate(plan, *names, **given):
+    runs = [plan.runs[name] for name in names]
+    return cost.estimate(plan, runs, SPEED, MILLION, SIZE, **given)
+
+
+def test_one_run_by_hand(plan):
+    """300 epochs of a million images at 3/500 s, the teacher's forward in the first 250; 3 seeds, 8 GPUs a job."""
+    found = estimate(plan, "dearkd-Ti")
+    one = TRAINED + 250e6 / 250
+    assert found.jobs == 3 * 2
+    assert found.gpu_hours == pytest.approx(3 * one / 3600) == pytest.approx(2333.333, abs=1e-3)
+    assert found.longest_hours == pytest.approx(one / 8 / 3600)
+    assert found.disk_gb == pytest.approx(3 * 2 * STAGE_GB)
+
+
+def test_on_all_of_imagenet_with_the_papers_throughputs(plan):
+    """384,350,100 images a run: DeiT-Ti takes 3/2536.5 s of each, distilled 3/2529.5 and the teacher's 1/334.7."""
+    given = (cost.paper_throughputs(), {"main": 1_281_167}, cost.paper_parameters())
+    seconds = 300 * 1_281_167 * (3 / 2536.5)
+    found = cost.estimate(plan, [plan.runs["deit-Ti"]], *given)
+    assert found.jobs == 3 and found.gpu_hours == pytest.approx(3 * seconds / 3600) == pytest.approx(378.8, abs=0.1)
+    found = cost.estimate(plan, [plan.runs["deit_distilled-Ti"]], *given)
+    assert found.gpu_hours == pytest.approx(3 * 384_350_100 * (3 / 2529.5 + 1 / 334.7) / 3600)
+
+
+def test_a_tenth_of_the_images_costs_as_much_unless_epochs_are_kept(plan):
+    assert estimate(plan, "deit-Ti-fraction~10") == estimate(plan, "deit-Ti")
+    epochs = matrix.load(override(plan.scale, {"training.subset_schedule": "epochs"}, "test"))
+    tenth, whole = estimate(epochs, "deit-Ti-fraction~10"), estimate(epochs, "deit-Ti")
+    assert tenth.gpu_hours == pytest.approx(whole.gpu_hours / 10)
+
+
+def test_synthetic_images_by_hand(plan):
+    """15,239 batches of 42 in 191 shards; an image takes 2000 passes at a quarter of the area and 2000 at full size."""
+    found = estimate(plan, "dearkd-Ti-images~df_dearkd")
+    image, trained = 3 * (2000 / 4 + 2000) / 1000, TRAINED + 250e6 / 1000
+    assert found.jobs == 3 * (2 + 191)
+    assert found.gpu_hours == pytest.approx(3 * (640_038 * image + trained) / 3600)
+    assert found.longest_hours == pytest.approx((80 * 42 * image + trained / 8) / 3600)
+    assert found.disk_gb == pytest.approx(3 * (2 * STAGE_GB + 640_038 * 224 * 224 * 3 * 0.7 / 1e9))
+    alone = estimate(plan, sources=["df_dearkd"])
+    assert alone.jobs == 3 * 191 and alone.longest_hours == pytest.approx(80 * 42 * image / 3600)
+
+
+def test_an_epoch_of_synthetic_images_may_be_shorter(plan):
+    epochs = matrix.load(override(plan.scale, {"training.subset_schedule": "epochs"}, "test"))
+    found, images = estimate(epochs, "dearkd-Ti-images~df_dearkd"), estimate(epochs, sources=["df_dearkd"])
+    trained = 640_038 * (300 * 3 / 500 + 250 / 1000)
+    assert found.gpu_hours - images.gpu_hours == pytest.approx(3 * trained / 3600)
+
+
+def test_adi_waits_for_the_students_that_compete_with_it(plan):
+    """DeepInversion, its student, then four rounds, each with a student before it; the last run learns from all."""
+    found = estimate(plan, "dearkd-Ti-images~adi")
+    plain, trained = 3 * 2500 / 1000, TRAINED + 250e6 / 1000
+    competing = plain + 3 * 4000 / 500
+    assert found.jobs == 3 * (5 * 2 + 2 * 191)
+    assert found.gpu_hours == pytest.approx(3 * (640_038 * (plain + competing) + 5 * trained) / 3600)
+    longest = 3360 * plain + 4 * 3360 * competing + 5 * trained / 8
+    assert found.longest_hours == pytest.approx(longest / 3600)
+    assert estimate(plan, "dearkd-Ti-images~adi", "adi-student-round2", sources=["deepinversion"]) == found
+
+
+def test_a_run_waits_for_the_teacher_that_is_trained_and_the_run_that_it_starts_from():
+    digits = matrix.load("digits")
+    speed = {**SPEED, "convnet_micro": 100.0}
+    size = {**SIZE, "convnet_micro": 1000}
+    run, teacher = digits.runs["dearkd-Ti"], digits.runs["teacher-main"]
+    alone = cost.estimate(digits, [teacher], speed, MILLION, size)
+    assert alone.jobs == 1 and alone.disk_gb == pytest.approx(2 * 16 * 1000 / 1e9)
+    found = cost.estimate(digits, [run], speed, MILLION, size)
+    assert found.jobs == 1 + 2 * len(run.seeds)
+    own = (found.gpu_hours - alone.gpu_hours) / len(run.seeds)
+    assert found.longest_hours == pytest.approx(alone.longest_hours + own), "without a GPU a job has one device"
+    after = dataclasses.replace(digits.runs["deit-Ti"], name="after", initial="dearkd-Ti")
+    assert cost.estimate(digits, [after], speed, MILLION, size).longest_hours > found.longest_hours
+
+
+@pytest.mark.parametrize(
+    "speed, images, size, message",
+    [
+        ({"dearkd_tiny_patch16_224": 1.0}, MILLION, SIZE, "no images/s given for regnety_160; given are dearkd_tiny"),
+        (SPEED, {}, SIZE, "no number of images given for main; given are none"),
+        (SPEED, MILLION, {}, "no number of parameters given for dearkd_tiny_patch16_224"),
+    ],
+)
+def test_what_has_no_figure_is_named(plan, speed, images, size, message):
+    with pytest.raises(InputError, match=message):
+        cost.estimate(plan, [plan.runs["dearkd-Ti"]], speed, images, size)
+
+
+def test_nothing_costs_nothing(plan):
+    assert estimate(plan) == cost.Cost(0, 0.0, 0.0, 0.0)
+
+
+def test_the_estimate_in_words():
+    found = cost.Cost(jobs=1914, gpu_hours=4800.0, longest_hours=50.0, disk_gb=723.94)
+    assert cost.describe(found, 8, "measured here").splitlines() == [
+        "jobs           1,914",
+        "GPU-hours      4,800.0",
+        "on 8 GPUs      600.0 hours, 25.0 days",
+        "disk           723.9 GB",
+        "throughputs    measured here",
+    ]
+    assert "on 1000 GPUs   50.0 hours, 2.1 days" in cost.describe(found, 1000, "")
+
+
+def test_the_papers_figures():
+    speed, size = cost.paper_throughputs(), cost.paper_parameters()
+    assert speed["regnety_160"] == 334.7 and speed["dearkd_small_patch16_224"] == 570.1 and speed["resnet101"] == 753.6
+    assert speed["deit_tiny_distilled_patch16_224"] == 2529.5 and size["dearkd_tiny_patch16_224"] == 5_717_704
+    assert not [name for name in speed if "." in name or " " in name or name in ("not", "ours", "arch")]
+    assert len(speed) == 36 - 3 - 3 - 3, "three that timm lacks, six rows of 1000 epochs"
+
+
+def test_measured_throughputs_come_before_the_papers(plan, tmp_path, monkeypatch):
+    assert cost.throughputs(plan) == (cost.paper_throughputs(), "the paper's Table 3, on a V100")
+    monkeypatch.chdir(tmp_path)
+    rates = {key: {"median": value} for key, value in {"fp32": 1.0, "bf16": 2.0, "bf16_dense": 3.0}.items()}
+    record = {
+        "architectures": {"dearkd_tiny_patch16_224": rates, "resnet18.tv_in1k": {"fp32": {"median": 5.0}}},
+        "hardware": {"device": "some GPU"},
+    }
+    plan.paths.throughput.parent.mkdir(parents=True)
+    plan.paths.throughput.write_text(json.dumps(record))
+    found, origin = cost.throughputs(plan)
+    assert found == {"dearkd_tiny_patch16_224": 3.0, "resnet18": 5.0} and "some GPU" in origin
+    without = dataclasses.replace(plan, scale=override(plan.scale, {"rpe.drop": 0.0}, "test"))
+    assert cost.throughputs(without)[0]["dearkd_tiny_patch16_224"] == 2.0
+
+
+def test_sizes_of_data_sets(plan, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cost.images_of(plan)["main"] == 1_281_167
+    folder = plan.paths.subsets("main")
+    folder.mkdir(parents=True)
+    (folder / "data.json").write_text(json.dumps({"images": {"train-100": 999}}))
+    assert cost.images_of(plan)["main"] == 999
