@@ -7,7 +7,7 @@ BIN := .venv/bin
 .PHONY: demo test lint lock clean
 
 demo: $(BIN)/installed
-	$(BIN)/snakemake --cores $(CORES) --config scale=$(SCALE) -- all
+	$(BIN)/python -m dearkd warm $(BIN)/snakemake --cores $(CORES) --config scale=$(SCALE) -- all
 	@echo "Tables: results/$(SCALE)/tables   Figures: figures/$(SCALE)"
 
 test: $(BIN)/installed lint

@@ -1,13 +1,19 @@
 """python -m dearkd VERB: every job of the workflow as a command that a person, a test and a cluster can run."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
+from dearkd import warm
 from dearkd.schema import InputError, unknown
 
 AGAIN = 75
 """Exit status of a job that was asked to stop and has saved: run it again (EX_TEMPFAIL)."""
+
+
+HEAVY = ("subset", "teacher", "train", "evaluate", "pretrained", "throughput", "synthesize", "diversity")
+"""Verbs that need torch."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -69,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     verb(_diversity, "LPIPS, latent codes and a sample of a set of images", "images").add_argument(
         "--seed", type=int, required=True
     )
+    verb(_warm, "run a command whose jobs share one import of torch").add_argument("command", nargs=argparse.REMAINDER)
     verb(_table, "write a table from the records", "name")
     verb(_figure, "draw a figure from the records", "name")
     return parser
@@ -110,15 +117,21 @@ def _fetch(args: argparse.Namespace) -> None:
 
 
 def _subset(args: argparse.Namespace) -> None:
+    plan = _load(args)
+    if args.data not in plan.scale.data:
+        raise InputError(unknown(args.data, plan.scale.data, "data set", f"scale {args.scale}"))
     from dearkd import jobs
 
-    jobs.subset(_load(args), args.data)
+    jobs.subset(plan, args.data)
 
 
 def _teacher(args: argparse.Namespace) -> None:
+    plan = _load(args)
+    if args.name not in plan.scale.teachers:
+        raise InputError(unknown(args.name, plan.scale.teachers, "teacher", f"scale {args.scale}"))
     from dearkd import jobs
 
-    jobs.teacher(_load(args), args.name)
+    jobs.teacher(plan, args.name)
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -211,6 +224,10 @@ def _diversity(args: argparse.Namespace) -> None:
     describe.describe(plan, args.images, args.seed)
 
 
+def _warm(args: argparse.Namespace) -> int:
+    return warm.run(args.command, main)
+
+
 def _table(args: argparse.Namespace) -> None:
     from dearkd import tables
 
@@ -230,5 +247,14 @@ def _unchanged(planned: str, current: str, run: str) -> None:
         )
 
 
+def _start() -> int:
+    """`main`, by a server's fork where there is one."""
+    if warm.SERVER in os.environ and sys.argv[1:2] and sys.argv[1] in HEAVY:
+        status = warm.ask(sys.argv[1:])
+        if status is not None:
+            return status
+    return main()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_start())

@@ -29,7 +29,8 @@ def spec(cls: type[T]) -> type[T]:
 def unknown(key: str, known: Sequence[str] | Mapping[str, Any], kind: str, where: str) -> str:
     """The sentence for a name that does not exist, with the nearest one that does."""
     near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+    shown = [*sorted(known)[:12], *(["..."] if len(known) > 12 else [])]
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(shown)}"
     return f"{where}: unknown {kind} {key!r}; {hint}"
 
 

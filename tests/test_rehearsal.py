@@ -37,8 +37,8 @@ quoted:
   table2: [DeiT-Ti, DeiT-Ti distilled]
   table3: [DeiT-Ti, DeiT-S, DeiT-B, DeiT-Ti-distilled, DeiT-S-distilled, DeiT-B-distilled, DeiT-Ti-distilled-1000,
            DeiT-S-distilled-1000, DeiT-B-distilled-1000, DearKD-S, DearKD-B, DearKD-Ti-1000, DearKD-S-1000,
-           DearKD-B-1000, ResNet-18, ResNet-50, ResNet-101, ResNet-152, EffiNet-B0, EffiNet-B3, EffiNet-B4, EffiNet-B6, EffiNet-B7,
-           Swin-T, Swin-S, Swin-B, Swin-B-384]
+           DearKD-B-1000, ResNet-18, ResNet-50, ResNet-101, ResNet-152, EffiNet-B0, EffiNet-B3, EffiNet-B4, EffiNet-B6,
+           EffiNet-B7, Swin-T, Swin-S, Swin-B, Swin-B-384]
   table4: [DeiT-B, DeiT-B-distilled, DearKD-S, DearKD-B]
 peers: {RegNetY-16GF: {weights: regnety_160.safetensors}}
 """
