@@ -15,7 +15,9 @@ from dearkd import matrix
 
 
 def snakemake(*arguments, cwd, check=True):
-    command = [str(Path(sys.executable).with_name("snakemake")), "--cores", "2", *arguments]
+    """As `make demo` runs it: jobs of one warm process. A dry run has none."""
+    warm = [sys.executable, "-m", "dearkd", "warm"] if "-n" not in arguments else []
+    command = [*warm, str(Path(sys.executable).with_name("snakemake")), "--cores", "2", *arguments]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
     assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done
@@ -117,7 +119,7 @@ def test_an_added_seed_and_an_added_row_run_only_what_is_new(checkout):
     scale.write_text(before)
     matrix = checkout / "workflow/experiments.yaml"
     line = "      - {label: more dropout, method: dearkd, student: Ti, rpe.drop: 0.3}\n"
-    matrix.write_text(matrix.read_text().replace("  table5:\n", f"{line}  table5:\n"))
+    matrix.write_text(matrix.read_text().replace("  table3:\n", f"{line}  table3:\n"))
     done = jobs(snakemake("-n", "--config", "scale=smoke", "--", "table2", cwd=checkout))
     assert done == {"train": 8, "evaluate": 4, "table": 1}
 
