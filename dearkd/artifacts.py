@@ -37,8 +37,9 @@ def trained_student(plan: Plan, run: Run, seed: int) -> tuple[torch.nn.Module, d
     weights = plan.paths.state(run.name, seed, stage.name) / "student.safetensors"
     if not weights.is_file():
         raise InputError(
-            f"{weights}: missing, though its record is there; train the run again: "
-            f"snakemake --forcerun train --config scale={plan.scale.name}"
+            f"{weights}: missing, though its record is there (weights are not committed); train it again: "
+            f"snakemake -c2 --config scale={plan.scale.name} --forcerun "
+            f"{plan.paths.stage(run.name, seed, run.stages[0].name)} -- all"
         )
     if sha256(weights) != trained["weights_sha256"]:
         raise InputError(f"{weights}: is not the file that {path} describes; train it again")
