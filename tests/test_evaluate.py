@@ -185,7 +185,8 @@ def test_evaluating_other_weights_than_the_record_describes_is_refused(project):
     with pytest.raises(InputError, match="is not the file that"):
         jobs.evaluate(whole, whole.runs["dearkd-Ti"], 0)
     path.unlink()
-    with pytest.raises(InputError, match=r"missing, though its record is there .*--forcerun results/smoke/runs/dearkd-Ti/seed0/I\.json"):
+    remedy = r"--forcerun results/smoke/runs/dearkd-Ti/seed0/I\.json"
+    with pytest.raises(InputError, match=f"missing, though its record is there .*{remedy}"):
         jobs.evaluate(whole, whole.runs["dearkd-Ti"], 0)
 
 
