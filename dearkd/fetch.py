@@ -92,7 +92,7 @@ def fetch(plan: Plan, check: bool) -> None:
                 reason = " ".join(str(error).split())
         print(f"{need.name}: {reason or 'there'}", flush=True)
         if reason:
-            command = f"python -m dearkd fetch --scale {plan.scale.name}" if need.bring else "see docs/cluster.md"
+            command = f"python -m dearkd fetch --scale {plan.scale.name}" if need.bring else "see docs/paper-scale.md"
             missing.append(f"  {need.name}: {reason} [{command}]")
     if missing:
         raise InputError(f"scale {plan.scale.name} lacks {len(missing)}:\n" + "\n".join(missing))

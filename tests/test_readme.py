@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from dearkd import matrix
+
 TEXT = Path("README.md").read_text()
 
 
@@ -17,3 +19,9 @@ def test_every_link_of_the_documentation_leads_somewhere():
     for page in [Path("README.md"), *Path("docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
             assert target.startswith("http") or (page.parent / target).exists(), f"{page}: {target}"
+
+
+def test_every_table_and_figure_has_its_caption_for_the_report():
+    whole = matrix.load("digits")
+    captions = {path.stem for path in Path("workflow/report").glob("*.rst")}
+    assert captions == {*whole.tables, *whole.figures}
