@@ -35,7 +35,14 @@ def shard(plan: Plan, name: str, seed: int, index: int, save_seconds: float = 30
     found, weights = teacher_weights(plan, source.teacher_name)
     teacher = teachers.build(source.teacher, source.data, weights)
     rival = plan.competitor(name, index)
-    student, student_record = trained_student(plan, rival, seed) if rival is not None else (None, None)
+    student, competing = None, None
+    if rival is not None:
+        student, found_student = trained_student(plan, rival, seed)
+        competing = {"run": rival.name, "weights_sha256": found_student["weights_sha256"]}
+    elif source.verifier is not None:
+        found_verifier, verifier_weights = teacher_weights(plan, source.recipe.verifier)
+        student = teachers.Classifier(teachers.build(source.verifier, source.data, verifier_weights))
+        competing = {"verifier": source.recipe.verifier, "weights_sha256": found_verifier["weights_sha256"]}
     path = plan.paths.archive(name, seed, index)
     made = make(
         source,
@@ -45,9 +52,7 @@ def shard(plan: Plan, name: str, seed: int, index: int, save_seconds: float = 30
         teacher,
         student,
         path,
-        identity="-".join(
-            [fingerprint(source), *(r["weights_sha256"] for r in (found, student_record) if r is not None)]
-        ),
+        identity="-".join([fingerprint(source), *(r["weights_sha256"] for r in (found, competing) if r is not None)]),
         title=f"{name} seed {seed} shard {index}",
         save_seconds=save_seconds,
     )
@@ -64,7 +69,7 @@ def shard(plan: Plan, name: str, seed: int, index: int, save_seconds: float = 30
             "spec": to_json(source),
             "fingerprint": fingerprint(source),
             "teacher": {k: found[k] for k in ("teacher", "top1", "weights_sha256")},
-            "student": student_record and {"run": rival.name, "weights_sha256": student_record["weights_sha256"]},
+            "student": competing,
             **made,
         },
     )

@@ -66,7 +66,9 @@ def teacher(plan: Plan, name: str) -> None:
     device = available_device()
     split = held_out(plan, "main", spec.gate)
     logits, labels = predict(
-        _Logits(loaded).to(device), evaluation_loader(split, scale_data, 128, plan.scale.loader_workers), device
+        teachers.Classifier(loaded).to(device),
+        evaluation_loader(split, scale_data, 128, plan.scale.loader_workers),
+        device,
     )
     top1 = accuracy(logits, labels)
     if abs(top1 - spec.top1) > spec.tolerance:
@@ -242,7 +244,7 @@ def pretrained(plan: Plan, label: str) -> None:
     device = available_device()
     split = held_out(plan, "main", "test")
     batches = evaluation_loader(split, spec, 64, plan.scale.loader_workers)
-    logits, labels = predict(_Logits(model).to(device), batches, device)
+    logits, labels = predict(teachers.Classifier(model).to(device), batches, device)
     record.write(
         plan.paths.pretrained(label),
         {
@@ -275,17 +277,6 @@ def architectures(plan: Plan) -> None:
             **record.provenance(torch.cuda.get_device_name() if device.type == "cuda" else ""),
         },
     )
-
-
-class _Logits(torch.nn.Module):
-    """A teacher as a classifier, for `predict`."""
-
-    def __init__(self, teacher: teachers.Teacher) -> None:
-        super().__init__()
-        self.teacher = teacher
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.teacher.logits_and_features(images)[0]
 
 
 def _teacher(

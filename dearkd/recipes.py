@@ -138,7 +138,8 @@ def source(scale: Scale, name: str) -> Source:
         data=scale.data["main"],
         teacher_name=recipe.teacher,
         teacher=scale.teachers[recipe.teacher],
-        student=dearkd(scale, recipe.student, images="deepinversion") if competes(name) else (),
+        student=dearkd(scale, recipe.student, images="deepinversion") if competes(name) and not recipe.verifier else (),
+        verifier=scale.teachers[recipe.verifier] if competes(name) and recipe.verifier else None,
     )
 
 

@@ -109,6 +109,8 @@ class Scale:
             raise InputError(unknown(self.distillation.teacher, self.teachers, "teacher", "distillation.teacher"))
         if self.synthesis.teacher not in self.teachers:
             raise InputError(unknown(self.synthesis.teacher, self.teachers, "teacher", "synthesis.teacher"))
+        if self.synthesis.verifier and self.synthesis.verifier not in self.teachers:
+            raise InputError(unknown(self.synthesis.verifier, self.teachers, "teacher", "synthesis.verifier"))
         for target in self.transfer.targets:
             if target not in self.data:
                 raise InputError(unknown(target, self.data, "data set", "transfer.targets"))

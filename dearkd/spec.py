@@ -258,6 +258,9 @@ class Synthesis:
     the student that learned from DeepInversion's images."""
     student: str = "Ti"
     """ADI: size of the competing DearKD student."""
+    verifier: str = ""
+    """ADI: a key of `teachers` that competes in the student's place, as in NVlabs' code. It has seen real images, so
+    what comes out is not data-free, and tables say so."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Autocast on a GPU; statistics and losses are always fp32."""
 
@@ -377,6 +380,8 @@ class Source:
     teacher: Teacher
     student: tuple[Stage, ...] = ()
     """ADI: how the student that competes in the first round was trained."""
+    verifier: Teacher | None = None
+    """ADI: the CNN that competes in its place."""
 
     def __post_init__(self) -> None:
         if self.student and not 0 < self.recipe.rounds <= self.recipe.shards:

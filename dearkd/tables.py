@@ -186,6 +186,9 @@ def to_markdown(plan: Plan, table: Table, shown: pd.DataFrame, dirty: bool) -> s
         notes += " " + table.note.format(
             net=lpips.net, trunk=lpips.trunk or "torchvision's", size=lpips.size, images=plan.scale.synthesis.images
         )
+    verifier = plan.scale.synthesis.verifier
+    if verifier and any(cell.run in plan.sources or "~adi" in cell.run for row in table.rows for cell in row.cells):
+        notes += f" ADI competes with the CNN {verifier!r}, trained on real images: its rows are not data-free."
     if dirty:
         notes += " † Made from sources that differ from the commit in the records."
     return "\n".join(lines) + f"\n\n{notes}\n"

@@ -58,6 +58,10 @@ class Teacher(nn.Module):
         """Stays in evaluation mode: BatchNorm statistics must not move."""
         return super().train(False)
 
+    def normalised(self, images: Float[Tensor, "batch rgb height width"]) -> Float[Tensor, "batch rgb height width"]:
+        """The student's pixels with the mean and std that the network was trained on."""
+        return images if self.gain is None else images * self.gain + self.offset
+
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "batch rgb height width"]) -> Seen:
         """Decision and features for the pixels the student sees, mixed and augmented."""
@@ -66,8 +70,7 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def logits_and_features(self, images: Float[Tensor, "batch rgb height width"]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        if self.gain is not None:
-            images = images * self.gain + self.offset
+        images = self.normalised(images)
         if not self.stages:
             return self.net(images), ()
         last, features = self.net.forward_intermediates(images, indices=sorted(set(self.stages)))
@@ -78,8 +81,7 @@ class Teacher(nn.Module):
         self, images: Float[Tensor, "batch rgb height width"]
     ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch classes"]]:
         """Pooled penultimate features and logits, with gradients to the images: what synthesis looks at."""
-        if self.gain is not None:
-            images = images * self.gain + self.offset
+        images = self.normalised(images)
         codes = self.net.forward_head(self.net.forward_features(images), pre_logits=True)
         return codes, self.net.get_classifier()(codes)
 
@@ -87,6 +89,17 @@ class Teacher(nn.Module):
         """Shape and sign of every stage's features, read off real images."""
         _, features = self.net.forward_intermediates(images)
         return [FeatureShape(f.shape[1], (f.shape[2], f.shape[3]), bool((f >= 0).all())) for f in features]
+
+
+class Classifier(nn.Module):
+    """A teacher as what it was trained to be, images to logits; gradients reach the images."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        super().__init__()
+        self.teacher = teacher
+
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        return self.teacher.net(self.teacher.normalised(images))
 
 
 def build(teacher: spec.Teacher, data: spec.Data, weights: Path | None = None, stages: tuple[int, ...] = ()) -> Teacher:

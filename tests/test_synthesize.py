@@ -209,6 +209,21 @@ def test_adi_competes_with_the_student_of_the_round_before(project, whole):
     assert made["student"]["run"] == run.name and "last_competition" in made["terms"][0]
 
 
+def test_a_verifier_in_the_students_place_is_recorded_and_named_in_the_tables(project):
+    (project / "verified.yaml").write_text("extends: smoke\nname: smoke\nsynthesis: {verifier: main}\n")
+    whole = matrix.load("verified.yaml")
+    assert whole.competitor("adi", 0) is None and "adi-student-round1" not in whole.runs
+    datafree.shard(whole, "adi", 0, 0)
+    made = record.read(whole.paths.shard("adi", 0, 0))
+    assert made["student"]["verifier"] == "main"
+    # teacher and verifier are one here: they agree on every image, whose competition is at its largest
+    assert made["terms"][0]["last_competition"] == pytest.approx(0.2 * 1.0, abs=1e-4)
+    for table, said in (("table5", True), ("table6", True), ("table2", False)):
+        frame = tables.tidy(whole.tables[table], tables.values_of(whole, table))
+        text = tables.to_markdown(whole, whole.tables[table], tables.arrange(whole.tables[table], frame), False)
+        assert ("its rows are not data-free" in text) == said
+
+
 def test_a_set_of_images_is_described_and_a_changed_recipe_refuses_the_description(project, whole):
     for shard in (0, 1):
         datafree.shard(whole, "df_dearkd", 0, shard)

@@ -6,6 +6,7 @@ def shard_inputs(wildcards):
     rival = PLAN.competitor(wildcards.source, int(wildcards.shard))
     needs = [PATHS.teacher(source.teacher_name)]
     needs += [PATHS.stage(rival.name, wildcards.seed, rival.stages[-1].name)] if rival else []
+    needs += [PATHS.teacher(source.recipe.verifier)] if source.verifier else []
     return settled(PATHS.shard(wildcards.source, wildcards.seed, int(wildcards.shard)), needs)
 
 
