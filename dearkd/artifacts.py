@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dearkd import archive, data, models, record, teachers
+from dearkd import archive, data, models, record, subsets, teachers
 from dearkd.checkpoint import write_bytes
 from dearkd.plan import Plan, Run
 from dearkd.schema import InputError
@@ -79,7 +79,7 @@ def held_out(plan: Plan, name: str, split: str) -> data.Images:
     sets = data.read(spec)
     if split == "test" or not spec.validation:
         return sets["test"]
-    return data.read_subset(sets["train"], plan.paths.subsets(name), "validation")[0]
+    return subsets.read(sets["train"], plan.paths.subsets(name), "validation")[0]
 
 
 def data_record(plan: Plan, name: str) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from dearkd import diversity, record, teachers
+from dearkd import diversity, record, subsets, teachers
 from dearkd.artifacts import available_device, data_record, synthetic, teacher_weights
 from dearkd.checkpoint import write_bytes
-from dearkd.data import Images, read, read_subset
+from dearkd.data import Images, read
 from dearkd.loader import evaluation_loader
 from dearkd.plan import Plan
 from dearkd.recipes import REAL
@@ -36,7 +36,7 @@ def describe(plan: Plan, name: str, seed: int) -> None:
     main = scale.data["main"]
     torch.set_num_threads(plan.resources("diversity").threads)
     if name == REAL:
-        images, images_sha = read_subset(read(main)["train"], plan.paths.subsets("main"), "train-100")
+        images, images_sha = subsets.read(read(main)["train"], plan.paths.subsets("main"), "train-100")
     else:
         images, images_sha = synthetic(plan, name, seed)
     device = available_device()

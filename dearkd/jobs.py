@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dearkd import data, models, record, teachers, throughput
+from dearkd import data, models, record, subsets, teachers, throughput
 from dearkd import train as training
 from dearkd.artifacts import (
     available_device,
@@ -36,9 +36,9 @@ def subset(plan: Plan, name: str) -> None:
     sets = data.read(spec)
     clean = data.read(dataclasses.replace(spec, label_noise=0.0))["train"]
     fractions = plan.scale.fractions if name == "main" else ()
-    chosen = data.subsets(clean.labels, spec, tuple(dict.fromkeys((*fractions, 100))), plan.scale.subset_seed)
+    chosen = subsets.choose(clean.labels, spec, tuple(dict.fromkeys((*fractions, 100))), plan.scale.subset_seed)
     folder = plan.paths.subsets(name)
-    data.write_subsets(sets["train"], chosen, folder)
+    subsets.write(sets["train"], chosen, folder)
     record.write(
         folder / "data.json",
         {
@@ -112,10 +112,10 @@ def train(plan: Plan, run: Run, seed: int, stage_name: str, save_seconds: float 
     sets = data.read(stage.data)
     lists = plan.paths.subsets(stage.data_name)
     if stage.source is None:
-        images, images_sha = data.read_subset(sets["train"], lists, f"train-{stage.fraction}")
+        images, images_sha = subsets.read(sets["train"], lists, f"train-{stage.fraction}")
     else:
         images, images_sha = synthetic(plan, stage.source.name, seed, stage.shards)
-    everything, _ = data.read_subset(sets["train"], lists, "train-100")
+    everything, _ = subsets.read(sets["train"], lists, "train-100")
     draws = len(everything) if stage.training.subset_schedule == "iterations" else len(images)
     taught_by, features, teacher_record = _teacher(plan, stage, device)
     initial, initial_record = None, None

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dearkd import data, loader
+from dearkd import data, loader, subsets
 from dearkd.data import Images
 from dearkd.keys import torch_generator
 from dearkd.loader import Schedule
@@ -126,16 +126,16 @@ def test_empty_class_and_wrong_number_of_classes(folder):
 
 
 def test_subsets_are_balanced_nested_and_apart_from_validation(digits):
-    chosen = data.subsets(digits["train"].labels, DIGITS, (10, 25, 50, 100), seed=0)
+    chosen = subsets.choose(digits["train"].labels, DIGITS, (10, 25, 50, 100), seed=0)
     labels = digits["train"].labels
     assert np.bincount(labels[chosen["validation"]]).tolist() == [25] * 10
     assert set(chosen["train-10"]) < set(chosen["train-25"]) < set(chosen["train-50"]) < set(chosen["train-100"])
     assert not set(chosen["validation"]) & set(chosen["train-100"])
     pool = np.bincount(labels) - 25
     assert np.bincount(labels[chosen["train-10"]]).tolist() == [n * 10 // 100 for n in pool]
-    again = data.subsets(labels, DIGITS, (10,), seed=0)["train-10"]
+    again = subsets.choose(labels, DIGITS, (10,), seed=0)["train-10"]
     assert (again == chosen["train-10"]).all()
-    assert set(data.subsets(labels, DIGITS, (10,), seed=1)["train-10"]) != set(again)
+    assert set(subsets.choose(labels, DIGITS, (10,), seed=1)["train-10"]) != set(again)
 
 
 def test_counts_at_imagenets_class_sizes():
@@ -145,7 +145,7 @@ def test_counts_at_imagenets_class_sizes():
     labels = np.repeat(np.arange(1000), sizes)
     spec = Data(kind="folder", classes=1000, image_size=224)
     for fraction in (10, 25, 50, 100):
-        count = len(data.subsets(labels, spec, (fraction,), 0)[f"train-{fraction}"])
+        count = len(subsets.choose(labels, spec, (fraction,), 0)[f"train-{fraction}"])
         assert len(labels) * fraction / 100 - 1000 < count <= len(labels) * fraction / 100
         assert count == sum(s * fraction // 100 for s in sizes)
 
@@ -153,22 +153,22 @@ def test_counts_at_imagenets_class_sizes():
 def test_order_first_takes_the_first_files_of_each_class(digits):
     spec = Data(**{**DIGITS.__dict__, "order": "first", "validation": 0})
     labels = digits["train"].labels
-    chosen = data.subsets(labels, spec, (10,), 0)["train-10"]
+    chosen = subsets.choose(labels, spec, (10,), 0)["train-10"]
     zeros = np.flatnonzero(labels == 0)
     assert [i for i in chosen if labels[i] == 0] == zeros[: len(zeros) // 10].tolist()
 
 
 def test_subset_files_carry_their_sha256_and_refuse_an_edit(digits, tmp_path):
-    chosen = data.subsets(digits["train"].labels, DIGITS, (10,), 0)
-    data.write_subsets(digits["train"], chosen, tmp_path)
-    images, digest = data.read_subset(digits["train"], tmp_path, "train-10")
+    chosen = subsets.choose(digits["train"].labels, DIGITS, (10,), 0)
+    subsets.write(digits["train"], chosen, tmp_path)
+    images, digest = subsets.read(digits["train"], tmp_path, "train-10")
     assert digest == hashlib.sha256((tmp_path / "train-10.txt").read_bytes()).hexdigest()
     assert images.names == [digits["train"].names[i] for i in chosen["train-10"]]
     (tmp_path / "train-10.txt").write_text("digit-0001\n")
     with pytest.raises(InputError, match=r"train-10\.txt: differs from its sha256"):
-        data.read_subset(digits["train"], tmp_path, "train-10")
+        subsets.read(digits["train"], tmp_path, "train-10")
     with pytest.raises(InputError, match=r"train-50\.txt: missing"):
-        data.read_subset(digits["train"], tmp_path, "train-50")
+        subsets.read(digits["train"], tmp_path, "train-50")
 
 
 # ------------------------------------------------------------------------------------------------ order

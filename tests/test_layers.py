@@ -9,7 +9,7 @@ import pytest
 
 PLAN = ["schema", "spec", "scale", "recipes", "plan", "matrix", "record", "cost"]
 MODEL = ["keys", "attention", "aligner", "losses", "priors", "t2t", "models", "lite0", "teachers"]
-RUN = ["data", "loader", "objective", "checkpoint", "progress", "evaluate", "optimise", "session", "train"]
+RUN = ["data", "subsets", "loader", "objective", "checkpoint", "progress", "evaluate", "optimise", "session", "train"]
 RUN += ["throughput", "archive", "artifacts", "jobs", "synthesize", "diversity", "datafree", "describe"]
 RUN += ["fetch", "warm"]
 READ = ["results", "tables", "diagrams", "latent", "figures"]

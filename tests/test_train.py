@@ -61,7 +61,7 @@ def test_stage_two_continues_the_cosine_or_restarts_it():
 
 def second_stage(stage, before, project):
     """Stage II as it stands before its first step."""
-    from dearkd import data
+    from dearkd import data, subsets
 
     images = data.read(stage.data)["train"].take(range(950))
     return Session(
@@ -199,10 +199,10 @@ def test_micro_batches_add_up_to_the_batch(project):
 
 def in_process(whole, stage, name, seed=0):
     """Train a stage of the smoke scale with its teacher; returns the final state."""
-    from dearkd import data
+    from dearkd import data, subsets
 
     sets = data.read(stage.data)
-    images, _ = data.read_subset(sets["train"], whole.paths.subsets("main"), f"train-{stage.fraction}")
+    images, _ = subsets.read(sets["train"], whole.paths.subsets("main"), f"train-{stage.fraction}")
     teacher, features, _ = jobs._teacher(whole, stage, torch.device("cpu"))
     return training.train(
         stage,

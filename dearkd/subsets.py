@@ -1,0 +1,64 @@
+"""Class-balanced nested subsets of a data set, listed in files with their sha256. Run layer."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from dearkd.data import Images
+from dearkd.keys import numpy_generator
+from dearkd.schema import InputError
+from dearkd.spec import Data
+
+
+def choose(labels: Int[np.ndarray, " n"], data: Data, fractions: Sequence[int], seed: int) -> dict[str, np.ndarray]:
+    """Indices of the validation split and of each fraction of the rest: class-balanced, and 10 % within 25 % and so on.
+
+    Each class is shuffled once by (seed, class), or left in order (`order: first`); its first images are the
+    validation split's, and a fraction takes the first int(n fraction) of the others. Keys: validation, train-10, ...
+    """
+    per_class, rest = divmod(data.validation, data.classes)
+    if rest:
+        raise InputError(f"validation: {data.validation} is no multiple of classes: {data.classes}")
+    chosen: dict[str, list[np.ndarray]] = {"validation": [], **{f"train-{f}": [] for f in fractions}}
+    for label in range(data.classes):
+        members = np.flatnonzero(labels == label)
+        if data.order == "shuffled":
+            members = numpy_generator(seed, "subset", label).permutation(members)
+        if per_class and len(members) <= per_class:
+            raise InputError(
+                f"class {label} has {len(members)} training images, too few for validation: {data.validation}"
+            )
+        chosen["validation"].append(members[:per_class])
+        for fraction in fractions:
+            chosen[f"train-{fraction}"].append(members[per_class:][: (len(members) - per_class) * fraction // 100])
+    return {name: np.sort(np.concatenate(parts)) for name, parts in chosen.items()}
+
+
+def write(images: Images, chosen: dict[str, np.ndarray], folder: Path) -> None:
+    """One file a subset, a sample's name per line, and SHA256SUMS as `sha256sum -c` reads it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sums = []
+    for name, indices in chosen.items():
+        text = "".join(f"{images.names[i]}\n" for i in indices)
+        (folder / f"{name}.txt").write_text(text)
+        sums.append(f"{hashlib.sha256(text.encode()).hexdigest()}  {name}.txt\n")
+    (folder / "SHA256SUMS").write_text("".join(sums))
+
+
+def read(images: Images, folder: Path, name: str) -> tuple[Images, str]:
+    """The images listed in a subset file and the file's sha256; InputError when it and the data do not agree."""
+    path = folder / f"{name}.txt"
+    if not path.is_file():
+        raise InputError(f"{path}: missing; write it with `python -m dearkd subset`")
+    text = path.read_text()
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    if f"{digest}  {path.name}" not in (folder / "SHA256SUMS").read_text().splitlines():
+        raise InputError(f"{path}: differs from its sha256 in SHA256SUMS; delete the folder and write the subsets anew")
+    position = {n: i for i, n in enumerate(images.names)}
+    try:
+        return images.take([position[line] for line in text.splitlines()]), digest
+    except KeyError as error:
+        raise InputError(f"{path}: lists {error.args[0]!r}, which the data set does not have") from None
