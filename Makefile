@@ -1,6 +1,7 @@
-# `make demo` runs the paper at the digits scale, `make test` the tests; both install what they need first.
+# `make demo` runs the paper at the digits scale (into results/demo, beside the committed results/digits), `make test`
+# the tests; both install what they need first.
 PYTHON ?= python3
-SCALE ?= digits
+SCALE ?= demo
 CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 BIN := .venv/bin
 
@@ -33,4 +34,4 @@ lock:
 		-o requirements.lock
 
 clean:
-	rm -rf checkpoints logs .snakemake results/smoke figures/smoke
+	rm -rf checkpoints logs .snakemake results/smoke figures/smoke results/demo figures/demo

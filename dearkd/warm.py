@@ -46,7 +46,12 @@ def ask(arguments: Sequence[str]) -> int | None:
 
 
 def run(command: Sequence[str], work: Callable[[list[str]], int]) -> int:
-    """Run a command with a server beside it; returns its exit status. `work`: what a job does, `__main__.main`."""
+    """Run a command with a server beside it; returns its exit status. `work`: what a job does, `__main__.main`.
+
+    On Linux only: on a Mac a fork of a process that has torch imported may crash, so there jobs start by themselves.
+    """
+    if sys.platform != "linux":
+        return subprocess.run(command, check=False).returncode
     with tempfile.TemporaryDirectory(prefix="dearkd-") as folder:
         path = Path(folder) / "socket"
         server = os.fork()

@@ -1,6 +1,7 @@
 """The matrix and the scales: rows become runs, and every mistake is one sentence that names file and key."""
 
 import csv
+import dataclasses
 import re
 from pathlib import Path
 
@@ -250,6 +251,12 @@ def test_changing_how_images_are_made_changes_the_runs_that_see_them_and_no_othe
     first = {n: run.stages[0].name for n, run in before.runs.items()}
     moved = {n for n, stage in first.items() if before.runs[n].fingerprint(stage) != after.runs[n].fingerprint(stage)}
     assert moved == {n for n in before.runs if "images~" in n}
+
+
+def test_the_demo_is_the_digits_scale_by_another_name():
+    demo, digits = load("demo"), load("digits")
+    assert dataclasses.replace(demo.scale, name="digits", summary=digits.scale.summary) == digits.scale
+    assert demo.paths.results != digits.paths.results
 
 
 @pytest.mark.parametrize(

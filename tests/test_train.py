@@ -61,7 +61,7 @@ def test_stage_two_continues_the_cosine_or_restarts_it():
 
 def second_stage(stage, before, project):
     """Stage II as it stands before its first step."""
-    from dearkd import data, subsets
+    from dearkd import data
 
     images = data.read(stage.data)["train"].take(range(950))
     return Session(
