@@ -155,12 +155,13 @@ def throughputs(plan: Plan) -> tuple[dict[str, float], str]:
     Those measured at this scale, in bf16 on a GPU, where there is a record; otherwise the paper's. DearKD counts with
     its bias as a matrix where training takes that path, see `rpe.drop_mode`.
     """
-    if not plan.paths.throughput.is_file():
+    values = record.read(plan.paths.throughput) if plan.paths.throughput.is_file() else {"architectures": {}}
+    rated = {name: rates for name, rates in values["architectures"].items() if "fp32" in rates}
+    if not rated:
         return paper_throughputs(), "the paper's Table 3, on a V100"
-    values = record.read(plan.paths.throughput)
     dense = plan.scale.rpe.path == "dense" or (plan.scale.rpe.drop > 0 and plan.scale.rpe.drop_mode == "element")
     found = {}
-    for name, rates in values["architectures"].items():
+    for name, rates in rated.items():
         precision = "bf16" if "bf16" in rates else "fp32"
         rate = rates.get(f"{precision}_dense", rates[precision]) if dense else rates[precision]
         found[name.partition(".")[0]] = rate["median"]

@@ -13,6 +13,7 @@ from dearkd.data import read, root_of
 from dearkd.plan import Plan
 from dearkd.schema import InputError
 from dearkd.spec import Data
+from dearkd.teachers import pretrained_cfg
 
 PUBLIC: dict[str, Callable[[str], object]] = {
     "cifar10": lambda root: datasets.CIFAR10(root, download=True),
@@ -57,7 +58,7 @@ def _weights(model: str, weights: str) -> Need:
     if weights:
         there = weights.startswith("package:") or Path(weights).is_file()
         return Need(f"weights {model}", "" if there else f"{weights} is not there; copy it", None)
-    config = timm.get_pretrained_cfg(model)
+    config = pretrained_cfg(model)
     repository = config.hf_hub_id and (config.hf_hub_id + model if config.hf_hub_id.endswith("/") else config.hf_hub_id)
     cached = repository and any(
         isinstance(try_to_load_from_cache(repository, file), str) for file in ("model.safetensors", "pytorch_model.bin")

@@ -13,7 +13,7 @@ import pandas as pd
 
 from dearkd import record
 from dearkd.plan import Plan, Run
-from dearkd.scale import Diversity
+from dearkd.scale import Diversity, Throughput
 from dearkd.schema import InputError, build, fingerprint, to_json
 from dearkd.spec import Peer, Stage, Teacher
 
@@ -69,6 +69,8 @@ def architectures(plan: Plan, names: list[str]) -> pd.DataFrame:
         return pd.DataFrame(columns=["run", "seed", "dirty"])
     values = record.read(path)
     measured = values["architectures"]
+    if changed := _changes(Throughput, values["spec"], plan.scale.throughput):
+        raise _stale(plan, path, "; ".join(changed[:3]))
     if missing := [n for n in names if n not in measured]:
         raise _stale(plan, path, f"it lacks {', '.join(missing[:3])}")
     lines = []

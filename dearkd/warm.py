@@ -53,11 +53,11 @@ def run(command: Sequence[str], work: Callable[[list[str]], int]) -> int:
     if sys.platform != "linux":
         return subprocess.run(command, check=False).returncode
     with tempfile.TemporaryDirectory(prefix="dearkd-") as folder:
-        path = Path(folder) / "socket"
+        path, starter = Path(folder) / "socket", os.getpid()
         server = os.fork()
         if server == 0:
             os.setpgrp()
-            _serve(path, work)
+            _serve(path, work, starter)
         try:
             return subprocess.run(command, env={**os.environ, SERVER: str(path)}, check=False).returncode
         finally:
@@ -65,20 +65,28 @@ def run(command: Sequence[str], work: Callable[[list[str]], int]) -> int:
             os.waitpid(server, 0)
 
 
-def _serve(path: Path, work: Callable[[list[str]], int]) -> None:
-    """Fork a job per connection, for ever. Nothing here may start a thread or touch a GPU: forks would inherit it."""
+def _serve(path: Path, work: Callable[[list[str]], int], starter: int) -> None:
+    """Fork a job per connection until the process `starter` is gone, which may have been killed; never returns.
+
+    Nothing here may start a thread or touch a GPU: forks would inherit it.
+    """
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(path))
         listening.listen(64)
         from dearkd import datafree, describe, jobs  # noqa: F401  what takes seconds
 
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-        while True:
-            connection, _ = listening.accept()
+        listening.settimeout(1.0)
+        while os.getppid() == starter:
+            try:
+                connection, _ = listening.accept()
+            except TimeoutError:
+                continue
             if os.fork() == 0:
                 listening.close()
                 _job(connection, work)
             connection.close()
+    os._exit(0)
 
 
 def _job(connection: socket.socket, work: Callable[[list[str]], int]) -> None:

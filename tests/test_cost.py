@@ -159,6 +159,15 @@ def test_measured_throughputs_come_before_the_papers(plan, tmp_path, monkeypatch
     assert cost.throughputs(without)[0]["dearkd_tiny_patch16_224"] == 2.0
 
 
+def test_a_record_of_sizes_alone_gives_no_throughput(plan, tmp_path, monkeypatch):
+    expected = cost.throughputs(plan)
+    monkeypatch.chdir(tmp_path)
+    plan.paths.throughput.parent.mkdir(parents=True)
+    plan.paths.throughput.write_text(json.dumps({"architectures": {"resnet18": {"parameters": 1, "gmacs": 1.0}}}))
+    monkeypatch.setattr(cost, "paper_throughputs", lambda: expected[0])
+    assert cost.throughputs(plan) == expected
+
+
 def test_sizes_of_data_sets(plan, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cost.images_of(plan)["main"] == 1_281_167

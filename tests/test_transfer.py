@@ -15,7 +15,7 @@ from dearkd import data, jobs, matrix, models, recipes, tables
 from dearkd.__main__ import main
 from dearkd.models import Outputs
 from dearkd.objective import objective
-from dearkd.schema import InputError
+from dearkd.schema import InputError, override
 from dearkd.spec import Peer
 
 RUN = "transfer-Ti-target~left_of_two"
@@ -198,6 +198,13 @@ def test_changed_weights_of_others_are_stale(with_others):
 
 
 # ------------------------------------------------------------------------------------------------- Table 3
+
+
+def test_throughput_measured_otherwise_is_stale():
+    whole = matrix.load("digits")
+    changed = override(whole.scale, {"throughput.batch": 2}, "test")
+    with pytest.raises(InputError, match=r"architectures\.json: stale record \(batch: 1 recorded, 2 planned\)"):
+        tables.values_of(matrix.load(changed), "table3")
 
 
 def test_every_system_of_the_paper_has_its_row_and_architecture():

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -74,3 +75,13 @@ def test_a_job_that_dies_is_a_failure(slow):
     kill = "for parent in $(pgrep -P $PPID); do pkill -KILL -P $parent -f 'dearkd warm'; done"
     done = run(f"{script} {kill}; wait $p; echo status $?")
     assert "status 137" in done.stdout, done.stderr
+
+
+def test_the_server_ends_with_what_started_it():
+    """The process that is killed is the one of `dearkd warm`; its server is its only other child."""
+    script = "pgrep -P $PPID | grep -v $$; kill -KILL $PPID"
+    server = int(run(script).stdout.split()[0])
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{server}").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{server}").exists()
