@@ -15,9 +15,9 @@ import yaml
 
 from dearkd import recipes
 from dearkd.plan import Cell, Figure, Plan, Row, Run, Table, competitor_name
-from dearkd.scale import Scale
+from dearkd.scale import Peer, Scale
 from dearkd.schema import InputError, build, freeze, lookup, override, unknown
-from dearkd.spec import Peer, Source
+from dearkd.spec import Source
 
 MATRIX = Path("workflow/experiments.yaml")
 SCALES = Path("workflow/scales")

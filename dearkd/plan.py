@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from dearkd.recipes import REAL
-from dearkd.scale import Resources, Scale
+from dearkd.scale import Peer, Resources, Scale
 from dearkd.schema import InputError, Pairs, fingerprint, spec, unknown
-from dearkd.spec import Peer, Source, Stage
+from dearkd.spec import Source, Stage
 
 
 @spec

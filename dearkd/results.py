@@ -13,9 +13,9 @@ import pandas as pd
 
 from dearkd import record
 from dearkd.plan import Plan, Run
-from dearkd.scale import Diversity, Throughput
+from dearkd.scale import Diversity, Peer, Throughput
 from dearkd.schema import InputError, build, fingerprint, to_json
-from dearkd.spec import Peer, Stage, Teacher
+from dearkd.spec import Stage, Teacher
 
 REFERENCE = re.compile(r"deit_(tiny|small|base)_patch16_224")
 """The models to whose throughput others are compared."""

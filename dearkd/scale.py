@@ -7,7 +7,7 @@ import dataclasses
 from typing import Literal
 
 from dearkd.schema import InputError, Pairs, spec, unknown
-from dearkd.spec import Data, Distillation, Peer, Rpe, Synthesis, Teacher, Training, Transfer
+from dearkd.spec import Data, Distillation, Rpe, Synthesis, Teacher, Training
 
 
 @spec
@@ -41,6 +41,35 @@ class Diversity:
     """Disjoint pairs of each class; 0: LPIPS is not measured."""
     blur: float = 1.0
     """Standard deviation, in pixels at `size`, of the blur of the second figure: noise counts as diversity."""
+
+
+@spec
+class Transfer:
+    """Fine-tuning on other data (Table 4): no teacher, a new head, the recipe named by `recipe`."""
+
+    targets: tuple[str, ...] = ()
+    """Keys of the scale's `data`; the columns of Table 4."""
+    recipe: str = "sgd"
+    recipes: dict[str, Training] = dataclasses.field(default_factory=dict)
+    """By name. The paper's scale has DeiT's own (`sgd`) and a shorter one (`adamw`)."""
+
+    def __post_init__(self) -> None:
+        if self.targets and self.recipe not in self.recipes:
+            raise InputError(unknown(self.recipe, self.recipes, "recipe", "transfer.recipe"))
+
+
+@spec
+class Peer:
+    """A system of Table 3 that is not ours: trained by the workflow, or weights of others evaluated as they are."""
+
+    model: str
+    """timm name; with its tag where weights of others are evaluated."""
+    args: Pairs = ()
+    stem_stride: int = 0
+    init: Literal["deit", "fan_in", "timm"] = "timm"
+    weights: str = ""
+    """Without training: a local file; empty: timm's hub."""
+    training: Training | None = None
 
 
 @spec

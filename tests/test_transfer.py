@@ -15,8 +15,8 @@ from dearkd import data, jobs, matrix, models, recipes, tables
 from dearkd.__main__ import main
 from dearkd.models import Outputs
 from dearkd.objective import objective
+from dearkd.scale import Peer
 from dearkd.schema import InputError, override
-from dearkd.spec import Peer
 
 RUN = "transfer-Ti-target~left_of_two"
 
