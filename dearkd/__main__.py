@@ -1,28 +1,38 @@
 """python -m dearkd VERB: every job of the workflow as a command that a person, a test and a cluster can run."""
 
 import argparse
+import errno
 import os
 import sys
 from pathlib import Path
 
-from dearkd import warm
+from dearkd import devices, warm
 from dearkd.schema import InputError, unknown
 
 AGAIN = 75
 """Exit status of a job that was asked to stop and has saved: run it again (EX_TEMPFAIL)."""
 
 
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+"""A full disk, a spent quota, a read-only place."""
 HEAVY = ("subset", "teacher", "train", "evaluate", "pretrained", "throughput", "synthesize", "diversity")
 """Verbs that need torch."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb; returns the exit status. An InputError becomes one sentence on stderr and status 2."""
-    args = _parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    args = _parser().parse_args(arguments, argparse.Namespace(arguments=arguments))
     try:
-        return args.verb_function(args) or 0
+        with devices.claimed(getattr(args, "gpu", 0)):
+            return args.verb_function(args) or 0
     except InputError as error:
         print(f"dearkd {args.verb}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        print(f"dearkd {args.verb}: {error.filename}: {error.strerror}; nothing finished was lost", file=sys.stderr)
         return 2
 
 
@@ -47,7 +57,6 @@ def _parser() -> argparse.ArgumentParser:
     verb(_subset, "write the lists of a data set's fractions and validation split", "data")
     verb(_teacher, "fetch or take over a teacher's weights and check its accuracy", "name")
     train = verb(_train, "train one stage of a run, or go on with it", "run")
-    train.add_argument("--save-seconds", type=float, default=300.0, help="longest time between two checkpoints")
     train.add_argument("--stage", required=True)
     for sub in (train, verb(_evaluate, "measure a finished run on the test images", "run")):
         sub.add_argument("--seed", type=int, required=True)
@@ -57,7 +66,11 @@ def _parser() -> argparse.ArgumentParser:
     synthesize.add_argument("--seed", type=int, default=0)
     synthesize.add_argument("--shard", type=int, default=0)
     synthesize.add_argument("--fingerprint", default="", help="refuse when the plan has changed since it was planned")
-    synthesize.add_argument("--save-seconds", type=float, default=300.0, help="longest time between two checkpoints")
+    for sub in (train, synthesize):
+        sub.add_argument(
+            "--save-seconds", type=float, help="longest time between two checkpoints; default: the scale's"
+        )
+        sub.add_argument("--wait", action="store_true", help="wait while another job makes this, instead of refusing")
     own = synthesize.add_argument_group("a CNN of your own, without a scale")
     own.add_argument("--teacher", default="", help="timm tag")
     own.add_argument(
@@ -75,6 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     verb(_diversity, "LPIPS, latent codes and a sample of a set of images", "images").add_argument(
         "--seed", type=int, required=True
     )
+    for name in HEAVY:
+        help = "GPUs to take; train: a process for each, which share the batch"
+        verbs.choices[name].add_argument("--gpu", type=int, default=0, help=help)
     verb(_warm, "run a command whose jobs share one import of torch").add_argument("command", nargs=argparse.REMAINDER)
     verb(_table, "write a table from the records", "name")
     verb(_figure, "draw a figure from the records", "name")
@@ -135,6 +151,8 @@ def _teacher(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
+    if args.gpu > 1 and "RANK" not in os.environ:
+        devices.become_processes(args.gpu, args.arguments)
     from dearkd import jobs
     from dearkd.train import Interrupted
 
@@ -142,7 +160,7 @@ def _train(args: argparse.Namespace) -> int:
     run = plan.run(args.run)
     _unchanged(args.fingerprint, run.fingerprint(run.stage(args.stage).name), args.run)
     try:
-        jobs.train(plan, run, args.seed, args.stage, args.save_seconds)
+        jobs.train(plan, run, args.seed, args.stage, args.save_seconds, args.wait)
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return AGAIN
@@ -171,7 +189,7 @@ def _synthesize(args: argparse.Namespace) -> int:
         if args.source not in plan.sources:
             raise InputError(unknown(str(args.source), plan.sources, "source", f"scale {args.scale}"))
         _unchanged(args.fingerprint, fingerprint(plan.sources[args.source]), args.source)
-        datafree.shard(plan, args.source, args.seed, args.shard, args.save_seconds)
+        datafree.shard(plan, args.source, args.seed, args.shard, args.save_seconds, args.wait)
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return AGAIN
@@ -195,7 +213,7 @@ def _invert(args: argparse.Namespace) -> None:
         recipe,
         args.images,
         args.seed,
-        args.save_seconds,
+        300.0 if args.save_seconds is None else args.save_seconds,
     )
     print(path)
 
@@ -231,13 +249,19 @@ def _warm(args: argparse.Namespace) -> int:
 def _table(args: argparse.Namespace) -> None:
     from dearkd import tables
 
-    tables.write(_load(args), args.name)
+    plan = _load(args)
+    if args.name not in plan.tables:
+        raise InputError(unknown(args.name, plan.tables, "table", f"scale {args.scale}"))
+    tables.write(plan, args.name)
 
 
 def _figure(args: argparse.Namespace) -> None:
     from dearkd import figures
 
-    figures.write(_load(args), args.name)
+    plan = _load(args)
+    if args.name not in plan.figures:
+        raise InputError(unknown(args.name, plan.figures, "figure", f"scale {args.scale}"))
+    figures.write(plan, args.name)
 
 
 def _unchanged(planned: str, current: str, run: str) -> None:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from dearkd import archive, recipes, record, synthesize, teachers
 from dearkd.artifacts import available_device, teacher_weights, trained_student
-from dearkd.checkpoint import Checkpoints, Lease
+from dearkd.checkpoint import Checkpoints
+from dearkd.lease import Lease
 from dearkd.plan import Plan
 from dearkd.progress import Progress
 from dearkd.schema import InputError, fingerprint, to_json, unknown
@@ -22,9 +23,11 @@ from dearkd.spec import Data, Phase, Source, Synthesis, Teacher
 from dearkd.train import Interrupted, stop_requests
 
 
-def shard(plan: Plan, name: str, seed: int, index: int, save_seconds: float = 300.0) -> None:
+def shard(plan: Plan, name: str, seed: int, index: int, save_seconds: float | None = None, wait: bool = False) -> None:
     """Make a shard of a source's images, from its newest checkpoint if there is one, and write its record.
 
+    save_seconds: longest time between two checkpoints; None: the scale's. wait: where another job makes the shard,
+    wait for that one instead of refusing.
     Raises Interrupted when asked to stop, InputError when there is no such shard or a loss is not finite.
     """
     source = plan.sources[name]
@@ -54,7 +57,8 @@ def shard(plan: Plan, name: str, seed: int, index: int, save_seconds: float = 30
         path,
         identity="-".join([fingerprint(source), *(r["weights_sha256"] for r in (found, competing) if r is not None)]),
         title=f"{name} seed {seed} shard {index}",
-        save_seconds=save_seconds,
+        save_seconds=plan.scale.save_seconds if save_seconds is None else save_seconds,
+        wait=wait,
     )
     target = plan.paths.shard(name, seed, index)
     record.write_text(target.with_suffix(".csv"), made.pop("manifest"))
@@ -86,6 +90,7 @@ def make(
     identity: str,
     title: str,
     save_seconds: float,
+    wait: bool = False,
     folders: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Synthesise a shard into the archive `path`; returns what its record says, and under `manifest` a CSV of images.
@@ -94,13 +99,13 @@ def make(
     name for each class inside the archive, its number where there are none.
     """
     device = available_device()
-    checkpoints, began = Checkpoints(path.with_suffix("")), time.time()
-    with Lease(path.with_suffix("")), stop_requests() as stop:
+    folder = path.with_suffix("")
+    with Lease(folder, identity, wait) as lease, stop_requests() as stop:
+        checkpoints = Checkpoints(folder, lease)
         state = checkpoints.load()
         if state is None or state["identity"] != identity:
             checkpoints.discard()
-            state = {"identity": identity, "pixels": [], "terms": [], "attempts": 0, "seconds": 0.0, "count": 0}
-        state["attempts"] += 1
+            state = {"identity": identity, "pixels": [], "terms": [], "seconds": 0.0, "count": 0}
         before, started = state["seconds"], time.monotonic()
         groups = list(synthesize.groups(source, index))
         steps = sum(phase.iterations for phase in source.recipe.phases)
@@ -138,7 +143,7 @@ def make(
         ]
         verdict, sure = _verdict(teacher.to(device), pixels, source, device)
         archive_sha256 = archive.write(path, pixels.permute(0, 2, 3, 1).numpy(), names)
-        seconds = before + time.monotonic() - started
+        seconds, costs = before + time.monotonic() - started, lease.costs()
     rows = zip(names, labels.tolist(), verdict.tolist(), sure.tolist(), strict=True)
     manifest = "image,label,teacher_top1,teacher_probability\n" + "".join(
         f"{n},{t},{v},{p:.4f}\n" for n, t, v, p in rows
@@ -152,9 +157,8 @@ def make(
         "advice": synthesize.advice(source.recipe, {"r_bn": [t["first_r_bn"] for t in state["terms"]]}),
         "archive_sha256": archive_sha256,
         "seconds": round(seconds, 2),
-        "attempts": state["attempts"],
-        "gpu_seconds": round(seconds, 2) if cuda else 0.0,
-        "last_attempt_started": int(began),
+        **costs,
+        "gpu_seconds": costs["seconds_all"] if cuda else 0.0,
         **record.provenance(torch.cuda.get_device_name() if cuda else ""),
         "terms": state["terms"],
     }
@@ -223,7 +227,9 @@ def invert(
     teacher = teachers.build(spec, data)
     path = out / "images.zip"
     identity = f"{fingerprint((source, tuple(indices)))}-{teachers.weights_sha256(teacher.net)}"
-    made = make(source, seed, 0, indices, teacher, None, path, identity, f"{method} from {model}", save_seconds, names)
+    made = make(
+        source, seed, 0, indices, teacher, None, path, identity, f"{method} from {model}", save_seconds, folders=names
+    )
     record.write_text(out / "images.csv", made.pop("manifest"))
     record.write(out / "images.json", {"spec": to_json(source), "seed": seed, "classes": names, **made})
     return path

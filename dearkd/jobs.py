@@ -1,7 +1,6 @@
 """The jobs of the workflow: each gathers what a plan names, runs it, and writes its record last. Run layer."""
 
 import dataclasses
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,9 @@ from dearkd.artifacts import (
     teacher_weights,
     trained_student,
 )
-from dearkd.checkpoint import Checkpoints, Lease, write_bytes
+from dearkd.checkpoint import Checkpoints, write_bytes
 from dearkd.evaluate import accuracy, predict
+from dearkd.lease import Lease
 from dearkd.loader import evaluation_loader
 from dearkd.plan import Plan, Run
 from dearkd.schema import InputError, to_json
@@ -92,6 +92,7 @@ def teacher(plan: Plan, name: str) -> None:
             "images": len(labels),
             "parameters": sum(p.numel() for p in loaded.net.parameters()),
             "weights_sha256": sha256(target),
+            "state_sha256": teachers.weights_sha256(loaded.net),
             "features": [
                 {"stage": i, "channels": s.channels, "size": list(s.size), "nonnegative": s.nonnegative}
                 for i, s in enumerate(shapes)
@@ -101,60 +102,29 @@ def teacher(plan: Plan, name: str) -> None:
     )
 
 
-def train(plan: Plan, run: Run, seed: int, stage_name: str, save_seconds: float = 300.0) -> None:
-    """Train a stage of a run, from its newest checkpoint or from the end of the stage before, and write its record."""
+def train(
+    plan: Plan, run: Run, seed: int, stage_name: str, save_seconds: float | None = None, wait: bool = False
+) -> None:
+    """Train a stage of a run, from its newest checkpoint or from the end of the stage before, and write its record.
+
+    save_seconds: longest time between two checkpoints; None: the scale's. wait: where another job holds the run, wait
+    for it instead of refusing.
+    """
     stage = run.stage(stage_name)
-    position = run.stages.index(stage)
     device, rank, processes = training.device_and_rank()
-    torch.set_num_threads(plan.resources("train").threads)
+    torch.set_num_threads(max(plan.resources("train").threads // processes, 1))
     torch.set_flush_denormal(True)
     folder = plan.paths.state(run.name, seed, stage_name)
-    sets = data.read(stage.data)
-    lists = plan.paths.subsets(stage.data_name)
-    if stage.source is None:
-        images, images_sha = subsets.read(sets["train"], lists, f"train-{stage.fraction}")
-    else:
-        images, images_sha = synthetic(plan, stage.source.name, seed, stage.shards)
-    everything, _ = subsets.read(sets["train"], lists, "train-100")
-    draws = len(everything) if stage.training.subset_schedule == "iterations" else len(images)
-    taught_by, features, teacher_record = _teacher(plan, stage, device)
-    initial, initial_record = None, None
-    if run.initial:
-        pretrained, initial_record = trained_student(plan, plan.run(run.initial), seed)
-        initial = pretrained.state_dict()
-    previous = None
-    if position:
-        before = run.stages[position - 1]
-        previous = Checkpoints(plan.paths.state(run.name, seed, before.name)).load()
-        if previous is None or previous["fingerprint"] != run.fingerprint(before.name):
-            raise InputError(
-                f"{run.name}, seed {seed}: stage {stage_name} starts from stage {before.name}, whose final state is "
-                f"missing or of another recipe; run `python -m dearkd train {run.name} --scale {plan.scale.name} "
-                f"--seed {seed} --stage {before.name}` first"
-            )
-    work = Work(
-        train=images,
-        validation=held_out(plan, stage.data_name, "validation"),
-        draws=draws,
-        teacher=taught_by,
-        features=features,
-        checkpoints=Checkpoints(folder),
-        fingerprint=run.fingerprint(stage_name),
-        previous=previous,
-        initial=initial,
-        device=device,
-        rank=rank,
-        processes=processes,
-        workers=plan.scale.loader_workers,
-        save_seconds=save_seconds,
-        title=f"{run.name} seed {seed} stage {stage_name}",
-    )
-    began = time.time()
-    with Lease(folder, active=rank == 0):
+    with Lease(folder, run.fingerprint(stage_name), wait, active=rank == 0) as lease:
+        training.meet(processes)
+        work, inputs = _gather(plan, run, seed, stage)
+        work.checkpoints = Checkpoints(folder, lease)
+        work.save_seconds = plan.scale.save_seconds if save_seconds is None else save_seconds
+        work.device, work.rank, work.processes = device, rank, processes
         state = training.train(stage, seed, work)
         if rank:
             return
-        weights = export(state, folder / "student.safetensors")
+        weights, costs = export(state, folder / "student.safetensors"), lease.costs()
         record.write(
             plan.paths.stage(run.name, seed, stage_name),
             {
@@ -162,27 +132,14 @@ def train(plan: Plan, run: Run, seed: int, stage_name: str, save_seconds: float 
                 "run": run.name,
                 "seed": seed,
                 "stage": stage_name,
-                "specs": [to_json(s) for s in run.stages[: position + 1]],
+                "specs": [to_json(s) for s in run.stages[: run.stages.index(stage) + 1]],
                 "fingerprint": run.fingerprint(stage_name),
-                "data": {
-                    "name": stage.data_name,
-                    "fraction": stage.fraction,
-                    "source": stage.source.name if stage.source else "",
-                    "images": len(images),
-                    "draws_per_epoch": draws,
-                    "images_sha256": images_sha,
-                    "sha256": data_record(plan, stage.data_name)["sha256"],
-                },
-                "teacher": teacher_record and {k: teacher_record[k] for k in ("teacher", "top1", "weights_sha256")},
-                "initial": initial_record and {k: initial_record[k] for k in ("run", "weights_sha256")},
+                **inputs,
                 "weights_sha256": sha256(weights),
-                "previous_sha256": previous
-                and record.read(plan.paths.stage(run.name, seed, run.stages[position - 1].name))["weights_sha256"],
                 "steps": state["step"],
                 "seconds": round(state["seconds"], 2),
-                "attempts": state["attempts"],
-                "gpu_seconds": round(state["seconds"] * processes, 2) if device.type == "cuda" else 0.0,
-                "last_attempt_started": int(began),
+                **costs,
+                "gpu_seconds": round(costs["seconds_all"] * processes, 2) if device.type == "cuda" else 0.0,
                 "processes": processes,
                 "threads": torch.get_num_threads(),
                 "attention_distance_heads": state["heads"],
@@ -190,6 +147,65 @@ def train(plan: Plan, run: Run, seed: int, stage_name: str, save_seconds: float 
                 "curve": state["curve"],
             },
         )
+
+
+def _gather(plan: Plan, run: Run, seed: int, stage: Stage) -> tuple[Work, dict[str, Any]]:
+    """(what a stage works on, what its record says of that)."""
+    sets, lists = data.read(stage.data), plan.paths.subsets(stage.data_name)
+    if stage.source is None:
+        images, images_sha = subsets.read(sets["train"], lists, f"train-{stage.fraction}")
+    else:
+        images, images_sha = synthetic(plan, stage.source.name, seed, stage.shards)
+    everything, _ = subsets.read(sets["train"], lists, "train-100")
+    draws = len(everything) if stage.training.subset_schedule == "iterations" else len(images)
+    taught_by, features, teacher_record = _teacher(plan, stage)
+    initial, initial_record = None, None
+    if run.initial:
+        pretrained, initial_record = trained_student(plan, plan.run(run.initial), seed)
+        initial = pretrained.state_dict()
+    previous, previous_record = _previous(plan, run, seed, stage)
+    work = Work(
+        train=images,
+        validation=held_out(plan, stage.data_name, "validation"),
+        draws=draws,
+        teacher=taught_by,
+        features=features,
+        checkpoints=Checkpoints(plan.paths.state(run.name, seed, stage.name)),
+        fingerprint=run.fingerprint(stage.name),
+        previous=previous,
+        initial=initial,
+        workers=plan.scale.loader_workers,
+        title=f"{run.name} seed {seed} stage {stage.name}",
+    )
+    return work, {
+        "data": {
+            "name": stage.data_name,
+            "fraction": stage.fraction,
+            "source": stage.source.name if stage.source else "",
+            "images": len(images),
+            "draws_per_epoch": draws,
+            "images_sha256": images_sha,
+            "sha256": data_record(plan, stage.data_name)["sha256"],
+        },
+        "teacher": teacher_record and {k: teacher_record[k] for k in ("teacher", "top1", "weights_sha256")},
+        "initial": initial_record and {k: initial_record[k] for k in ("run", "weights_sha256")},
+        "previous_sha256": previous_record and previous_record["weights_sha256"],
+    }
+
+
+def _previous(plan: Plan, run: Run, seed: int, stage: Stage) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """(final state, record) of the stage before; Nones for the first one."""
+    if stage == run.stages[0]:
+        return None, None
+    before = run.stages[run.stages.index(stage) - 1]
+    state = Checkpoints(plan.paths.state(run.name, seed, before.name)).load()
+    if state is None or state["fingerprint"] != run.fingerprint(before.name):
+        raise InputError(
+            f"{run.name}, seed {seed}: stage {stage.name} starts from stage {before.name}, whose final state is "
+            f"missing or of another recipe; run `python -m dearkd train {run.name} --scale {plan.scale.name} "
+            f"--seed {seed} --stage {before.name}` first"
+        )
+    return state, record.read(plan.paths.stage(run.name, seed, before.name))
 
 
 def evaluate(plan: Plan, run: Run, seed: int) -> None:
@@ -240,7 +256,8 @@ def pretrained(plan: Plan, label: str) -> None:
         crop=config.crop_pct,
         interpolation=config.interpolation,
     )
-    model = teachers.build(Teacher(model=peer.model, args=peer.args, top1=0.0, weights=peer.weights), spec)
+    given = Teacher(model=peer.model, args=peer.args, top1=0.0, weights=peer.weights, sha256=peer.sha256)
+    model = teachers.build(given, spec)
     device = available_device()
     split = held_out(plan, "main", "test")
     batches = evaluation_loader(split, spec, 64, plan.scale.loader_workers)
@@ -251,7 +268,7 @@ def pretrained(plan: Plan, label: str) -> None:
             "scale": plan.scale.name,
             "label": label,
             "spec": to_json(peer),
-            "weights_sha256": teachers.weights_sha256(model.net),
+            "state_sha256": teachers.weights_sha256(model.net),
             "input": {"image_size": spec.image_size, "crop": spec.crop, "interpolation": spec.interpolation},
             "images": len(labels),
             "data_sha256": data_record(plan, "main")["sha256"]["test"],
@@ -279,10 +296,8 @@ def architectures(plan: Plan) -> None:
     )
 
 
-def _teacher(
-    plan: Plan, stage: Stage, device: torch.device
-) -> tuple[teachers.Teacher | None, tuple, dict[str, Any] | None]:
-    """(teacher on the device, shapes of the features its pairs want, its record); Nones for a stage without one."""
+def _teacher(plan: Plan, stage: Stage) -> tuple[teachers.Teacher | None, tuple, dict[str, Any] | None]:
+    """(teacher, shapes of the features its pairs want, its record); Nones for a stage without one."""
     if stage.teacher is None:
         return None, (), None
     found, weights = teacher_weights(plan, stage.teacher_name)
@@ -298,4 +313,4 @@ def _teacher(
             )
         f = found["features"][index]
         shapes.append(models.FeatureShape(f["channels"], tuple(f["size"]), f["nonnegative"]))
-    return teachers.build(stage.teacher, stage.data, weights, wanted).to(device), tuple(shapes), found
+    return teachers.build(stage.teacher, stage.data, weights, wanted), tuple(shapes), found

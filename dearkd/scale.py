@@ -4,6 +4,7 @@ Plan layer: standard library only.
 """
 
 import dataclasses
+import re
 from typing import Literal
 
 from dearkd.schema import InputError, Pairs, spec, unknown
@@ -69,6 +70,8 @@ class Peer:
     init: Literal["deit", "fan_in", "timm"] = "timm"
     weights: str = ""
     """Without training: a local file; empty: timm's hub."""
+    sha256: str = ""
+    """As a teacher's."""
     training: Training | None = None
 
 
@@ -130,10 +133,16 @@ class Scale:
     only: tuple[str, ...] = ()
     """Tables and figures that this scale has; empty: all of the matrix."""
     loader_workers: int = 0
+    save_seconds: float = 300.0
+    """Longest time between two checkpoints: what a job that dies without a word loses at most."""
     checkpoints: str = "checkpoints"
     """Folder for checkpoints and weights; never inside results."""
 
     def __post_init__(self) -> None:
+        for kind, names in (("name", [self.name]), ("data", self.data), ("teachers", self.teachers)):
+            for name in names:
+                if not re.fullmatch(r"\w[\w.+-]*", name):
+                    raise InputError(f"{kind}: {name!r} becomes part of paths; letters, digits and _ . + - only")
         if self.distillation.teacher not in self.teachers:
             raise InputError(unknown(self.distillation.teacher, self.teachers, "teacher", "distillation.teacher"))
         if self.synthesis.teacher not in self.teachers:

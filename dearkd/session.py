@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Float
 from safetensors.torch import save as save_safetensors
 from timm.data.mixup import mixup_target
 from timm.utils import ModelEmaV3
@@ -96,10 +97,9 @@ class Session:
         self.squares: list[Tensor] = []
         self.curve: list[dict[str, Any]] = []
         self.heads: list[list[float]] = []
-        self.spent, self.attempts = 0.0, 0
-        self._restore()
-        self.attempts += 1
+        self.spent = 0.0
         self.started = self.saved = time.monotonic()
+        self._restore()
         self.parallel: nn.Module = self.trainee
         if work.processes > 1:
             self.parallel = DistributedDataParallel(self.trainee, broadcast_buffers=False)
@@ -143,8 +143,9 @@ class Session:
         for name, value in parts.items():
             number = value.item()
             if not math.isfinite(number):
+                self.work.checkpoints.discard(self.step)  # the weights that gave this number, where they were saved
                 raise InputError(
-                    f"{self.work.title}: {name} is {number} at step {step}; the last checkpoint is intact. Lower "
+                    f"{self.work.title}: {name} is {number} at step {step}; the checkpoint before it is intact. Lower "
                     f"training.lr, or set training.clip: 1.0 or training.precision: bf16 or fp32"
                 )
             self.sums[name] = self.sums.get(name, 0.0) + number / share
@@ -176,17 +177,14 @@ class Session:
 
     def end_epoch(self, epoch: int) -> str:
         """Add a line to the curve: means of the terms, learning rate, validation accuracy, attention distance."""
-        stage, work, student = self.stage, self.work, self.trainee.student
+        stage = self.stage
         means = self._means()
         entry: dict[str, Any] = {"epoch": epoch + 1, "lr": self.optimiser.param_groups[0]["lr"], **means}
         last = epoch + 1 == stage.last_epoch
         if (epoch + 1) % stage.training.validate_every == 0 or last:
-            batches = evaluation_loader(work.validation, stage.data, max(stage.training.micro_batch, 64), work.workers)
-            logits, labels = predict(student, batches, work.device, precision(stage.training, work.device))
-            entry["validation_top1"] = round(accuracy(logits, labels), 3)
+            entry["validation_top1"] = round(self._validation_top1(), 3)
             if stage.attention_images:
-                images, _ = next(evaluation_loader(work.validation, stage.data, stage.attention_images))
-                distance = attention_distance(student, images.to(work.device)).cpu()
+                distance = self._attention_distance()
                 entry["attention_distance"] = [round(d, 4) for d in distance.mean(1).tolist()]
                 if last:
                     self.heads = [[round(d, 4) for d in layer] for layer in distance.tolist()]
@@ -200,16 +198,45 @@ class Session:
             ]
         )
 
+    def _validation_top1(self) -> float:
+        """Percent; the processes that share the batch share the images too."""
+        recipe, device = self.stage.training, self.work.device
+        images, count = self._share(len(self.work.validation)), torch.zeros(2, dtype=torch.float64)
+        if len(images):
+            batches = evaluation_loader(images, self.stage.data, max(recipe.micro_batch, 64), self.work.workers)
+            logits, labels = predict(self.trainee.student, batches, device, precision(recipe, device))
+            count += torch.tensor([accuracy(logits, labels) * len(labels), len(labels)])
+        right, seen = self._sum(count).tolist()
+        return right / seen
+
+    def _attention_distance(self) -> Float[Tensor, "layers heads"]:
+        """In patches, on the first validation images, shared like them."""
+        student, wanted = self.trainee.student, self.stage.attention_images
+        images = self._share(wanted)
+        total = torch.zeros(len(student.blocks), student.blocks[0].attn.num_heads, dtype=torch.float64)
+        if len(images):
+            pixels, _ = next(evaluation_loader(images, self.stage.data, wanted))
+            total += attention_distance(student, pixels.to(self.work.device)).cpu().double() * len(images)
+        return self._sum(total) / min(wanted, len(self.work.validation))
+
+    def _share(self, count: int) -> Images:
+        """This process's part of the first so many validation images."""
+        work = self.work
+        return work.validation.take(range(work.rank, min(count, len(work.validation)), work.processes))
+
     def _means(self) -> dict[str, float]:
         values = torch.tensor([v / self.schedule.steps_per_epoch for v in self.sums.values()], dtype=torch.float64)
         return {k: round(v, 6) for k, v in zip(self.sums, self._mean(values).tolist(), strict=True)}
 
     def _mean(self, values: Tensor) -> Tensor:
         """Mean over the processes that share the batch."""
+        return self._sum(values) / self.work.processes
+
+    def _sum(self, values: Tensor) -> Tensor:
+        """Sum over the processes that share the batch."""
         if self.work.processes > 1:
             values = values.to(self.work.device)
             dist.all_reduce(values)
-            values = values / self.work.processes
         return values
 
     # ------------------------------------------------------------------------------------------ checkpoints
@@ -240,8 +267,7 @@ class Session:
             "sums": self.sums,
             "curve": self.curve,
             "heads": self.heads,
-            "attempts": self.attempts,
-            "seconds": self.spent + time.monotonic() - self.started if self.attempts else 0.0,
+            "seconds": self.spent + time.monotonic() - self.started,
         }
 
     def _restore(self) -> None:
@@ -257,7 +283,7 @@ class Session:
             if self.scale:
                 self.scale.load_state_dict(saved["scale"])
             self.step, self.sums, self.curve, self.heads = (saved[k] for k in ("step", "sums", "curve", "heads"))
-            self.spent, self.attempts = saved["seconds"], saved["attempts"]
+            self.spent = saved["seconds"]
         source = saved or self.work.previous
         if source is None:
             return

@@ -34,6 +34,7 @@ def train(stage: Stage, seed: int, work: Work) -> dict[str, Any]:
 
     Raises Interrupted when asked to stop, InputError when the loss is not finite.
     """
+    work.teacher = work.teacher and work.teacher.to(work.device)
     run = Session(stage, seed, work)
     losses, recipe = dict(stage.losses), stage.training
     with stop_requests() as stop, Progress(work.title, run.last_step, run.step, work.rank == 0) as progress:
@@ -91,3 +92,9 @@ def device_and_rank() -> tuple[torch.device, int, int]:
     if processes > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return device, rank, processes
+
+
+def meet(processes: int) -> None:
+    """Wait until all processes that share a batch are here: none reads a checkpoint before the run is theirs."""
+    if processes > 1:
+        dist.barrier()

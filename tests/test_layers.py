@@ -9,9 +9,21 @@ import pytest
 
 PLAN = ["schema", "spec", "scale", "recipes", "plan", "matrix", "record", "cost"]
 MODEL = ["keys", "attention", "aligner", "losses", "priors", "t2t", "models", "lite0", "teachers"]
-RUN = ["data", "subsets", "loader", "objective", "checkpoint", "progress", "evaluate", "optimise", "session", "train"]
+RUN = [
+    "data",
+    "subsets",
+    "loader",
+    "objective",
+    "lease",
+    "checkpoint",
+    "progress",
+    "evaluate",
+    "optimise",
+    "session",
+    "train",
+]
 RUN += ["throughput", "archive", "artifacts", "jobs", "synthesize", "diversity", "datafree", "describe"]
-RUN += ["fetch", "warm"]
+RUN += ["fetch", "warm", "devices"]
 READ = ["results", "tables", "diagrams", "latent", "figures"]
 ALLOWED = {
     **{m: [*PLAN[:i]] for i, m in enumerate(PLAN)},

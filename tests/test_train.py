@@ -203,7 +203,7 @@ def in_process(whole, stage, name, seed=0):
 
     sets = data.read(stage.data)
     images, _ = subsets.read(sets["train"], whole.paths.subsets("main"), f"train-{stage.fraction}")
-    teacher, features, _ = jobs._teacher(whole, stage, torch.device("cpu"))
+    teacher, features, _ = jobs._teacher(whole, stage)
     return training.train(
         stage,
         seed,

@@ -33,6 +33,7 @@ rule synthesize:
         f"{LOGS}/images/{{source}}/seed{{seed}}-shard-{{shard}}.log",
     benchmark:
         f"{LOGS}/images/{{source}}/seed{{seed}}-shard-{{shard}}.benchmark.tsv"
+    priority: 1  # ADI's images, students and images again are the longest chain of jobs
     threads: asks("synthesize", "threads")
     resources:
         mem_mb=asks("synthesize", "mem_mb"),
@@ -40,7 +41,7 @@ rule synthesize:
         gpu=asks("synthesize", "gpu"),
     shell:
         "{PYTHON:q} -m dearkd synthesize {wildcards.source:q} --scale {SCALE:q} --seed {wildcards.seed}"
-        " --shard {wildcards.shard} --fingerprint {params.fingerprint} > {log:q} 2>&1"
+        " --shard {wildcards.shard} --fingerprint {params.fingerprint} --wait --gpu {resources.gpu} > {log:q} 2>&1"
 
 
 rule diversity:
@@ -60,4 +61,5 @@ rule diversity:
         runtime=asks("diversity", "runtime"),
         gpu=asks("diversity", "gpu"),
     shell:
-        "{PYTHON:q} -m dearkd diversity {wildcards.images:q} --scale {SCALE:q} --seed {wildcards.seed} > {log:q} 2>&1"
+        "{PYTHON:q} -m dearkd diversity {wildcards.images:q} --scale {SCALE:q} --seed {wildcards.seed}"
+        " --gpu {resources.gpu} > {log:q} 2>&1"

@@ -23,7 +23,7 @@ rule evaluate:
         gpu=asks("evaluate", "gpu"),
     shell:
         "{PYTHON:q} -m dearkd evaluate {wildcards.run:q} --scale {SCALE:q} --seed {wildcards.seed}"
-        " --fingerprint {params.fingerprint} > {log:q} 2>&1"
+        " --fingerprint {params.fingerprint} --gpu {resources.gpu} > {log:q} 2>&1"
 
 
 rule pretrained:
@@ -42,7 +42,7 @@ rule pretrained:
         runtime=asks("evaluate", "runtime"),
         gpu=asks("evaluate", "gpu"),
     shell:
-        "{PYTHON:q} -m dearkd pretrained {params.label:q} --scale {SCALE:q} > {log:q} 2>&1"
+        "{PYTHON:q} -m dearkd pretrained {params.label:q} --scale {SCALE:q} --gpu {resources.gpu} > {log:q} 2>&1"
 
 
 rule throughput:
@@ -59,4 +59,4 @@ rule throughput:
         runtime=asks("throughput", "runtime"),
         gpu=asks("throughput", "gpu"),
     shell:
-        "{PYTHON:q} -m dearkd throughput --scale {SCALE:q} > {log:q} 2>&1"
+        "{PYTHON:q} -m dearkd throughput --scale {SCALE:q} --gpu {resources.gpu} > {log:q} 2>&1"

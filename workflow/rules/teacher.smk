@@ -22,4 +22,4 @@ rule teacher:
         runtime=asks("teacher", "runtime"),
         gpu=asks("teacher", "gpu"),
     shell:
-        "{PYTHON:q} -m dearkd teacher {wildcards.teacher:q} --scale {SCALE:q} > {log:q} 2>&1"
+        "{PYTHON:q} -m dearkd teacher {wildcards.teacher:q} --scale {SCALE:q} --gpu {resources.gpu} > {log:q} 2>&1"

@@ -32,4 +32,4 @@ rule train:
         gpu=asks("train", "gpu"),
     shell:
         "{PYTHON:q} -m dearkd train {wildcards.run:q} --scale {SCALE:q} --seed {wildcards.seed} --stage {wildcards.stage}"
-        " --fingerprint {params.fingerprint} > {log:q} 2>&1"
+        " --fingerprint {params.fingerprint} --wait --gpu {resources.gpu} > {log:q} 2>&1"

@@ -1,0 +1,168 @@
+"""One job at a time for a run, whatever happens to it; what its attempts cost; and GPUs that no two jobs share."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from dearkd import devices, lease
+from dearkd.checkpoint import Checkpoints
+from dearkd.lease import Lease
+from dearkd.schema import InputError
+
+HOLD = "import sys, time, pathlib; from dearkd.lease import Lease\nwith Lease(pathlib.Path(sys.argv[1]), 'x'):\n"
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds the run."""
+    code = f"{HOLD}    print('mine', flush=True); time.sleep(600)"
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "mine\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_second_job_is_refused_by_name_and_leaves_no_trace(tmp_path, holder):
+    before = sorted(p.name for p in tmp_path.iterdir())
+    with (
+        pytest.raises(InputError, match=rf"in use by process {holder.pid} on .*; wait for it or stop it"),
+        Lease(tmp_path),
+    ):
+        pass
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_it_is_taken_over_when_the_holder_was_killed(tmp_path, holder):
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with Lease(tmp_path):
+        assert json.loads((tmp_path / "lease.json").read_text())["pid"] == os.getpid()
+    assert not (tmp_path / "lease.json").exists()
+
+
+def test_a_job_of_the_workflow_waits_for_it(tmp_path, holder, monkeypatch, capsys):
+    monkeypatch.setattr(lease, "ASK_SECONDS", 0.01)
+    threading.Timer(0.5, holder.kill).start()
+    began = time.monotonic()
+    with Lease(tmp_path, wait=True):
+        assert time.monotonic() - began > 0.3
+    assert capsys.readouterr().out.count("waiting for it") == 1
+
+
+def test_another_machine_is_believed_for_two_minutes(tmp_path):
+    path = tmp_path / "lease.json"
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "job": "7", "boot": "1"}))
+    with pytest.raises(InputError, match=r"process 1 on elsewhere \(job 7\)"), Lease(tmp_path):
+        pass
+    os.utime(path, (time.time() - lease.LEASE_SECONDS - 1,) * 2)
+    with Lease(tmp_path):
+        pass
+
+
+def test_of_many_that_find_a_dead_holder_one_gets_it(tmp_path):
+    """Sixteen processes meet a stale lease at the same moment; the one that takes it keeps it until all have tried."""
+    (tmp_path / "lease.json").write_text(json.dumps({"host": "elsewhere", "pid": 1, "job": "", "boot": "1"}))
+    os.utime(tmp_path / "lease.json", (0, 0))
+    context = multiprocessing.get_context("fork")
+    ready, won = context.Barrier(16), context.Queue()
+
+    def try_it():
+        ready.wait()
+        try:
+            with Lease(tmp_path):
+                won.put(os.getpid())
+                ready.wait()
+        except InputError:
+            ready.wait()
+
+    tries = [context.Process(target=try_it) for _ in range(16)]
+    for process in tries:
+        process.start()
+    for process in tries:
+        process.join(60)
+    assert won.get(timeout=5) in [p.pid for p in tries] and won.empty()
+
+
+def test_who_was_taken_over_while_suspended_saves_nothing(tmp_path):
+    with Lease(tmp_path, "x") as mine:
+        checkpoints = Checkpoints(tmp_path, mine)
+        first = checkpoints.save(1, {"step": 1})
+        (tmp_path / "lease.json").write_text(json.dumps({"host": "elsewhere", "pid": 2, "job": "", "boot": "2"}))
+        with pytest.raises(InputError, match="another job has taken this run over"):
+            checkpoints.save(2, {"step": 2})
+        assert [p.name for p in tmp_path.glob("step-*")] == [first.name]
+    assert (tmp_path / "lease.json").exists(), "it is the other's"
+
+
+def test_costs_count_all_attempts_and_what_they_lost(tmp_path):
+    """Two attempts died: 40 s of which 10 s after the last save, 25 s without any save. A third made something else."""
+    now = time.time()
+    for number, (began, saved, seen, of) in enumerate(
+        [(-100, -70, -60, "x"), (-50, -50, -25, "x"), (-900, -900, -800, "y")], start=1
+    ):
+        path = tmp_path / f"attempt-{number:04d}.json"
+        path.write_text(json.dumps({"of": of, "began": now + began, "saved": now + saved}))
+        os.utime(path, (now + seen,) * 2)
+    with Lease(tmp_path, "x") as mine:
+        costs = mine.costs()
+    assert costs["attempts"] == 3
+    assert costs["seconds_all"] == pytest.approx(40 + 25, abs=2) and costs["seconds_lost"] == pytest.approx(35, abs=0.1)
+
+
+def test_an_attempt_that_ends_in_peace_has_lost_nothing(tmp_path):
+    with Lease(tmp_path, "x") as mine:
+        Checkpoints(tmp_path, mine).save(1, {})
+    with Lease(tmp_path, "x") as mine:
+        costs = mine.costs()
+    assert costs["attempts"] == 2 and costs["seconds_lost"] < 1
+
+
+# -------------------------------------------------------------------------------------------------- GPUs
+
+
+def held(path, count, seconds):
+    code = (
+        "import os, sys, time; from pathlib import Path; from dearkd import devices\n"
+        f"with devices.claimed({count}, Path(sys.argv[1])):\n"
+        f"    print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); time.sleep({seconds})"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "0,1,2"},
+    )
+
+
+def test_jobs_on_one_machine_take_different_gpus_and_wait_for_free_ones(tmp_path):
+    first, second = held(tmp_path, 1, 600), held(tmp_path, 1, 600)
+    taken = {first.stdout.readline().strip(), second.stdout.readline().strip()}
+    assert len(taken) == 2
+    third = held(tmp_path, 2, 0)
+    assert third.stdout.readline() == "waiting for 2 of the GPUs 0,1,2\n".replace(",", ", ")
+    first.kill()
+    got = set(third.stdout.readline().strip().split(","))
+    assert len(got) == 2 and len(got & taken) == 1
+    second.kill()
+    for process in (first, second, third):
+        process.wait(30)
+
+
+def test_too_few_gpus_is_said_and_none_is_a_cpu(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    said = r"8 GPUs asked for, 2 visible \(0, 1\): lower resources.train.gpu"
+    with pytest.raises(InputError, match=said), devices.claimed(8):
+        pass
+    with devices.claimed(2):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with devices.claimed(8):
+        pass
