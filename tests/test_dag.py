@@ -165,3 +165,9 @@ def test_the_snakefile_never_imports_torch(tmp_path):
     (folder / "torch.py").write_text("raise SystemExit('torch was imported')\n")
     done = snakemake("-n", "--config", "scale=smoke", "--", "all", cwd=folder)
     assert "torch was imported" not in done.stdout + done.stderr
+
+
+def test_a_machine_with_several_gpus_has_a_profile():
+    """Snakemake counts them; a job's command says how many it takes."""
+    done = snakemake("-n", "--profile", "profiles/workstation", "--config", "scale=fashion", "--", "table2", cwd=".")
+    assert "gpu=1" in done.stdout + done.stderr and "--gpu 1 " in done.stdout + done.stderr
