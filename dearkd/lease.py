@@ -75,7 +75,8 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         if self.active and self._is_mine():
-            os.utime(self.attempt)
+            with contextlib.suppress(OSError):
+                os.utime(self.attempt)
             self.path.unlink(missing_ok=True)
 
     def check(self) -> None:
@@ -127,9 +128,11 @@ class Lease:
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):
-            if self._is_mine():
-                os.utime(self.path)
-                os.utime(self.attempt)
+            # a network file system that hiccups once must not end the beat
+            with contextlib.suppress(OSError):
+                if self._is_mine():
+                    os.utime(self.path)
+                    os.utime(self.attempt)
 
     def _is_mine(self) -> bool:
         with contextlib.suppress(OSError):
