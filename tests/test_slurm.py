@@ -150,8 +150,11 @@ def test_table2_from_a_fresh_clone(slurm, smoke_project, tmp_path):
 
 
 def test_past_its_time_limit_it_saves_is_retried_and_resumes(slurm, project, undisturbed):
-    """A minute's limit and a signal before it; a second seed runs beside it, so that both are slow enough."""
-    extra = ["--set-resources", "train:runtime=1", "train:slurm_extra='--signal=URG@30'", "--retries", "12"]
+    """Two minutes' limit; a second seed runs beside it, so that both are slow enough.
+
+    SLURM looks every 30 s and signals 30 s early, rather than late: 20 to 50 s after the start.
+    """
+    extra = ["--set-resources", "train:runtime=2", "train:slurm_extra='--signal=URG@70'", "--retries", "12"]
     finish(start(project, *extra, targets=[RECORD.format(0), RECORD.format(1)]), project, 700)
     attempts = [record.read(project / RECORD.format(seed))["attempts"] for seed in (0, 1)]
     for seed in (0, 1):
