@@ -1,0 +1,1 @@
+"""Ours against the peer, both in one run on one machine: `python -m benchmarks`. See docs/performance.md."""
