@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dearkd.attention import MHCA, QuadraticBias, head_centres
+from dearkd.attention import MHCA, QuadraticBias, SharedBiasAttention, head_centres
 from dearkd.schema import InputError
 from dearkd.spec import Rpe
 
@@ -138,6 +138,16 @@ def test_one_bf16_copy_would_not_do():
     low = (query - high).bfloat16().float()
     assert (high @ key.T - exact).abs().max() > 0.5
     assert ((high + low) @ key.T - exact).abs().max() < 0.01
+
+
+def test_the_gradient_of_a_shared_bias_is_that_of_autograd():
+    torch.manual_seed(0)
+    shapes = [(3, 2, 5, 4)] * 3 + [(2, 5, 5)]
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    assert torch.autograd.gradcheck(lambda *x: SharedBiasAttention.apply(*x, 0.5), inputs)
+    q, k, v, bias = inputs
+    expected = F.scaled_dot_product_attention(q, k, v, bias[None], scale=0.5)
+    torch.testing.assert_close(SharedBiasAttention.apply(q, k, v, bias, 0.5), expected)
 
 
 def test_nine_heads_express_any_3x3_convolution():

@@ -62,11 +62,10 @@ def undisturbed(smoke_project, tmp_path_factory):
         "extends: smoke\nname: faults\nseeds: [0, 1]\nsave_seconds: 1\n"
         "training: {epochs: 110, stage1_epochs: 100, validate_every: 10}\n" + RESOURCES
     )
-    expected = []
-    for seed in (0, 1):
-        command = [sys.executable, "-m", "dearkd", "train", "dearkd-Ti", "--scale", "faults", "--stage", "I"]
-        subprocess.run([*command, "--seed", str(seed)], cwd=folder, check=True, stdout=subprocess.DEVNULL)
-        expected.append(record.read(folder / RECORD.format(seed)))
+    command = [sys.executable, "-m", "dearkd", "train", "dearkd-Ti", "--scale", "faults", "--stage", "I"]
+    both = [subprocess.Popen([*command, "--seed", str(seed)], cwd=folder, stdout=subprocess.DEVNULL) for seed in (0, 1)]
+    assert [process.wait(300) for process in both] == [0, 0]
+    expected = [record.read(folder / RECORD.format(seed)) for seed in (0, 1)]
     shutil.rmtree(folder / "results/faults/runs")
     shutil.rmtree(folder / "checkpoints/faults/dearkd-Ti")
     return folder, expected
@@ -163,13 +162,76 @@ def test_past_its_time_limit_it_saves_is_retried_and_resumes(slurm, project, und
     assert max(attempts) > 1, "the limit must have been met"
 
 
-def test_requeued(slurm, project, undisturbed):
-    process = start(project)
-    job = running(project)
+def requeue(project, job, process):
     subprocess.run(["scontrol", "requeue", job], check=True)
-    finish(process, project)
+    return process
+
+
+def cancel(project, job, process):
+    subprocess.run(["scancel", job], check=True)
+    return process
+
+
+def kill(project, job, process):
+    """SIGKILL to the training process, as the kernel does when memory runs out."""
+    time.sleep(0.5)
+    os.kill(record.read(project / "checkpoints/faults/dearkd-Ti/seed0/I/lease.json")["pid"], signal.SIGKILL)
+    return process
+
+
+def kill_snakemake(project, job, process):
+    """The job goes on without Snakemake, which is started again while it runs."""
+    process.kill()
+    process.wait()
+    snakemake = [str(Path(sys.executable).with_name("snakemake")), "--config", "scale=faults"]
+    subprocess.run([*snakemake, "--unlock"], cwd=project, check=True, capture_output=True)
+    assert show(job)["JobState"] == "RUNNING"
+    return start(project)
+
+
+@pytest.fixture(scope="module")
+def disturbed(slurm, undisturbed, tmp_path_factory):
+    """(project, number of its first job) by what was done to that job; the four run side by side, a GPU each."""
+    cluster.wait_for("idle")
+    projects, jobs, processes = {}, {}, {}
+    for disturb in (requeue, cancel, kill, kill_snakemake):
+        name = disturb.__name__
+        projects[name] = tmp_path_factory.mktemp(name) / "project"
+        shutil.copytree(undisturbed[0], projects[name])
+        processes[name] = start(projects[name])
+    for disturb in (requeue, cancel, kill, kill_snakemake):
+        name = disturb.__name__
+        jobs[name] = running(projects[name])
+        processes[name] = disturb(projects[name], jobs[name], processes[name])
+    for name, process in processes.items():
+        finish(process, projects[name])
+    return {name: (projects[name], jobs[name]) for name in projects}
+
+
+def test_requeued(disturbed, undisturbed):
+    project, job = disturbed["requeue"]
     assert show(job)["Restarts"] == "1"
     same(project, undisturbed)
+
+
+def test_cancelled_by_hand_it_is_submitted_again(disturbed, undisturbed):
+    project, job = disturbed["cancel"]
+    assert show(job)["JobState"] == "CANCELLED"
+    same(project, undisturbed)
+
+
+def test_killed_without_a_word(disturbed, undisturbed):
+    got = same(disturbed["kill"][0], undisturbed)
+    assert got["seconds_all"] > got["seconds"] and got["seconds_all"] >= got["seconds_lost"]
+
+
+def test_snakemake_killed_and_started_again_while_its_jobs_run(disturbed, undisturbed):
+    """The duplicate that the next Snakemake submits waits for the job of the first and takes its result over."""
+    project, job = disturbed["kill_snakemake"]
+    assert show(job)["JobState"] == "COMPLETED"
+    logs = (project / "logs/faults/dearkd-Ti/seed0-I.log").read_text()
+    assert f"(job {job}); waiting for it" in logs
+    assert same(project, undisturbed)["seconds_lost"] < 2
 
 
 def test_preempted_by_a_higher_partition(slurm, project, undisturbed):
@@ -180,27 +242,6 @@ def test_preempted_by_a_higher_partition(slurm, project, undisturbed):
     finish(process, project)
     assert show(job)["Restarts"] == "1"
     same(project, undisturbed)
-
-
-def test_cancelled_by_hand_it_is_submitted_again(slurm, project, undisturbed):
-    process = start(project)
-    job = running(project)
-    subprocess.run(["scancel", job], check=True)
-    finish(process, project)
-    assert show(job)["JobState"] == "CANCELLED"
-    same(project, undisturbed)
-
-
-def test_killed_without_a_word(slurm, project, undisturbed):
-    """SIGKILL to the training process, as the kernel does when memory runs out."""
-    process = start(project)
-    running(project)
-    victim = record.read(project / "checkpoints/faults/dearkd-Ti/seed0/I/lease.json")["pid"]
-    time.sleep(0.5)
-    os.kill(victim, signal.SIGKILL)
-    finish(process, project)
-    got = same(project, undisturbed)
-    assert got["seconds_all"] > got["seconds"] and got["seconds_all"] >= got["seconds_lost"]
 
 
 def test_a_drained_node_ends_its_job_and_gets_no_other(slurm, project, undisturbed):
@@ -226,22 +267,6 @@ def test_a_node_that_dies(slurm, project, undisturbed):
         cluster.start_node(node)
     assert show(job)["Restarts"] == "1" and show(job)["NodeList"] != node
     same(project, undisturbed)
-
-
-def test_snakemake_killed_and_started_again_while_its_jobs_run(slurm, project, undisturbed):
-    """The job goes on without Snakemake; the duplicate that the next Snakemake submits waits for it."""
-    process = start(project)
-    first = running(project)
-    process.kill()
-    process.wait()
-    snakemake = [str(Path(sys.executable).with_name("snakemake")), "--config", "scale=faults"]
-    subprocess.run([*snakemake, "--unlock"], cwd=project, check=True, capture_output=True)
-    assert show(first)["JobState"] == "RUNNING"
-    finish(start(project), project)
-    assert show(first)["JobState"] == "COMPLETED"
-    logs = (project / "logs/faults/dearkd-Ti/seed0-I.log").read_text()
-    assert f"(job {first}); waiting for it" in logs
-    assert same(project, undisturbed)["seconds_lost"] < 2
 
 
 def test_two_gpus_are_two_processes_of_one_task(slurm, project, undisturbed):
