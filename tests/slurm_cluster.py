@@ -1,4 +1,4 @@
-"""A real SLURM on this machine: two nodes with two pretend GPUs each, from Debian's packages slurm-wlm and munge.
+"""A real SLURM on this machine: two nodes with three pretend GPUs each, from Debian's packages slurm-wlm and munge.
 
     python tests/slurm_cluster.py start|stop [FOLDER]
 
@@ -19,7 +19,7 @@ from pathlib import Path
 ETC = Path("/etc/slurm")
 MARK = "# written by tests/slurm_cluster.py"
 NODES = {"n1": 16821, "n2": 16822}
-GPUS = 2
+GPUS = 3
 """Of each node."""
 
 CONFIG = """{mark}

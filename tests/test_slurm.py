@@ -1,7 +1,7 @@
 """`snakemake --profile slurm` on a real SLURM, through the ways in which a cluster fails.
 
 However a job was disturbed, its weights and curve are in the end those of an undisturbed run, bit for bit. Needs root
-and Debian's slurm-wlm and munge, and half an hour: `DEARKD_SLURM=required python -m pytest tests/test_slurm.py`.
+and Debian's slurm-wlm and munge, and a quarter of an hour: `DEARKD_SLURM=required python -m pytest tests/test_slurm.py`.
 """
 
 import os
@@ -20,7 +20,7 @@ from conftest import copy_project
 from dearkd import record
 
 WANTED = os.environ.get("DEARKD_SLURM") == "required"
-REASON = cluster.missing() if WANTED else "asked for by DEARKD_SLURM=required, because it takes half an hour"
+REASON = cluster.missing() if WANTED else "asked for by DEARKD_SLURM=required, because it takes a quarter of an hour"
 if REASON and WANTED:
     pytest.fail(f"no SLURM: {REASON}", pytrace=False)
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
@@ -79,8 +79,9 @@ def project(undisturbed, tmp_path):
 
 
 def start(folder, *arguments, scale="faults", targets=(RECORD.format(0),)):
-    """`snakemake --profile slurm` in the background."""
-    command = [str(Path(sys.executable).with_name("snakemake")), "--profile", "slurm", *QUICK, *arguments]
+    """`snakemake --profile slurm` in the background, where Ctrl-C reaches it even if the tests ignore it."""
+    snakemake = str(Path(sys.executable).with_name("snakemake"))
+    command = ["env", "--default-signal=INT", snakemake, "--profile", "slurm", *QUICK, *arguments]
     log = (folder / "snakemake.log").open("a")
     return subprocess.Popen(
         [*command, "--config", f"scale={scale}", "--", *targets],
@@ -189,17 +190,27 @@ def kill_snakemake(project, job, process):
     return start(project)
 
 
+def interrupt(project, job, process):
+    """Ctrl-C: Snakemake cancels its jobs, which save; the same call goes on."""
+    process.send_signal(signal.SIGINT)
+    process.wait(60)
+    return start(project)
+
+
+DISTURBANCES = (requeue, cancel, kill, kill_snakemake, interrupt)
+
+
 @pytest.fixture(scope="module")
 def disturbed(slurm, undisturbed, tmp_path_factory):
-    """(project, number of its first job) by what was done to that job; the four run side by side, a GPU each."""
+    """(project, number of its first job) by what was done to that job; they run side by side, a GPU each."""
     cluster.wait_for("idle")
     projects, jobs, processes = {}, {}, {}
-    for disturb in (requeue, cancel, kill, kill_snakemake):
+    for disturb in DISTURBANCES:
         name = disturb.__name__
         projects[name] = tmp_path_factory.mktemp(name) / "project"
         shutil.copytree(undisturbed[0], projects[name])
         processes[name] = start(projects[name])
-    for disturb in (requeue, cancel, kill, kill_snakemake):
+    for disturb in DISTURBANCES:
         name = disturb.__name__
         jobs[name] = running(projects[name])
         processes[name] = disturb(projects[name], jobs[name], processes[name])
@@ -234,10 +245,16 @@ def test_snakemake_killed_and_started_again_while_its_jobs_run(disturbed, undist
     assert same(project, undisturbed)["seconds_lost"] < 2
 
 
+def test_ctrl_c_of_snakemake(disturbed, undisturbed):
+    project, job = disturbed["interrupt"]
+    assert show(job)["JobState"] == "CANCELLED"
+    assert same(project, undisturbed)["seconds_lost"] < 2
+
+
 def test_preempted_by_a_higher_partition(slurm, project, undisturbed):
     process = start(project)
     job = running(project)
-    urgent = ["sbatch", "-p", "urgent", "-N", "2", "-n", "2", "--gpus-per-node=2", "-t", "1", "-o", "/dev/null"]
+    urgent = ["sbatch", "-p", "urgent", "-N", "2", "-n", "2", f"--gpus-per-node={cluster.GPUS}", "-t", "1", "-o", "/dev/null"]
     subprocess.run([*urgent, "--wrap", "sleep 5"], check=True, cwd=project, stdout=subprocess.DEVNULL)
     finish(process, project)
     assert show(job)["Restarts"] == "1"
