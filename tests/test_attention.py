@@ -140,7 +140,9 @@ def test_one_bf16_copy_would_not_do():
     assert ((high + low) @ key.T - exact).abs().max() < 0.01
 
 
-def test_the_gradient_of_a_shared_bias_is_that_of_autograd():
+@pytest.mark.parametrize("small", [0, 2**16], ids=["by image", "at once"])
+def test_the_gradient_of_a_shared_bias_is_that_of_autograd(small, monkeypatch):
+    monkeypatch.setattr(SharedBiasAttention, "SMALL", small)
     torch.manual_seed(0)
     shapes = [(3, 2, 5, 4)] * 3 + [(2, 5, 5)]
     inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]

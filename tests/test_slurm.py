@@ -1,7 +1,7 @@
 """`snakemake --profile slurm` on a real SLURM, through the ways in which a cluster fails.
 
-However a job was disturbed, its weights and curve are in the end those of an undisturbed run, bit for bit. Needs root
-and Debian's slurm-wlm and munge, and a quarter of an hour: `DEARKD_SLURM=required python -m pytest tests/test_slurm.py`.
+However a job was disturbed, its weights and curve are in the end those of an undisturbed run, bit for bit. Needs root,
+Debian's slurm-wlm and munge, and a quarter of an hour: `DEARKD_SLURM=required python -m pytest tests/test_slurm.py`.
 """
 
 import os
@@ -254,7 +254,20 @@ def test_ctrl_c_of_snakemake(disturbed, undisturbed):
 def test_preempted_by_a_higher_partition(slurm, project, undisturbed):
     process = start(project)
     job = running(project)
-    urgent = ["sbatch", "-p", "urgent", "-N", "2", "-n", "2", f"--gpus-per-node={cluster.GPUS}", "-t", "1", "-o", "/dev/null"]
+    urgent = [
+        "sbatch",
+        "-p",
+        "urgent",
+        "-N",
+        "2",
+        "-n",
+        "2",
+        f"--gpus-per-node={cluster.GPUS}",
+        "-t",
+        "1",
+        "-o",
+        "/dev/null",
+    ]
     subprocess.run([*urgent, "--wrap", "sleep 5"], check=True, cwd=project, stdout=subprocess.DEVNULL)
     finish(process, project)
     assert show(job)["Restarts"] == "1"
