@@ -15,7 +15,7 @@ AGAIN = 75
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 """A full disk, a spent quota, a read-only place."""
-HEAVY = ("subset", "teacher", "train", "evaluate", "pretrained", "throughput", "synthesize", "diversity")
+HEAVY = ("subset", "teacher", "labels", "train", "evaluate", "pretrained", "throughput", "synthesize", "diversity")
 """Verbs that need torch."""
 
 
@@ -56,6 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     verb(_subset, "write the lists of a data set's fractions and validation split", "data")
     verb(_teacher, "fetch or take over a teacher's weights and check its accuracy", "name")
+    labels = verb(_labels, "compute a shard of a teacher's hard labels, ahead of the runs that share them", "name")
+    labels.add_argument("--seed", type=int, required=True)
+    labels.add_argument("--shard", type=int, required=True)
     train = verb(_train, "train one stage of a run, or go on with it", "run")
     train.add_argument("--stage", required=True)
     for sub in (train, verb(_evaluate, "measure a finished run on the test images", "run")):
@@ -66,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     synthesize.add_argument("--seed", type=int, default=0)
     synthesize.add_argument("--shard", type=int, default=0)
     synthesize.add_argument("--fingerprint", default="", help="refuse when the plan has changed since it was planned")
-    for sub in (train, synthesize):
+    for sub in (train, synthesize, labels):
         sub.add_argument(
             "--save-seconds", type=float, help="longest time between two checkpoints; default: the scale's"
         )
@@ -161,6 +164,21 @@ def _train(args: argparse.Namespace) -> int:
     _unchanged(args.fingerprint, run.fingerprint(run.stage(args.stage).name), args.run)
     try:
         jobs.train(plan, run, args.seed, args.stage, args.save_seconds, args.wait)
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return AGAIN
+    return 0
+
+
+def _labels(args: argparse.Namespace) -> int:
+    plan = _load(args)
+    if args.name not in plan.labels:
+        raise InputError(unknown(args.name, plan.labels, "set of labels", f"scale {args.scale}"))
+    from dearkd import labels
+    from dearkd.train import Interrupted
+
+    try:
+        labels.shard(plan, args.name, args.seed, args.shard, args.save_seconds, args.wait)
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return AGAIN

@@ -11,8 +11,9 @@ import torch
 
 from dearkd import archive, data, models, record, subsets, teachers
 from dearkd.checkpoint import write_bytes
-from dearkd.plan import Plan, Run
+from dearkd.plan import Labels, Plan, Run
 from dearkd.schema import InputError
+from dearkd.spec import Stage
 
 
 def teacher_weights(plan: Plan, name: str) -> tuple[dict[str, Any], Path]:
@@ -76,6 +77,17 @@ def synthetic(plan: Plan, name: str, seed: int, shards: int = 0) -> tuple[data.I
         sums.append(made["archive_sha256"])
     images = archive.read(paths, names, np.array(labels, dtype=np.int64), source.data.channels)
     return images, hashlib.sha256("".join(sums).encode()).hexdigest()
+
+
+def training_images(plan: Plan, of: Stage | Labels, subset_schedule: str, seed: int) -> tuple[data.Images, str, int]:
+    """(images that a stage trains on, or that labels are of; their sha256; how many an epoch shows)."""
+    train, lists = data.read(of.data)["train"], plan.paths.subsets(of.data_name)
+    if of.source is None:
+        images, images_sha256 = subsets.read(train, lists, f"train-{of.fraction}")
+    else:
+        images, images_sha256 = synthetic(plan, of.source.name, seed, of.shards)
+    everything, _ = subsets.read(train, lists, "train-100")
+    return images, images_sha256, len(everything) if subset_schedule == "iterations" else len(images)
 
 
 def held_out(plan: Plan, name: str, split: str) -> data.Images:

@@ -12,6 +12,7 @@ The bias has rank 4 with a class token, so it folds into queries and keys as fou
 fused attention kernel then computes it without a tokens x tokens tensor. Model layer: pure torch.
 """
 
+import contextlib
 import math
 from typing import Any, Literal
 
@@ -120,7 +121,8 @@ class QuadraticBias(nn.Module):
     def dense(self) -> Float[Tensor, "heads tokens tokens"]:
         """The bias of every query (rows) and key (columns), class token first."""
         a, w, c = self.coefficients()
-        with torch.autocast(self.terms.device.type, enabled=False):  # which would round the coefficients to bf16
+        kind = self.terms.device.type  # autocast would round the coefficients to bf16, and knows no meta device
+        with torch.autocast(kind, enabled=False) if kind != "meta" else contextlib.nullcontext():
             bias = torch.cat([a[:, None], w, c[:, None]], 1) @ self.terms.flatten(1)
         return bias.unflatten(1, self.terms.shape[1:])
 

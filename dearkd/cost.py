@@ -16,6 +16,10 @@ from dearkd.spec import Source, Stage
 
 TRAIN = 3
 """Cost of a training pass in forward passes; an upper bound for synthesis, where no weight gets a gradient."""
+EARLY = 0.36
+"""Of a forward pass of the teacher, what a run still does whose labels are computed ahead: RegNetY-16GF's stem and first
+two stages, 140 of 391 ms."""
+LABEL_BYTES = 2
 SIDE = 224
 """Side in pixels of the throughputs; a smaller phase of synthesis costs as its area."""
 STAGE_BYTES = 2 * 16
@@ -30,8 +34,9 @@ Figures = Mapping[str, int | float]
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """jobs: of training and synthesis. gpu_hours: of one device, all jobs. longest_hours: jobs that wait for each
-    other, each on as many devices as the scale gives it. disk_gb: checkpoints and synthetic images, in 1e9 bytes."""
+    """jobs: of training, labels and synthesis. gpu_hours: of one device, all jobs. longest_hours: jobs that wait for
+    each other, each on as many devices as the scale gives it; labels, made side by side, are left out. disk_gb:
+    checkpoints, labels and synthetic images, in 1e9 bytes."""
 
     jobs: int
     gpu_hours: float
@@ -59,14 +64,34 @@ class _Books:
     def passes(self, model: str, count: int | float) -> float:
         return count / _figure(self.throughputs, model, "images/s")
 
-    def stage_seconds(self, stage: Stage) -> float:
-        """Training a stage. An epoch of a fraction is right within one image a class."""
+    def draws(self, stage: Stage) -> int | float:
+        """Images that an epoch shows. A fraction is right within one image a class."""
         draws = _figure(self.images_of, stage.data_name, "number of images")
         if stage.training.subset_schedule == "epochs":
-            draws = _images(stage.source, stage.shards) if stage.source else draws * stage.fraction // 100
-        images = (stage.last_epoch - stage.first_epoch) * draws
+            return _images(stage.source, stage.shards) if stage.source else draws * stage.fraction // 100
+        return draws
+
+    def stage_seconds(self, stage: Stage) -> float:
+        """Training a stage, the teacher's early stages alone where its labels are computed ahead."""
+        images = (stage.last_epoch - stage.first_epoch) * self.draws(stage)
         taught = self.passes(stage.teacher.model, images) if stage.teacher else 0.0
+        if self.plan.labels_of(stage) is not None:
+            taught *= EARLY if "hidden" in dict(stage.losses) else 0.0
         return self.passes(stage.model.name, TRAIN * images) + taught
+
+    def labels(self, runs: Iterable[Run]) -> tuple[int, float, float]:
+        """(jobs, seconds, bytes) of the labels that runs share, for one seed."""
+        longest: dict[str, Stage] = {}
+        for stage in (s for run in runs for s in run.stages):
+            if (of := self.plan.labels_of(stage)) is not None:
+                longest[of.name] = max(longest.get(of.name, stage), stage, key=lambda s: s.last_epoch)
+        jobs, seconds, room = 0, 0.0, 0.0
+        for stage in longest.values():
+            shards = len(self.plan.label_shards(stage))
+            images = shards * self.plan.scale.label_epochs * self.draws(stage)
+            jobs, room = jobs + shards, room + LABEL_BYTES * images
+            seconds += self.passes(stage.teacher.model, images)
+        return jobs, seconds, room
 
     def image_seconds(self, source: Source) -> float:
         """Making an image: the teacher at each phase's side, ADI's student at the data's."""
@@ -108,7 +133,10 @@ def estimate(
         each = waiting.pop()
         waiting += [] if each.name in needed else books.before(each)
         needed[each.name] = each
-    jobs, seconds, longest, disk = 0, 0.0, 0.0, 0.0
+    jobs, seconds, disk = (
+        len(plan.scale.seeds) * n for n in books.labels(r for r in needed.values() if isinstance(r, Run))
+    )
+    longest = 0.0
     for each in needed.values():
         if isinstance(each, Run):
             seeds, parts, chain = len(each.seeds), len(each.stages), books.chain(each)

@@ -6,16 +6,16 @@ from typing import Any
 
 import torch
 
-from dearkd import data, models, record, subsets, teachers, throughput
+from dearkd import data, labels, models, record, subsets, teachers, throughput
 from dearkd import train as training
 from dearkd.artifacts import (
     available_device,
     data_record,
     held_out,
     sha256,
-    synthetic,
     teacher_weights,
     trained_student,
+    training_images,
 )
 from dearkd.checkpoint import Checkpoints, write_bytes
 from dearkd.evaluate import accuracy, predict
@@ -151,19 +151,14 @@ def train(
 
 def _gather(plan: Plan, run: Run, seed: int, stage: Stage) -> tuple[Work, dict[str, Any]]:
     """(what a stage works on, what its record says of that)."""
-    sets, lists = data.read(stage.data), plan.paths.subsets(stage.data_name)
-    if stage.source is None:
-        images, images_sha = subsets.read(sets["train"], lists, f"train-{stage.fraction}")
-    else:
-        images, images_sha = synthetic(plan, stage.source.name, seed, stage.shards)
-    everything, _ = subsets.read(sets["train"], lists, "train-100")
-    draws = len(everything) if stage.training.subset_schedule == "iterations" else len(images)
+    images, images_sha, draws = training_images(plan, stage, stage.training.subset_schedule, seed)
     taught_by, features, teacher_record = _teacher(plan, stage)
     initial, initial_record = None, None
     if run.initial:
         pretrained, initial_record = trained_student(plan, plan.run(run.initial), seed)
         initial = pretrained.state_dict()
     previous, previous_record = _previous(plan, run, seed, stage)
+    decisions, decisions_record = labels.read(plan, stage, seed, images_sha)
     work = Work(
         train=images,
         validation=held_out(plan, stage.data_name, "validation"),
@@ -174,6 +169,7 @@ def _gather(plan: Plan, run: Run, seed: int, stage: Stage) -> tuple[Work, dict[s
         fingerprint=run.fingerprint(stage.name),
         previous=previous,
         initial=initial,
+        decisions=decisions,
         workers=plan.scale.loader_workers,
         title=f"{run.name} seed {seed} stage {stage.name}",
     )
@@ -189,6 +185,7 @@ def _gather(plan: Plan, run: Run, seed: int, stage: Stage) -> tuple[Work, dict[s
         },
         "teacher": teacher_record and {k: teacher_record[k] for k in ("teacher", "top1", "weights_sha256")},
         "initial": initial_record and {k: initial_record[k] for k in ("run", "weights_sha256")},
+        "labels": decisions_record,
         "previous_sha256": previous_record and previous_record["weights_sha256"],
     }
 
@@ -219,7 +216,7 @@ def evaluate(plan: Plan, run: Run, seed: int) -> None:
         model.to(device),
         evaluation_loader(split, stage.data, 256, plan.scale.loader_workers),
         device,
-        precision(stage.training, device),
+        precision(stage.training.precision, device),
     )
     guesses = logits.argmax(1).tolist()
     path = plan.paths.metrics(run.name, seed)

@@ -89,6 +89,22 @@ class Schedule:
                 yield MicroBatch(epoch, step, group, tuple(order[positions].tolist()), tuple(positions.tolist()))
 
 
+@dataclasses.dataclass(frozen=True)
+class Decisions:
+    """A teacher's hard labels, computed ahead (`labels.py`).
+
+    shards: by number, (epochs, draws) uint16: the label of each position of an epoch's order. epochs: of a shard.
+    """
+
+    shards: dict[int, np.ndarray]
+    epochs: int
+
+    def of(self, batch: MicroBatch) -> Int[Tensor, " batch"]:
+        """Labels of a micro-batch, in its order."""
+        shard, epoch = divmod(batch.epoch, self.epochs)
+        return torch.from_numpy(self.shards[shard][epoch, list(batch.positions)].astype(np.int64))
+
+
 # ---------------------------------------------------------------------------------------------- pixels
 
 

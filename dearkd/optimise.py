@@ -1,12 +1,13 @@
 """Optimiser, learning rate and mixing of images, as DeiT has them, from torch and timm. Run layer."""
 
 import torch
-from timm.data.mixup import Mixup
+from timm.data.mixup import Mixup, mixup_target
 from timm.optim import param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
+from torch import Tensor
 
 from dearkd.models import Trainee
-from dearkd.spec import Stage, Training
+from dearkd.spec import Augment, Stage, Training
 
 
 def optimiser(trainee: Trainee, recipe: Training) -> torch.optim.Optimizer:
@@ -53,9 +54,15 @@ class LearningRate:
         self.cosine.step(epoch - self.start)
 
 
-def mixing(recipe: Training, classes: int) -> Mixup:
+def mix(mixup: Mixup, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(images, soft targets) after mixup or cutmix and label smoothing."""
+    if mixup.mixup_alpha or mixup.cutmix_alpha:
+        return mixup(images, labels)
+    return images, mixup_target(labels, mixup.num_classes, smoothing=mixup.label_smoothing)
+
+
+def mixing(a: Augment, classes: int) -> Mixup:
     """timm's mixup and cutmix over a micro-batch, one ratio for all of it, as DeiT."""
-    a = recipe.augment
     return Mixup(
         mixup_alpha=a.mixup,
         cutmix_alpha=a.cutmix,

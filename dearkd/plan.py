@@ -11,7 +11,10 @@ from typing import Literal
 from dearkd.recipes import REAL
 from dearkd.scale import Peer, Resources, Scale
 from dearkd.schema import InputError, Pairs, fingerprint, spec, unknown
-from dearkd.spec import Source, Stage
+from dearkd.spec import Augment, Data, Source, Stage, Teacher
+
+DECIDED = ("logit", "token")
+"""Losses whose target is the teacher's hard decision (Eq. 5)."""
 
 
 @spec
@@ -43,6 +46,43 @@ class Run:
         """Identity of what has been trained when `stage` ends: its spec and those of the stages before it."""
         names = [s.name for s in self.stages]
         return fingerprint(self.stages[: names.index(stage) + 1])
+
+
+@spec
+class Labels:
+    """A teacher's hard decisions on every image of every epoch, everything but the seed.
+
+    They depend on the teacher and on what decides the pixels, not on the student, its losses or its learning rate, so
+    that runs which see the same pixels share them.
+    """
+
+    teacher_name: str
+    teacher: Teacher
+    data: Data
+    data_name: str
+    fraction: int
+    subset_seed: int
+    source: Source | None
+    shards: int
+    batch: int
+    micro_batch: int
+    subset_schedule: str
+    precision: str
+    augment: Augment
+
+    @classmethod
+    def of(cls, stage: Stage) -> "Labels":
+        """Those that a stage with a teacher learns from."""
+        from_stage = ("teacher_name", "teacher", "data", "data_name", "fraction", "subset_seed", "source", "shards")
+        from_recipe = ("batch", "micro_batch", "subset_schedule", "precision", "augment")
+        return cls(
+            **{name: getattr(stage, name) for name in from_stage},
+            **{name: getattr(stage.training, name) for name in from_recipe},
+        )
+
+    @property
+    def name(self) -> str:
+        return f"{self.teacher_name}-{fingerprint(self)}"
 
 
 @spec
@@ -160,6 +200,23 @@ class Plan:
         made = self.sources[source]
         return self.runs[competitor_name(made, made.round(shard))] if made.student else None
 
+    @cached_property
+    def labels(self) -> dict[str, Labels]:
+        """The sets of cached labels that runs share, by name; none where the scale caches none."""
+        stages = (stage for run in self.runs.values() for stage in run.stages)
+        return {found.name: found for found in map(self.labels_of, stages) if found}
+
+    def labels_of(self, stage: Stage) -> Labels | None:
+        """The labels that a stage reads; None where it asks its teacher or needs no decisions."""
+        decided = stage.teacher is not None and any(name in DECIDED for name, _ in stage.losses)
+        return Labels.of(stage) if decided and self.scale.label_epochs else None
+
+    def label_shards(self, stage: Stage) -> range:
+        """The shards of its labels that a stage reads."""
+        if self.labels_of(stage) is None:
+            return range(0)
+        return range(stage.first_epoch // self.scale.label_epochs, -(-stage.last_epoch // self.scale.label_epochs))
+
     def resources(self, kind: str) -> Resources:
         """What a kind of job asks for at this scale."""
         return self.scale.resources.get(kind, Resources())
@@ -226,6 +283,14 @@ class Paths:
     def kept_weights(self, name: str) -> Path:
         """A small teacher's weights beside its record, so that a clone can go on with the very same teacher."""
         return self.teacher(name).with_suffix(".safetensors")
+
+    def labels(self, name: str, seed: int, shard: int) -> Path:
+        """Record of a shard of a teacher's labels."""
+        return self.results / "labels" / name / f"seed{seed}" / f"{shard:04d}.json"
+
+    def label_file(self, name: str, seed: int, shard: int) -> Path:
+        """The labels themselves, uint16 by epoch and position; their checkpoints lie in the folder of the same name."""
+        return Path(self.checkpoints) / self.scale / "labels" / name / f"seed{seed}" / f"{shard:04d}.npy"
 
     def images(self, source: str, seed: int) -> Path:
         """Folder with the records of a set of images: its shards, its diversity, latent codes and a sample."""

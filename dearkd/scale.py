@@ -129,9 +129,12 @@ class Scale:
     attention_images: int = 512
     """Fixed validation images on which the attention distance is measured each epoch (Figure 4)."""
     resources: dict[str, Resources] = dataclasses.field(default_factory=dict)
-    """By kind of job (data, teacher, train, synthesize, diversity, evaluate, throughput); absent: the defaults."""
+    """By kind of job (data, teacher, labels, train, synthesize, diversity, evaluate, throughput); absent: defaults."""
     only: tuple[str, ...] = ()
     """Tables and figures that this scale has; empty: all of the matrix."""
+    label_epochs: int = 0
+    """Epochs of a teacher's hard labels that one job computes ahead of the runs that share them, which then run only
+    the teacher's early stages. 0: each run asks its teacher. Results are the same; no part of a recipe."""
     loader_workers: int = 0
     save_seconds: float = 300.0
     """Longest time between two checkpoints: what a job that dies without a word loses at most."""

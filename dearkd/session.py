@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from safetensors.torch import save as save_safetensors
-from timm.data.mixup import mixup_target
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -21,10 +20,10 @@ from dearkd.checkpoint import Checkpoints, write_bytes
 from dearkd.data import Images
 from dearkd.evaluate import accuracy, attention_distance, predict
 from dearkd.keys import key_of
-from dearkd.loader import Schedule, evaluation_loader
+from dearkd.loader import Decisions, MicroBatch, Schedule, evaluation_loader
 from dearkd.objective import FeatureScale, mean_squares
 from dearkd.schema import InputError
-from dearkd.spec import Stage, Training
+from dearkd.spec import Stage
 from dearkd.teachers import Seen, Teacher
 
 
@@ -34,6 +33,7 @@ class Work:
 
     previous: final state of the stage before, whose weights, moments and schedule this one continues.
     initial: weights of a finished student, from which fine-tuning starts.
+    decisions: the teacher's, computed ahead; None where it is asked.
     save_seconds: longest time between two checkpoints; 0 saves at every step.
     """
 
@@ -47,6 +47,7 @@ class Work:
     title: str
     previous: dict[str, Any] | None = None
     initial: dict[str, Tensor] | None = None
+    decisions: Decisions | None = None
     device: torch.device = torch.device("cpu")
     rank: int = 0
     processes: int = 1
@@ -92,7 +93,7 @@ class Session:
         self.scaler = torch.amp.GradScaler(
             work.device.type, enabled=recipe.precision == "fp16" and work.device.type == "cuda"
         )
-        self.mixup = optimise.mixing(recipe, stage.data.classes)
+        self.mixup = optimise.mixing(recipe.augment, stage.data.classes)
         self.sums: dict[str, float] = {}
         self.squares: list[Tensor] = []
         self.curve: list[dict[str, Any]] = []
@@ -111,14 +112,19 @@ class Session:
         self.rate.step(epoch)
 
     def autocast(self) -> torch.autocast:
-        dtype = precision(self.stage.training, self.work.device)
+        dtype = precision(self.stage.training.precision, self.work.device)
         return torch.autocast(self.work.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
     def mix(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """(images, soft targets) after mixup or cutmix and label smoothing."""
-        if self.mixup.mixup_alpha or self.mixup.cutmix_alpha:
-            return self.mixup(images, labels)
-        return images, mixup_target(labels, self.stage.data.classes, smoothing=self.mixup.label_smoothing)
+        return optimise.mix(self.mixup, images, labels)
+
+    def look(self, batch: MicroBatch, images: Tensor) -> Seen | None:
+        """What the teacher says of a micro-batch; only its early stages run where its decisions are known."""
+        teacher, decisions = self.work.teacher, self.work.decisions
+        if teacher is None or decisions is None:
+            return teacher and teacher(images)
+        return Seen(decisions.of(batch).to(images.device), teacher.features(images))
 
     def without_sync(self) -> contextlib.AbstractContextManager:
         return self.parallel.no_sync() if self.work.processes > 1 else contextlib.nullcontext()
@@ -204,7 +210,7 @@ class Session:
         images, count = self._share(len(self.work.validation)), torch.zeros(2, dtype=torch.float64)
         if len(images):
             batches = evaluation_loader(images, self.stage.data, max(recipe.micro_batch, 64), self.work.workers)
-            logits, labels = predict(self.trainee.student, batches, device, precision(recipe, device))
+            logits, labels = predict(self.trainee.student, batches, device, precision(recipe.precision, device))
             count += torch.tensor([accuracy(logits, labels) * len(labels), len(labels)])
         right, seen = self._sum(count).tolist()
         return right / seen
@@ -304,9 +310,9 @@ class Session:
         return state
 
 
-def precision(recipe: Training, device: torch.device) -> torch.dtype | None:
+def precision(name: str, device: torch.device) -> torch.dtype | None:
     """Autocast type on a GPU; None for fp32 and on a CPU."""
-    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.precision) if device.type == "cuda" else None
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name) if device.type == "cuda" else None
 
 
 def export(state: dict[str, Any], path: Path) -> Path:

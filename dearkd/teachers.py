@@ -77,6 +77,18 @@ class Teacher(nn.Module):
         found = dict(zip(sorted(set(self.stages)), features, strict=True))
         return self.net.forward_head(last), tuple(found[s] for s in self.stages)
 
+    @torch.no_grad()
+    def features(self, images: Float[Tensor, "batch rgb height width"]) -> tuple[Tensor, ...]:
+        """The features alone: no stage beyond the last of them runs, and none at all where none is wanted."""
+        if not self.stages:
+            return ()
+        wanted = sorted(set(self.stages))
+        features = self.net.forward_intermediates(
+            self.normalised(images), indices=wanted, stop_early=True, intermediates_only=True
+        )
+        found = dict(zip(wanted, features, strict=True))
+        return tuple(found[s] for s in self.stages)
+
     def codes_and_logits(
         self, images: Float[Tensor, "batch rgb height width"]
     ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch classes"]]:

@@ -51,7 +51,7 @@ def train(stage: Stage, seed: int, work: Work) -> dict[str, Any]:
                     images.to(work.device, non_blocking=True), labels.to(work.device, non_blocking=True)
                 )
                 with run.autocast():
-                    seen = work.teacher(images) if work.teacher else None
+                    seen = run.look(batch, images)
                     run.observe(seen)
                     with contextlib.nullcontext() if i + 1 == share else run.without_sync():
                         parts = objective(losses, run.parallel(images), targets, seen, run.scale)

@@ -22,7 +22,7 @@ RUN = [
     "session",
     "train",
 ]
-RUN += ["throughput", "archive", "artifacts", "jobs", "synthesize", "diversity", "datafree", "describe"]
+RUN += ["throughput", "archive", "artifacts", "labels", "jobs", "synthesize", "diversity", "datafree", "describe"]
 RUN += ["fetch", "warm", "devices"]
 READ = ["results", "tables", "diagrams", "latent", "figures"]
 ALLOWED = {

@@ -31,6 +31,7 @@ wildcard_constraints:
     stage="I|II|transfer",
     label="|".join(PATHS.pretrained(label).stem for label in PLAN.pretrained) or "none",
     source="|".join(PLAN.sources),
+    labels="|".join(map(re.escape, PLAN.labels)) or "none",
     images="|".join(["real", *PLAN.sources]),
     shard=r"\d{4}",
     table="|".join(PLAN.tables),

@@ -1,4 +1,4 @@
-"""Teachers: weights brought to where jobs read them, accuracy checked."""
+"""Teachers: weights brought to where jobs read them, accuracy checked; and what they say, computed ahead for many runs."""
 
 
 def teacher_inputs(wildcards):
@@ -23,3 +23,29 @@ rule teacher:
         gpu=asks("teacher", "gpu"),
     shell:
         "{PYTHON:q} -m dearkd teacher {wildcards.teacher:q} --scale {SCALE:q} --gpu {resources.gpu} > {log:q} 2>&1"
+
+
+def labels_inputs(wildcards):
+    labels = PLAN.labels[wildcards.labels]
+    needs = [PATHS.subsets(labels.data_name) / "data.json", PATHS.teacher(labels.teacher_name)]
+    needs += shards_of(labels.source.name, wildcards.seed, labels.shards) if labels.source else []
+    return settled(PATHS.labels(wildcards.labels, wildcards.seed, int(wildcards.shard)), needs)
+
+
+rule labels:
+    input:
+        labels_inputs,
+    output:
+        PATHS.results / "labels/{labels}/seed{seed}/{shard}.json",
+    log:
+        f"{LOGS}/labels/{{labels}}/seed{{seed}}-{{shard}}.log",
+    benchmark:
+        f"{LOGS}/labels/{{labels}}/seed{{seed}}-{{shard}}.benchmark.tsv"
+    threads: asks("labels", "threads")
+    resources:
+        mem_mb=asks("labels", "mem_mb"),
+        runtime=asks("labels", "runtime"),
+        gpu=asks("labels", "gpu"),
+    shell:
+        "{PYTHON:q} -m dearkd labels {wildcards.labels:q} --scale {SCALE:q} --seed {wildcards.seed}"
+        " --shard {wildcards.shard} --wait --gpu {resources.gpu} > {log:q} 2>&1"

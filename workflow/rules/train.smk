@@ -11,6 +11,9 @@ def train_inputs(wildcards):
         needs += [PATHS.stage(before.name, wildcards.seed, before.stages[-1].name)]
     needs += [PATHS.teacher(stage.teacher_name)] if stage.teacher_name else []
     needs += shards_of(stage.source.name, wildcards.seed, stage.shards) if stage.source else []
+    needs += [
+        PATHS.labels(PLAN.labels_of(stage).name, wildcards.seed, shard) for shard in PLAN.label_shards(stage)
+    ]
     return settled(PATHS.stage(run.name, wildcards.seed, stage.name), needs)
 
 
