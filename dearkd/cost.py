@@ -17,8 +17,8 @@ from dearkd.spec import Source, Stage
 TRAIN = 3
 """Cost of a training pass in forward passes; an upper bound for synthesis, where no weight gets a gradient."""
 EARLY = 0.36
-"""Of a forward pass of the teacher, what a run still does whose labels are computed ahead: RegNetY-16GF's stem and first
-two stages, 140 of 391 ms."""
+"""Of a teacher's forward pass, what a run still does whose labels are computed ahead: RegNetY-16GF's stem and first two
+stages, 140 of 391 ms."""
 LABEL_BYTES = 2
 SIDE = 224
 """Side in pixels of the throughputs; a smaller phase of synthesis costs as its area."""

@@ -4,6 +4,8 @@ Every function takes `groups` batches at once and treats each as if it were alon
 forward pass of the teacher. Statistics and distances are fp32 whatever the network computed in. Model layer: torch.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -46,9 +48,28 @@ def statistics_distance(
 
     The batch's variance is the biased one. `images` runs over groups, then over the images of each.
     """
-    x = x.float().unflatten(0, (groups, -1)).transpose(1, 2).flatten(2)
-    var, mu = torch.var_mean(x, dim=2, correction=0)
+    x = x.float()
+    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        mu, var = _Moments.apply(x.permute(0, 2, 3, 1).reshape(groups, -1, x.shape[1]))  # a view
+    else:
+        var, mu = torch.var_mean(x.unflatten(0, (groups, -1)).transpose(1, 2).flatten(2), dim=2, correction=0)
     return torch.linalg.vector_norm(mu - mean, dim=1) + torch.linalg.vector_norm(var - variance, dim=1)
+
+
+class _Moments(torch.autograd.Function):
+    """(mean, biased variance) of each channel, channels last: a gradient in two passes where autograd needs eight."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Float[Tensor, "groups rows channels"]) -> tuple[Tensor, Tensor]:
+        mean = rows.mean(1)
+        ctx.save_for_backward(rows, mean)
+        return mean, (rows - mean[:, None]).square_().mean(1)
+
+    @staticmethod
+    def backward(ctx: Any, d_mean: Tensor, d_variance: Tensor) -> Tensor:
+        rows, mean = ctx.saved_tensors
+        count = rows.shape[1]
+        return (rows - mean[:, None]).mul_((2 / count * d_variance)[:, None]).add_((d_mean / count)[:, None])
 
 
 class BatchNormPrior:

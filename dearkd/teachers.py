@@ -21,6 +21,9 @@ from dearkd import lite0, spec
 from dearkd.models import FeatureShape
 from dearkd.schema import InputError, unknown
 
+CHANNELS_LAST = 64
+"""Side of the images, in pixels, from which a teacher's weights lie channels last: RegNetY-16GF's early stages take a
+fifth less time at 224 on a CPU, and a GPU's bf16 kernels want it so. Small images lose by it."""
 Moments = tuple[tuple[float, ...], tuple[float, ...]]
 """(mean, std) of each channel."""
 
@@ -143,6 +146,8 @@ def build(teacher: spec.Teacher, data: spec.Data, weights: Path | None = None, s
             f"teacher {teacher.model}: its weights have sha256 {weights_sha256(net)}, but the scale expects "
             f"{teacher.sha256}; fetch the right ones, or correct sha256 in the scale"
         )
+    if data.image_size >= CHANNELS_LAST:
+        net = net.to(memory_format=torch.channels_last)
     own = None
     if teacher.training is None:
         moments = (net.pretrained_cfg["mean"], net.pretrained_cfg["std"])

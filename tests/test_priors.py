@@ -152,3 +152,19 @@ def test_no_term_of_the_paper_swamps_the_others_at_the_start(net):
     inversion.advance()
     assert set(inversion.first) == {"ce", "tv", "l2", "r_bn", "easy_positive", "triplet"}
     assert max(abs(v[0]) for v in inversion.first.values()) < 100 * inversion.first["ce"][0]
+
+
+def test_statistics_and_their_gradient_do_not_depend_on_the_memory_format():
+    torch.manual_seed(0)
+    mean, variance = torch.randn(3), torch.rand(3)
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(1)
+        x = (torch.randn(4, 3, 5, 5).double().to(memory_format=layout)).requires_grad_()
+        value = priors.statistics_distance(x, mean, variance, 2)
+        (gradient,) = torch.autograd.grad(value.sum(), x)
+        found.append((value, gradient))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    rows = torch.randn(2, 6, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(priors._Moments.apply, rows)
