@@ -79,15 +79,12 @@ def synthetic(plan: Plan, name: str, seed: int, shards: int = 0) -> tuple[data.I
     return images, hashlib.sha256("".join(sums).encode()).hexdigest()
 
 
-def training_images(plan: Plan, of: Stage | Labels, subset_schedule: str, seed: int) -> tuple[data.Images, str, int]:
-    """(images that a stage trains on, or that labels are of; their sha256; how many an epoch shows)."""
+def real_images(plan: Plan, of: Stage | Labels) -> tuple[data.Images, str, int]:
+    """(the fraction of the training images that a stage sees, or labels are of; their sha256; size of the whole)."""
     train, lists = data.read(of.data)["train"], plan.paths.subsets(of.data_name)
-    if of.source is None:
-        images, images_sha256 = subsets.read(train, lists, f"train-{of.fraction}")
-    else:
-        images, images_sha256 = synthetic(plan, of.source.name, seed, of.shards)
+    images, images_sha256 = subsets.read(train, lists, f"train-{of.fraction}")
     everything, _ = subsets.read(train, lists, "train-100")
-    return images, images_sha256, len(everything) if subset_schedule == "iterations" else len(images)
+    return images, images_sha256, len(everything)
 
 
 def held_out(plan: Plan, name: str, split: str) -> data.Images:

@@ -12,10 +12,11 @@ from dearkd.artifacts import (
     available_device,
     data_record,
     held_out,
+    real_images,
     sha256,
+    synthetic,
     teacher_weights,
     trained_student,
-    training_images,
 )
 from dearkd.checkpoint import Checkpoints, write_bytes
 from dearkd.evaluate import accuracy, predict
@@ -151,7 +152,10 @@ def train(
 
 def _gather(plan: Plan, run: Run, seed: int, stage: Stage) -> tuple[Work, dict[str, Any]]:
     """(what a stage works on, what its record says of that)."""
-    images, images_sha, draws = training_images(plan, stage, stage.training.subset_schedule, seed)
+    images, images_sha, everything = real_images(plan, stage)
+    if stage.source is not None:
+        images, images_sha = synthetic(plan, stage.source.name, seed, stage.shards)
+    draws = everything if stage.training.subset_schedule == "iterations" else len(images)
     taught_by, features, teacher_record = _teacher(plan, stage)
     initial, initial_record = None, None
     if run.initial:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from dearkd import optimise, record, teachers
-from dearkd.artifacts import available_device, sha256, teacher_weights, training_images
+from dearkd.artifacts import available_device, real_images, sha256, teacher_weights
 from dearkd.checkpoint import Checkpoints, write_bytes
 from dearkd.keys import seed_all
 from dearkd.lease import Lease
@@ -41,7 +41,8 @@ def shard(plan: Plan, name: str, seed: int, index: int, save_seconds: float | No
     device = available_device()
     found, weights = teacher_weights(plan, spec.teacher_name)
     teacher = teachers.build(spec.teacher, spec.data, weights).to(device)
-    images, images_sha256, draws = training_images(plan, spec, spec.subset_schedule, seed)
+    images, images_sha256, everything = real_images(plan, spec)
+    draws = everything if spec.subset_schedule == "iterations" else len(images)
     schedule = Schedule(len(images), draws, spec.batch, spec.micro_batch, spec.augment.repeats, seed)
     path, title = plan.paths.label_file(name, seed, index), f"labels {name} seed {seed} shard {index}"
     identity = "-".join([fingerprint(spec), found["weights_sha256"], images_sha256])

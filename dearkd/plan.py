@@ -50,7 +50,7 @@ class Run:
 
 @spec
 class Labels:
-    """A teacher's hard decisions on every image of every epoch, everything but the seed.
+    """A teacher's hard decisions on every real image of every epoch, everything but the seed.
 
     They depend on the teacher and on what decides the pixels, not on the student, its losses or its learning rate, so
     that runs which see the same pixels share them.
@@ -62,8 +62,6 @@ class Labels:
     data_name: str
     fraction: int
     subset_seed: int
-    source: Source | None
-    shards: int
     batch: int
     micro_batch: int
     subset_schedule: str
@@ -73,7 +71,7 @@ class Labels:
     @classmethod
     def of(cls, stage: Stage) -> "Labels":
         """Those that a stage with a teacher learns from."""
-        from_stage = ("teacher_name", "teacher", "data", "data_name", "fraction", "subset_seed", "source", "shards")
+        from_stage = ("teacher_name", "teacher", "data", "data_name", "fraction", "subset_seed")
         from_recipe = ("batch", "micro_batch", "subset_schedule", "precision", "augment")
         return cls(
             **{name: getattr(stage, name) for name in from_stage},
@@ -207,8 +205,12 @@ class Plan:
         return {found.name: found for found in map(self.labels_of, stages) if found}
 
     def labels_of(self, stage: Stage) -> Labels | None:
-        """The labels that a stage reads; None where it asks its teacher or needs no decisions."""
-        decided = stage.teacher is not None and any(name in DECIDED for name, _ in stage.losses)
+        """The labels that a stage reads; None where it asks its teacher or needs no decisions.
+
+        On synthetic images each run asks: few share a set of them, and their teacher is the smaller one.
+        """
+        real = stage.teacher is not None and stage.source is None
+        decided = real and any(name in DECIDED for name, _ in stage.losses)
         return Labels.of(stage) if decided and self.scale.label_epochs else None
 
     def label_shards(self, stage: Stage) -> range:

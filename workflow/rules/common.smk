@@ -1,5 +1,6 @@
 """The plan, where things lie, and what jobs ask for. Nothing here imports torch."""
 
+import functools
 import re
 import sys
 from pathlib import Path

@@ -10,6 +10,7 @@ def shard_inputs(wildcards):
     return settled(PATHS.shard(wildcards.source, wildcards.seed, int(wildcards.shard)), needs)
 
 
+@functools.cache  # 150 paths, asked for by every run that trains on them: half a second of planning
 def shards_of(source, seed, count=0):
     """Records of the first so many shards of a source; 0: all."""
     return [PATHS.shard(source, seed, i) for i in range(count or PLAN.sources[source].recipe.shards)]

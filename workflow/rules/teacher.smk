@@ -28,7 +28,6 @@ rule teacher:
 def labels_inputs(wildcards):
     labels = PLAN.labels[wildcards.labels]
     needs = [PATHS.subsets(labels.data_name) / "data.json", PATHS.teacher(labels.teacher_name)]
-    needs += shards_of(labels.source.name, wildcards.seed, labels.shards) if labels.source else []
     return settled(PATHS.labels(wildcards.labels, wildcards.seed, int(wildcards.shard)), needs)
 
 
