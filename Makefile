@@ -5,7 +5,7 @@ SCALE ?= demo
 CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 BIN := .venv/bin
 
-.PHONY: demo test lint lock clean
+.PHONY: demo test bench lint lock clean
 
 demo: $(BIN)/installed
 	$(BIN)/python -m dearkd warm $(BIN)/snakemake --cores $(CORES) --config scale=$(SCALE) -- all
@@ -13,6 +13,9 @@ demo: $(BIN)/installed
 
 test: $(BIN)/installed lint
 	$(BIN)/python -m pytest
+
+bench: $(BIN)/installed
+	$(BIN)/python -m benchmarks
 
 lint: $(BIN)/installed
 	$(BIN)/ruff check .

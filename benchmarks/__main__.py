@@ -9,11 +9,23 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("attention", "stage1", "synthesis", "loading", "planning", "growth")
-"""Modules of this package; each has `run(options) -> list[Result]`, and is run in a process of its own."""
+from benchmarks import NAMES
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
+    given = options(arguments)
+    if given.only_json:
+        return _one(given)
+    for name in given.names or NAMES:
+        _child(name, given)
+    from benchmarks import summary
+
+    print(summary.write(given.out))
+    return 0
+
+
+def options(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line, read; a name that is none leaves with a sentence and status 2."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="where table and plots go")
@@ -21,17 +33,10 @@ def main() -> int:
     parser.add_argument("--deepinversion", type=Path, help="checkout of https://github.com/NVlabs/DeepInversion")
     parser.add_argument("--threads", type=int, default=1, help="of torch; one gives the steadiest ratios")
     parser.add_argument("--only-json", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if unknown := set(options.names) - set(NAMES):
+    given = parser.parse_args(arguments)
+    if unknown := set(given.names) - set(NAMES):
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
-    if options.only_json:
-        return _one(options)
-    for name in options.names or NAMES:
-        _child(name, options)
-    from benchmarks import summary
-
-    print(summary.write(options.out))
-    return 0
+    return given
 
 
 def _one(options: argparse.Namespace) -> int:

@@ -120,7 +120,7 @@ def distances(
     lpips: Lpips,
     images: Float[Tensor, "n channels height width"],
     pairs: Int[np.ndarray, "pairs 2"],
-    batch: int = 64,
+    batch: int = 16,
     device: torch.device = torch.device("cpu"),
     blurred: bool = False,
 ) -> Float[np.ndarray, " pairs"]:
