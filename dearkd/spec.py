@@ -50,6 +50,9 @@ class Augment:
 
     kind: Literal["timm", "affine", "none"] = "timm"
     """timm: `timm.data.create_transform`, per image. affine: shift, rotate and zoom of a whole batch in memory."""
+    decode: Literal["full", "reduced"] = "full"
+    """full: crop and resize in PIL, as timm does. reduced: the same crop of a JPEG file that is decoded no larger than
+    the crop needs, resized by torch; pixels differ by 1, after a reduction by a few (timm)."""
     crop_scale: tuple[float, ...] = (0.08, 1.0)
     flip: float = 0.5
     auto: str = "rand-m9-mstd0.5-inc1"

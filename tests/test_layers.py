@@ -11,6 +11,7 @@ PLAN = ["schema", "spec", "scale", "recipes", "plan", "matrix", "record", "cost"
 MODEL = ["keys", "attention", "aligner", "losses", "priors", "t2t", "models", "lite0", "teachers"]
 RUN = [
     "data",
+    "augment",
     "subsets",
     "loader",
     "objective",

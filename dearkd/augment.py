@@ -1,0 +1,137 @@
+"""timm's training transform one image at a time: crop, flip, RandAugment, normalisation, erasing. Run layer.
+
+Two ways to the crop (`Augment.decode`) make the same random choices in the same order. Around them nothing is copied
+that need not be: on ImageNet's JPEG files what this does costs as much as decoding them (docs/paper-scale.md).
+"""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from PIL import Image
+from timm.data import auto_augment, create_transform
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms import Compose
+
+from dearkd.data import MODES, Images, named
+from dearkd.spec import Augment, Data
+
+
+class Transform:
+    """timm's training transform with DeiT's arguments, from a data set's image to a place in a micro-batch."""
+
+    def __init__(self, data: Data, augment: Augment) -> None:
+        first, second, last = create_transform(
+            (data.channels, data.image_size, data.image_size),
+            is_training=True,
+            scale=augment.crop_scale,
+            hflip=augment.flip,
+            color_jitter=0.0,
+            auto_augment=augment.auto or None,
+            interpolation="bicubic",
+            re_prob=augment.erasing,
+            re_mode="pixel",
+            re_count=1,
+            mean=data.mean,
+            std=data.std,
+            separate=True,
+        )
+        self.crop, *flip = first.transforms
+        self.colour = Compose([*flip, *map(_posterizes_to_black, second.transforms)])
+        self.erase = Compose(last.transforms[2:])  # after its conversion and normalisation, which __call__ does
+        self.data, self.reduced = data, augment.decode == "reduced"
+        self.mean, self.std = torch.tensor(data.mean)[:, None, None], torch.tensor(data.std)[:, None, None]
+
+    def __call__(self, images: Images, index: int, out: Float[Tensor, "channels height width"]) -> None:
+        """Write image `index`, augmented and normalised, into `out`.
+
+        Draws from the global generators of random, numpy and torch. Raises InputError naming a file that is missing
+        or cannot be decoded.
+        """
+        image = self.colour(self._resized(images, index) if self.reduced else self._as_timm(images, index))
+        for plane, band in zip(out, image.split(), strict=True):
+            plane.copy_(torch.from_numpy(np.array(band)))  # faster than three strided ones
+        out.div_(255).sub_(self.mean).div_(self.std)
+        self.erase(out)
+
+    def _as_timm(self, images: Images, index: int) -> Image.Image:
+        return self.crop(images.open(index, self.data.channels))
+
+    def _resized(self, images: Images, index: int) -> Image.Image:
+        """The crop at the student's size by torch, whose pixels are within 1 of PIL's and take a third of the time."""
+        side = self.data.image_size
+        crop = self.cropped(images, index)[None].permute(0, 3, 1, 2)
+        pixels = F.interpolate(crop, (side, side), mode="bicubic", antialias=True)
+        return Image.fromarray(pixels[0].permute(1, 2, 0).numpy().squeeze())
+
+    def cropped(self, images: Images, index: int) -> UInt8[Tensor, "height width channels"]:
+        """A random crop as RandomResizedCrop draws it, of at least the student's size wherever the image has that."""
+        if images.pixels is None and images.names[index].lower().endswith((".jpg", ".jpeg")):
+            path = images.root / images.names[index]
+            with named(path):
+                return self._decoded(path)
+        image = images.open(index, self.data.channels)
+        return _cut(_tensor(image), self._box(image))
+
+    def _box(self, image: Image.Image) -> tuple[int, ...]:
+        """(top, left, height, width) in pixels of the image, of which only the size is read."""
+        return self.crop.get_params(image, self.crop.scale, self.crop.ratio)
+
+    def _decoded(self, path: Path) -> UInt8[Tensor, "height width channels"]:
+        """The crop of a file. torchvision reads an ordinary JPEG faster; PIL can reduce, and reads everything else."""
+        raw, mode = path.read_bytes(), MODES[self.data.channels]
+        with Image.open(io.BytesIO(raw)) as image:
+            box = self._box(image)
+            shrink = _reduce(image, min(box[2:]) // self.data.image_size)
+            if shrink == 1 and image.format == "JPEG" and image.mode in ("L", "RGB"):
+                colour = ImageReadMode.RGB if mode == "RGB" else ImageReadMode.GRAY
+                try:
+                    whole = decode_jpeg(torch.frombuffer(bytearray(raw), dtype=torch.uint8), colour)
+                    return _cut(whole.permute(1, 2, 0), box)
+                except RuntimeError:
+                    pass  # PIL reads it, or says what is wrong with it
+            top, left, height, width = box
+            edges = (left, top, left + width, top + height)
+            # rounded alike at both ends, so that the part is never smaller than the crop is
+            return _tensor(image.crop(tuple(int(edge / shrink + 0.5) for edge in edges)).convert(mode))
+
+
+def _reduce(image: Image.Image, times: int) -> float:
+    """Set a JPEG file to be decoded at 1/2, 1/4 or 1/8, the least that is no less than 1/times; the factor it has."""
+    if times < 2:
+        return 1.0
+    width = image.width
+    done = image.draft(None, (width // times, image.height // times))
+    return width / done[1][2] if done else 1.0
+
+
+def _cut(
+    pixels: UInt8[Tensor, "rows columns channels"], box: tuple[int, ...]
+) -> UInt8[Tensor, "height width channels"]:
+    top, left, height, width = box
+    return pixels[top : top + height, left : left + width]
+
+
+def _tensor(image: Image.Image) -> UInt8[Tensor, "height width channels"]:
+    return torch.from_numpy(np.array(image)).reshape(image.height, image.width, -1)
+
+
+def _posterizes_to_black(transform: Any) -> Any:
+    """RandAugment whose posterising keeps 0 bits where it should; from version 13 on PIL refuses to.
+
+    With DeiT's magnitudes, N(9, 0.5), that comes up for one image in 800.
+    """
+    if isinstance(transform, auto_augment.RandAugment):
+        for operation in transform.ops:
+            if operation.name.startswith("Posterize"):
+                operation.aug_fn = _posterize
+    return transform
+
+
+def _posterize(image: Image.Image, bits: int, **style: Any) -> Image.Image:
+    return auto_augment.posterize(image, bits, **style) if bits else Image.new(image.mode, image.size)
