@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         "--check", action="store_true", help="only list what is missing"
     )
     verb(_subset, "write the lists of a data set's fractions and validation split", "data")
+    verb(_presize, "copy a data set's training images at a smaller size, as its `presize` says", "data")
     verb(_teacher, "fetch or take over a teacher's weights and check its accuracy", "name")
     train = verb(_train, "train one stage of a run, or go on with it", "run")
     train.add_argument("--stage", required=True)
@@ -122,8 +123,9 @@ def _cost(plan, targets: list[str], gpus: int) -> None:
         return
     sources = [name for name in plan.images_of(*targets) if name in plan.sources]
     figures, origin = cost.throughputs(plan)
-    found = cost.estimate(plan, plan.runs_of(*targets), figures, cost.images_of(plan), cost.paper_parameters(), sources)
-    print(f"\n{cost.describe(found, gpus, origin)}")
+    runs = plan.runs_of(*targets)
+    found = cost.estimate(plan, runs, figures, cost.images_of(plan), cost.paper_parameters(), sources)
+    print(f"\n{cost.describe(found, gpus, origin, cost.loading(plan, runs, figures))}")
 
 
 def _fetch(args: argparse.Namespace) -> None:
@@ -139,6 +141,15 @@ def _subset(args: argparse.Namespace) -> None:
     from dearkd import jobs
 
     jobs.subset(plan, args.data)
+
+
+def _presize(args: argparse.Namespace) -> None:
+    plan = _load(args)
+    if args.data not in plan.scale.data:
+        raise InputError(unknown(args.data, plan.scale.data, "data set", f"scale {args.scale}"))
+    from dearkd import presize
+
+    presize.presize(plan, args.data)
 
 
 def _teacher(args: argparse.Namespace) -> None:

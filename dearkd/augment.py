@@ -4,8 +4,6 @@ Two ways to the crop (`Augment.decode`) make the same random choices in the same
 that need not be: on ImageNet's JPEG files what this does costs as much as decoding them (docs/paper-scale.md).
 """
 
-import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,6 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from timm.data import auto_augment, create_transform
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import Compose
 
 from dearkd.data import MODES, Images, named
@@ -42,7 +39,7 @@ class Transform:
             separate=True,
         )
         self.crop, *flip = first.transforms
-        self.colour = Compose([*flip, *map(_posterizes_to_black, second.transforms)])
+        self.colour = Compose([*flip, *map(posterizes_to_black, second.transforms)])
         self.erase = Compose(last.transforms[2:])  # after its conversion and normalisation, which __call__ does
         self.data, self.reduced = data, augment.decode == "reduced"
         self.mean, self.std = torch.tensor(data.mean)[:, None, None], torch.tensor(data.std)[:, None, None]
@@ -73,32 +70,21 @@ class Transform:
         """A random crop as RandomResizedCrop draws it, of at least the student's size wherever the image has that."""
         if images.pixels is None and images.names[index].lower().endswith((".jpg", ".jpeg")):
             path = images.root / images.names[index]
-            with named(path):
-                return self._decoded(path)
-        image = images.open(index, self.data.channels)
-        return _cut(_tensor(image), self._box(image))
+            with named(path), Image.open(path) as image:
+                return self._cut(image)
+        return self._cut(images.open(index, self.data.channels))
 
-    def _box(self, image: Image.Image) -> tuple[int, ...]:
+    def _box(self, image: Image.Image) -> tuple[int, int, int, int]:
         """(top, left, height, width) in pixels of the image, of which only the size is read."""
         return self.crop.get_params(image, self.crop.scale, self.crop.ratio)
 
-    def _decoded(self, path: Path) -> UInt8[Tensor, "height width channels"]:
-        """The crop of a file. torchvision reads an ordinary JPEG faster; PIL can reduce, and reads everything else."""
-        raw, mode = path.read_bytes(), MODES[self.data.channels]
-        with Image.open(io.BytesIO(raw)) as image:
-            box = self._box(image)
-            shrink = _reduce(image, min(box[2:]) // self.data.image_size)
-            if shrink == 1 and image.format == "JPEG" and image.mode in ("L", "RGB"):
-                colour = ImageReadMode.RGB if mode == "RGB" else ImageReadMode.GRAY
-                try:
-                    whole = decode_jpeg(torch.frombuffer(bytearray(raw), dtype=torch.uint8), colour)
-                    return _cut(whole.permute(1, 2, 0), box)
-                except RuntimeError:
-                    pass  # PIL reads it, or says what is wrong with it
-            top, left, height, width = box
-            edges = (left, top, left + width, top + height)
-            # rounded alike at both ends, so that the part is never smaller than the crop is
-            return _tensor(image.crop(tuple(int(edge / shrink + 0.5) for edge in edges)).convert(mode))
+    def _cut(self, image: Image.Image) -> UInt8[Tensor, "height width channels"]:
+        top, left, height, width = self._box(image)
+        shrink = _reduce(image, min(height, width) // self.data.image_size)
+        # rounded alike at both ends, so that the part is never smaller than the crop is
+        edges = (int(edge / shrink + 0.5) for edge in (left, top, left + width, top + height))
+        part = image.crop(tuple(edges)).convert(MODES[self.data.channels])
+        return torch.from_numpy(np.array(part)).reshape(part.height, part.width, -1)
 
 
 def _reduce(image: Image.Image, times: int) -> float:
@@ -110,18 +96,7 @@ def _reduce(image: Image.Image, times: int) -> float:
     return width / done[1][2] if done else 1.0
 
 
-def _cut(
-    pixels: UInt8[Tensor, "rows columns channels"], box: tuple[int, ...]
-) -> UInt8[Tensor, "height width channels"]:
-    top, left, height, width = box
-    return pixels[top : top + height, left : left + width]
-
-
-def _tensor(image: Image.Image) -> UInt8[Tensor, "height width channels"]:
-    return torch.from_numpy(np.array(image)).reshape(image.height, image.width, -1)
-
-
-def _posterizes_to_black(transform: Any) -> Any:
+def posterizes_to_black(transform: Any) -> Any:
     """RandAugment whose posterising keeps 0 bits where it should; from version 13 on PIL refuses to.
 
     With DeiT's magnitudes, N(9, 0.5), that comes up for one image in 800.

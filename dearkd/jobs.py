@@ -22,6 +22,7 @@ from dearkd.evaluate import accuracy, predict
 from dearkd.lease import Lease
 from dearkd.loader import evaluation_loader
 from dearkd.plan import Plan, Run
+from dearkd.presize import copy as presized_copy
 from dearkd.schema import InputError, to_json
 from dearkd.session import Work, export, precision
 from dearkd.spec import Stage, Teacher
@@ -154,6 +155,7 @@ def _gather(plan: Plan, run: Run, seed: int, stage: Stage) -> tuple[Work, dict[s
     sets, lists = data.read(stage.data), plan.paths.subsets(stage.data_name)
     if stage.source is None:
         images, images_sha = subsets.read(sets["train"], lists, f"train-{stage.fraction}")
+        images = presized_copy(plan, stage.data_name, images) if stage.data.presize else images
     else:
         images, images_sha = synthetic(plan, stage.source.name, seed, stage.shards)
     everything, _ = subsets.read(sets["train"], lists, "train-100")

@@ -23,7 +23,7 @@ RUN = [
     "session",
     "train",
 ]
-RUN += ["throughput", "archive", "artifacts", "jobs", "synthesize", "diversity", "datafree", "describe"]
+RUN += ["throughput", "archive", "artifacts", "presize", "jobs", "synthesize", "diversity", "datafree", "describe"]
 RUN += ["fetch", "warm", "devices"]
 READ = ["results", "tables", "diagrams", "latent", "figures"]
 ALLOWED = {
