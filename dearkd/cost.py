@@ -25,8 +25,9 @@ PNG = 0.7
 DEARKD = {f"DearKD-{k}": f"dearkd_{v}_patch16_224" for k, v in {"Ti": "tiny", "S": "small", "B": "base"}.items()}
 KNOWN = {"folder": 1_281_167, "cifar10": 50_000, "cifar100": 50_000, "flowers102": 2_040, "cars": 8_144}
 """Training images by kind of data; a folder is taken for ImageNet-1k if it has 1000 classes."""
-LOADED = {"full": 250, "reduced": 330, "presized": 480}
-"""Images/s that one CPU core decodes and augments to 224 pixels (benchmarks/loading.py, ImageNet's sizes)."""
+LOADED = {"full": 270, "reduced": 300, "presized": 390}
+"""Images/s that one CPU core decodes and augments to 224 pixels: ImageNet's sizes, a copy of 320 pixels, RandAugment.
+The best of 30 passes over the files of benchmarks/loading.py on an Intel Xeon."""
 Figures = Mapping[str, int | float]
 
 

@@ -61,7 +61,7 @@ class Augment:
     """timm: `timm.data.create_transform`, per image. affine: shift, rotate and zoom of a whole batch in memory."""
     decode: Literal["full", "reduced"] = "full"
     """full: crop and resize in PIL, as timm does. reduced: the same crop of a JPEG file that is decoded no larger than
-    the crop needs, resized by torch; pixels differ by 1, after a reduction by a few (timm)."""
+    the crop needs; pixels differ by at most 2 of 255, after a reduction by another filter's (timm)."""
     crop_scale: tuple[float, ...] = (0.08, 1.0)
     flip: float = 0.5
     auto: str = "rand-m9-mstd0.5-inc1"

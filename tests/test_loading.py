@@ -1,5 +1,6 @@
 """Decoding and augmenting files: timm's pixels by default, the same choices when reduced, the smaller copy."""
 
+import dataclasses
 import hashlib
 import json
 import random
@@ -15,7 +16,7 @@ from timm.data import auto_augment, create_transform
 from torchvision.transforms import RandomResizedCrop
 
 from dearkd import data, loader, matrix, presize
-from dearkd.augment import Transform
+from dearkd.augment import Transform, reduce
 from dearkd.data import Images
 from dearkd.keys import seed_all, seed_cpu, torch_generator
 from dearkd.loader import MicroBatch, TrainingImages
@@ -135,6 +136,22 @@ def test_reduced_makes_the_same_choices_with_nearly_the_same_pixels(tmp_path, si
         assert psnr(full, one(images, 0, seed + 100, auto="", decode="reduced")) < 35
 
 
+@pytest.mark.parametrize("factor, bound", [(1, 65), (2, 38), (4, 38)])
+def test_a_real_photograph_at_its_size_and_reduced(tmp_path, factor, bound):
+    """Within 2 of 255 where nothing is reduced; a reduction by 2 or 4 has another filter, seen on sharp edges."""
+    images = data.read(Data(kind="photos", classes=1000, image_size=224))["train"]
+    index = next(i for i, name in enumerate(images.names) if name.endswith("china.jpg"))
+    photo = images.open(index, 3)
+    images = files(tmp_path, a__jpg=photo.resize((64 * 4 * factor, 43 * 4 * factor), Image.Resampling.LANCZOS))
+    spec = dataclasses.replace(SPEC, image_size=128)
+    for seed in range(8):
+        given = {**GEOMETRY, "crop_scale": (0.8, 1.0)}
+        full, reduced = (one(images, 0, seed, spec, **given, decode=decode) for decode in ("full", "reduced"))
+        levels = ((full - reduced).abs() * 255 * torch.tensor(spec.std)[:, None, None]).max().item()
+        assert psnr(full, reduced) > bound
+        assert factor > 1 or levels < 2.01
+
+
 def test_reduced_draws_the_very_boxes_of_the_full_path(tmp_path, monkeypatch):
     images, boxes = files(tmp_path, a__jpg=smooth(1000, 700)), {"full": [], "reduced": []}
     for decode, seen in boxes.items():
@@ -159,20 +176,21 @@ def test_boxes_are_distributed_as_torchvisions():
         assert mine.std() == pytest.approx(other.std(), rel=0.06)
 
 
-def test_a_reduced_crop_is_never_smaller_than_the_student(tmp_path):
-    """Nor reduced less than it could be: 8 times at most, and the next power of two would be too small."""
+@pytest.mark.parametrize("side", [64, 224])
+def test_a_reduced_crop_is_never_smaller_than_the_student(tmp_path, side):
+    """Nor larger than it must be: half of it would be too small, or an eighth is all that JPEG has."""
     shapes = random.Random(0)
-    for trial in range(60):
-        width, height = shapes.randrange(20, 1400), shapes.randrange(20, 1400)
-        images = files(tmp_path, a__jpg=Image.new("RGB", (width, height)))
-        transform = Transform(SPEC, Augment(decode="reduced"))
-        seed_cpu(trial)
-        box = transform._box(Image.new("RGB", (width, height)))
-        seed_cpu(trial)
-        crop = transform.cropped(images, 0)
-        least, short = min(crop.shape[:2]), min(box[2:])
-        assert least >= min(short, 64)
-        assert least < 2 * 64 + 2 or short >= 16 * 64, f"{short} pixels became {least}"
+    for _ in range(80):
+        width, height = shapes.randrange(20, 2500), shapes.randrange(20, 2500)
+        crop = shapes.randrange(10, min(width, height) + 1)
+        Image.new("L", (width, height)).save(tmp_path / "a.jpg")
+        with Image.open(tmp_path / "a.jpg") as image:
+            shrink = reduce(image, crop // side)
+            assert image.size == (-(-width // shrink), -(-height // shrink)), "before anything is decoded"
+        assert shrink == 1 or crop / shrink >= side
+        assert shrink == 8 or crop / (2 * shrink) < side
+    image = Image.new("RGB", (2000, 2000))
+    assert reduce(image, 8) == 1, "what is no JPEG file is not reduced"
 
 
 def odd(kind, image):
