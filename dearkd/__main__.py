@@ -15,7 +15,7 @@ AGAIN = 75
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 """A full disk, a spent quota, a read-only place."""
-HEAVY = ("subset", "teacher", "train", "evaluate", "pretrained", "throughput", "synthesize", "diversity")
+HEAVY = ("subset", "presize", "teacher", "train", "evaluate", "pretrained", "throughput", "synthesize", "diversity")
 """Verbs that need torch."""
 
 
