@@ -15,7 +15,8 @@ AGAIN = 75
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 """A full disk, a spent quota, a read-only place."""
-HEAVY = ("subset", "teacher", "labels", "train", "evaluate", "pretrained", "throughput", "synthesize", "diversity")
+HEAVY = ("subset", "presize", "teacher", "labels", "train", "evaluate", "pretrained", "throughput")
+HEAVY += ("synthesize", "diversity")
 """Verbs that need torch."""
 
 
@@ -55,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         "--check", action="store_true", help="only list what is missing"
     )
     verb(_subset, "write the lists of a data set's fractions and validation split", "data")
+    verb(_presize, "copy a data set's training images at a smaller size, as its `presize` says", "data")
     verb(_teacher, "fetch or take over a teacher's weights and check its accuracy", "name")
     labels = verb(_labels, "compute a shard of a teacher's hard labels, ahead of the runs that share them", "name")
     labels.add_argument("--seed", type=int, required=True)
@@ -125,8 +127,9 @@ def _cost(plan, targets: list[str], gpus: int) -> None:
         return
     sources = [name for name in plan.images_of(*targets) if name in plan.sources]
     figures, origin = cost.throughputs(plan)
-    found = cost.estimate(plan, plan.runs_of(*targets), figures, cost.images_of(plan), cost.paper_parameters(), sources)
-    print(f"\n{cost.describe(found, gpus, origin)}")
+    runs = plan.runs_of(*targets)
+    found = cost.estimate(plan, runs, figures, cost.images_of(plan), cost.paper_parameters(), sources)
+    print(f"\n{cost.describe(found, gpus, origin, cost.loading(plan, runs, figures))}")
 
 
 def _fetch(args: argparse.Namespace) -> None:
@@ -142,6 +145,15 @@ def _subset(args: argparse.Namespace) -> None:
     from dearkd import jobs
 
     jobs.subset(plan, args.data)
+
+
+def _presize(args: argparse.Namespace) -> None:
+    plan = _load(args)
+    if args.data not in plan.scale.data:
+        raise InputError(unknown(args.data, plan.scale.data, "data set", f"scale {args.scale}"))
+    from dearkd import presize
+
+    presize.presize(plan, args.data)
 
 
 def _teacher(args: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dearkd import archive, data, models, record, subsets, teachers
+from dearkd import archive, data, models, presize, record, subsets, teachers
 from dearkd.checkpoint import write_bytes
 from dearkd.plan import Labels, Plan, Run
 from dearkd.schema import InputError
@@ -83,6 +83,7 @@ def real_images(plan: Plan, of: Stage | Labels) -> tuple[data.Images, str, int]:
     """(the fraction of the training images that a stage sees, or labels are of; their sha256; size of the whole)."""
     train, lists = data.read(of.data)["train"], plan.paths.subsets(of.data_name)
     images, images_sha256 = subsets.read(train, lists, f"train-{of.fraction}")
+    images = presize.copy(plan, of.data_name, images) if of.data.presize else images
     everything, _ = subsets.read(train, lists, "train-100")
     return images, images_sha256, len(everything)
 

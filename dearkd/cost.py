@@ -1,7 +1,7 @@
 """What training costs before any of it runs: GPU-hours, the longest chain of jobs, disk. Plan layer: standard library.
 
 A forward pass over n images takes n / f seconds on one device that does f images/s, and training on them three times
-that. Left out are loading, augmentation, losses, validation and evaluation.
+that. Left out are losses, validation and evaluation; `loading` says how many CPU cores keep a device busy.
 """
 
 import csv
@@ -12,7 +12,7 @@ from dearkd import record
 from dearkd.matrix import PAPER
 from dearkd.plan import Plan, Run
 from dearkd.schema import InputError
-from dearkd.spec import Source, Stage
+from dearkd.spec import IN_FILES, Source, Stage
 
 TRAIN = 3
 """Cost of a training pass in forward passes; an upper bound for synthesis, where no weight gets a gradient."""
@@ -29,6 +29,9 @@ PNG = 0.7
 DEARKD = {f"DearKD-{k}": f"dearkd_{v}_patch16_224" for k, v in {"Ti": "tiny", "S": "small", "B": "base"}.items()}
 KNOWN = {"folder": 1_281_167, "cifar10": 50_000, "cifar100": 50_000, "flowers102": 2_040, "cars": 8_144}
 """Training images by kind of data; a folder is taken for ImageNet-1k if it has 1000 classes."""
+LOADED = {"full": 270, "reduced": 300, "presized": 390}
+"""Images/s that one CPU core decodes and augments to 224 pixels: ImageNet's sizes, a copy of 320 pixels, RandAugment.
+The best of 30 passes over the files of benchmarks/loading.py on an Intel Xeon."""
 Figures = Mapping[str, int | float]
 
 
@@ -164,17 +167,40 @@ def _figure(figures: Figures, name: str, what: str) -> int | float:
     return figures[name]
 
 
-def describe(cost: Cost, gpus: int, origin: str) -> str:
-    """The estimate as aligned lines; `origin` is a sentence on where the throughputs come from."""
+def loading(plan: Plan, runs: Iterable[Run], throughputs: Figures) -> str:
+    """What loading the images takes where it takes most: the images/s that a GPU asks for, and the cores to give them.
+
+    Empty where no run reads image files.
+    """
+    books, found = _Books(plan, throughputs, {}), []
+    for run in runs:
+        for stage in run.stages:
+            augment = stage.training.augment
+            if stage.source or augment.kind != "timm" or stage.data.kind not in IN_FILES:
+                continue
+            passes = books.passes(stage.model.name, TRAIN) + (
+                books.passes(stage.teacher.model, 1) if stage.teacher else 0
+            )
+            rate = LOADED["presized" if stage.data.presize and augment.decode == "reduced" else augment.decode]
+            found.append((1 / passes / rate, 1 / passes, rate, stage.model.name))
+    if not found:
+        return ""
+    cores, wanted, rate, model = max(found)
+    return f"{model} takes {wanted:,.0f} images/s on a GPU: {cores:.1f} CPU cores at {rate} images/s each"
+
+
+def describe(cost: Cost, gpus: int, origin: str, loading: str = "") -> str:
+    """The estimate as aligned lines; `origin` says where the throughputs come from, `loading` what it says itself."""
     hours = max(cost.gpu_hours / gpus, cost.longest_hours)
     lines = (
         ("jobs", f"{cost.jobs:,}"),
         ("GPU-hours", f"{cost.gpu_hours:,.1f}"),
         (f"on {gpus} GPU{'s' * (gpus > 1)}", f"{hours:,.1f} hours, {hours / 24:,.1f} days"),
         ("disk", f"{cost.disk_gb:,.1f} GB"),
+        ("loading", loading),
         ("throughputs", origin),
     )
-    return "\n".join(f"{name:<15}{value}" for name, value in lines)
+    return "\n".join(f"{name:<15}{value}" for name, value in lines if value)
 
 
 def throughputs(plan: Plan) -> tuple[dict[str, float], str]:

@@ -5,7 +5,8 @@ import gzip
 import hashlib
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,19 @@ TASKS = {
 }
 """What may be asked of placed digits: the transfer targets of the laptop's scale."""
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm")
+MODES = {1: "L", 3: "RGB"}
+"""PIL's name for images of so many channels."""
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Whatever is wrong with an image file that is read inside, as an InputError naming it."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise InputError(f"{path}: image is missing; restore it or write the subsets anew") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: not a readable image ({error}); replace it") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,14 +77,10 @@ class Images:
         """One image; InputError naming the file when it is missing or cannot be decoded."""
         if self.pixels is not None:
             return Image.fromarray(self.pixels[index].squeeze())
-        path = self.root / self.names[index]
-        try:
-            with Image.open(path) as image:
-                return image.convert("RGB" if channels == 3 else "L")
-        except FileNotFoundError:
-            raise InputError(f"{path}: image is missing; restore it or write the subsets anew") from None
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(f"{path}: not a readable image ({error}); replace it") from None
+        path, mode = self.root / self.names[index], MODES[channels]
+        with named(path), Image.open(path) as image:
+            image.load()
+            return image if image.mode == mode else image.convert(mode)
 
     def sha256(self) -> str:
         """Of pixels and labels; for files of their names, sizes and labels, since 150 GB are not read for it."""

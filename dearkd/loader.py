@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dearkd.augment import Transform
 from dearkd.data import Images
-from dearkd.keys import numpy_generator, seed_all, torch_generator
+from dearkd.keys import numpy_generator, seed_cpu, torch_generator
 from dearkd.schema import InputError
 from dearkd.spec import Augment, Data
 
@@ -113,7 +114,7 @@ class TrainingImages(torch.utils.data.Dataset):
 
     def __init__(self, images: Images, data: Data, augment: Augment, seed: int) -> None:
         self.images, self.data, self.augment, self.seed = images, data, augment, seed
-        self.transform = _training_transform(data, augment) if augment.kind == "timm" else None
+        self.transform = Transform(data, augment) if augment.kind == "timm" else None
         self.mean, self.std = _moments(data)
 
     def __len__(self) -> int:
@@ -128,12 +129,12 @@ class TrainingImages(torch.utils.data.Dataset):
         return batch, pixels, torch.from_numpy(self.images.labels[list(batch.indices)])
 
     def _per_image(self, batch: MicroBatch) -> Float[Tensor, "batch channels height width"]:
-        pixels = []
-        for index, position in zip(batch.indices, batch.positions, strict=True):
-            image = self.images.open(index, self.data.channels)
-            seed_all(self.seed, "augment", batch.epoch, position, index)
-            pixels.append(self.transform(image))
-        return torch.stack(pixels)
+        side = self.data.image_size
+        pixels = torch.empty(len(batch.indices), self.data.channels, side, side)
+        for index, position, out in zip(batch.indices, batch.positions, pixels, strict=True):
+            seed_cpu(self.seed, "augment", batch.epoch, position, index)
+            self.transform(self.images, index, out)
+        return pixels
 
     def _whole(self, batch: MicroBatch) -> Float[Tensor, "batch channels height width"]:
         pixels = whole_pixels(self.images, batch.indices, self.data)
@@ -215,26 +216,6 @@ def _unchanged(item: Any) -> Any:
 
 def _moments(data: Data) -> tuple[Tensor, Tensor]:
     return torch.tensor(data.mean)[:, None, None], torch.tensor(data.std)[:, None, None]
-
-
-def _training_transform(data: Data, augment: Augment) -> Any:
-    """timm's training transform with DeiT's arguments."""
-    from timm.data import create_transform
-
-    return create_transform(
-        (data.channels, data.image_size, data.image_size),
-        is_training=True,
-        scale=augment.crop_scale,
-        hflip=augment.flip,
-        color_jitter=0.0,
-        auto_augment=augment.auto or None,
-        interpolation="bicubic",
-        re_prob=augment.erasing,
-        re_mode="pixel",
-        re_count=1,
-        mean=data.mean,
-        std=data.std,
-    )
 
 
 def _evaluation_transform(data: Data) -> Any:

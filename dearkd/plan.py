@@ -250,6 +250,14 @@ class Paths:
         """Folder with the list of each fraction and of the validation split."""
         return self.results / "subsets" / data
 
+    def presized(self, data: str) -> Path:
+        """Record of the smaller copy of a data set's training images."""
+        return self.results / "presized" / f"{data}.json"
+
+    def presized_images(self, data: str, side: int) -> Path:
+        """Folder of that copy, laid out as the original."""
+        return Path(self.checkpoints) / self.scale / "presized" / f"{data}-{side}"
+
     def teacher(self, name: str) -> Path:
         """Record of a teacher that has passed its accuracy gate."""
         return self.results / "teachers" / f"{name}.json"

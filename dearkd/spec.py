@@ -10,6 +10,9 @@ from typing import Literal
 
 from dearkd.schema import InputError, Pairs, spec
 
+IN_FILES = ("folder", "flowers102", "cars")
+"""Kinds of data that are image files, decoded anew in each epoch."""
+
 
 @spec
 class Data:
@@ -36,8 +39,14 @@ class Data:
     """What is asked of `digits`; `data.TASKS` says how each is made. All have the same images in train and in test."""
     order: Literal["shuffled", "first"] = "shuffled"
     """How a fraction picks images per class: seeded and nested, or the first files as ConViT does."""
+    presize: int = 0
+    """Shorter side in pixels of a copy that training reads in place of the files; 0: none. An approximation."""
 
     def __post_init__(self) -> None:
+        if self.presize and self.presize < self.image_size:
+            raise InputError(f"presize {self.presize} is smaller than image_size {self.image_size}; 0 turns it off")
+        if self.presize and self.kind not in IN_FILES:
+            raise InputError(f"presize is for data sets of image files, and {self.kind} is none; 0 turns it off")
         for name in ("mean", "std"):
             values = getattr(self, name)
             if len(values) != self.channels:
@@ -50,6 +59,9 @@ class Augment:
 
     kind: Literal["timm", "affine", "none"] = "timm"
     """timm: `timm.data.create_transform`, per image. affine: shift, rotate and zoom of a whole batch in memory."""
+    decode: Literal["full", "reduced"] = "full"
+    """full: crop and resize in PIL, as timm does. reduced: the same crop of a JPEG file that is decoded no larger than
+    the crop needs; pixels differ by at most 2 of 255, after a reduction by another filter's (timm)."""
     crop_scale: tuple[float, ...] = (0.08, 1.0)
     flip: float = 0.5
     auto: str = "rand-m9-mstd0.5-inc1"

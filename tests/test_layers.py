@@ -11,6 +11,7 @@ PLAN = ["schema", "spec", "scale", "recipes", "plan", "matrix", "record", "cost"
 MODEL = ["keys", "attention", "aligner", "losses", "priors", "t2t", "models", "lite0", "teachers"]
 RUN = [
     "data",
+    "augment",
     "subsets",
     "loader",
     "objective",
@@ -22,8 +23,8 @@ RUN = [
     "session",
     "train",
 ]
-RUN += ["throughput", "archive", "artifacts", "labels", "jobs", "synthesize", "diversity", "datafree", "describe"]
-RUN += ["fetch", "warm", "devices"]
+RUN += ["throughput", "archive", "presize", "artifacts", "labels", "jobs", "synthesize", "diversity", "datafree"]
+RUN += ["describe", "fetch", "warm", "devices"]
 READ = ["results", "tables", "diagrams", "latent", "figures"]
 ALLOWED = {
     **{m: [*PLAN[:i]] for i, m in enumerate(PLAN)},

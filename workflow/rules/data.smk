@@ -1,4 +1,4 @@
-"""Class-balanced nested subsets of each data set, listed with their sha256."""
+"""Class-balanced nested subsets of each data set, listed with their sha256; smaller copies of its images."""
 
 
 rule subset:
@@ -14,3 +14,20 @@ rule subset:
         runtime=asks("data", "runtime"),
     shell:
         "{PYTHON:q} -m dearkd subset {wildcards.data:q} --scale {SCALE:q} > {log:q} 2>&1"
+
+
+rule presize:
+    input:
+        lambda w: settled(PATHS.presized(w.data), [PATHS.subsets(w.data) / "data.json"]),
+    output:
+        PATHS.results / "presized/{data}.json",
+    params:
+        fingerprint=lambda w: fingerprint(PLAN.scale.data[w.data]),
+    log:
+        f"{LOGS}/presize-{{data}}.log",
+    threads: asks("data", "threads")
+    resources:
+        mem_mb=asks("data", "mem_mb"),
+        runtime=asks("data", "runtime"),
+    shell:
+        "{PYTHON:q} -m dearkd presize {wildcards.data:q} --scale {SCALE:q} > {log:q} 2>&1"

@@ -28,6 +28,7 @@ rule teacher:
 def labels_inputs(wildcards):
     labels = PLAN.labels[wildcards.labels]
     needs = [PATHS.subsets(labels.data_name) / "data.json", PATHS.teacher(labels.teacher_name)]
+    needs += [PATHS.presized(labels.data_name)] if labels.data.presize else []
     return settled(PATHS.labels(wildcards.labels, wildcards.seed, int(wildcards.shard)), needs)
 
 

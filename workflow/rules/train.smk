@@ -10,6 +10,7 @@ def train_inputs(wildcards):
         before = PLAN.runs[run.initial]
         needs += [PATHS.stage(before.name, wildcards.seed, before.stages[-1].name)]
     needs += [PATHS.teacher(stage.teacher_name)] if stage.teacher_name else []
+    needs += [PATHS.presized(stage.data_name)] if stage.data.presize and not stage.source else []
     needs += shards_of(stage.source.name, wildcards.seed, stage.shards) if stage.source else []
     needs += [
         PATHS.labels(PLAN.labels_of(stage).name, wildcards.seed, shard) for shard in PLAN.label_shards(stage)
