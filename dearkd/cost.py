@@ -74,13 +74,16 @@ class _Books:
             return _images(stage.source, stage.shards) if stage.source else draws * stage.fraction // 100
         return draws
 
-    def stage_seconds(self, stage: Stage) -> float:
-        """Training a stage, the teacher's early stages alone where its labels are computed ahead."""
-        images = (stage.last_epoch - stage.first_epoch) * self.draws(stage)
-        taught = self.passes(stage.teacher.model, images) if stage.teacher else 0.0
+    def step_seconds(self, stage: Stage) -> float:
+        """Training on one image, the teacher's early stages alone where its labels are computed ahead."""
+        taught = self.passes(stage.teacher.model, 1) if stage.teacher else 0.0
         if self.plan.labels_of(stage) is not None:
             taught *= EARLY if "hidden" in dict(stage.losses) else 0.0
-        return self.passes(stage.model.name, TRAIN * images) + taught
+        return self.passes(stage.model.name, TRAIN) + taught
+
+    def stage_seconds(self, stage: Stage) -> float:
+        """Training a stage."""
+        return (stage.last_epoch - stage.first_epoch) * self.draws(stage) * self.step_seconds(stage)
 
     def labels(self, runs: Iterable[Run]) -> tuple[int, float, float]:
         """(jobs, seconds, bytes) of the labels that runs share, for one seed."""
@@ -178,9 +181,7 @@ def loading(plan: Plan, runs: Iterable[Run], throughputs: Figures) -> str:
             augment = stage.training.augment
             if stage.source or augment.kind != "timm" or stage.data.kind not in IN_FILES:
                 continue
-            passes = books.passes(stage.model.name, TRAIN) + (
-                books.passes(stage.teacher.model, 1) if stage.teacher else 0
-            )
+            passes = books.step_seconds(stage)
             rate = LOADED["presized" if stage.data.presize and augment.decode == "reduced" else augment.decode]
             found.append((1 / passes / rate, 1 / passes, rate, stage.model.name))
     if not found:
