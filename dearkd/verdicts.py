@@ -141,7 +141,7 @@ def draw(judged: pd.DataFrame, scale: str) -> Figure:
     _aside(axes[0, 0], -1, HERE, scale, fontweight="bold")
     _aside(axes[0, 0], -1, PAPER, "paper", fontweight="bold")
     marks = [Line2D([], [], color=c, marker=m, linestyle="-", label=v) for v, (c, m, _) in MARKS.items() if m]
-    paper = Line2D([], [], color="0.35", marker="D", markerfacecolor="white", linestyle="", label="the paper's numbers")
+    paper = Line2D([], [], color="0.35", marker="D", markerfacecolor="none", linestyle="", label="the paper's numbers")
     drawn.legend(handles=[*marks, paper], loc="outside lower center", ncols=len(marks) + 1)
     return drawn
 
@@ -180,7 +180,7 @@ def _row(ax: Axes, y: int, claim: Any) -> None:
         bar = None if math.isnan(claim.low) else [[claim.margin - claim.low], [claim.high - claim.margin]]
         ax.errorbar(claim.margin, y, xerr=bar, color=colour, marker=marker, markersize=4.5, linewidth=1.2)
     ax.plot(
-        claim.paper_margin, y, color="0.35", marker="D", markersize=4, markerfacecolor="white", linestyle="", zorder=3
+        claim.paper_margin, y, color="0.35", marker="D", markersize=4, markerfacecolor="none", linestyle="", zorder=3
     )
     _aside(ax, y, STATEMENT, f"{claim.id}  {statement}", color=words)
     _aside(ax, y, HERE, claim.verdict + " (one seed)" * (claim.seeds == 1), color=words)

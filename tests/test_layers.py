@@ -24,7 +24,7 @@ RUN = [
 ]
 RUN += ["throughput", "archive", "artifacts", "jobs", "synthesize", "diversity", "datafree", "describe"]
 RUN += ["fetch", "warm", "devices"]
-READ = ["results", "tables", "diagrams", "latent", "figures"]
+READ = ["results", "tables", "comparisons", "claims", "diagrams", "latent", "figures", "verdicts"]
 ALLOWED = {
     **{m: [*PLAN[:i]] for i, m in enumerate(PLAN)},
     **{m: [*PLAN, *MODEL[:i]] for i, m in enumerate(MODEL)},
@@ -63,6 +63,7 @@ def test_imports_point_upwards(path):
         ("plan", ("torch", "pandas", "numpy")),
         ("tables", ("torch",)),
         ("figures", ("torch",)),
+        ("verdicts", ("torch",)),
         ("__main__", ("torch", "pandas")),
     ],
 )
