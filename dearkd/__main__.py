@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     verb(_warm, "run a command whose jobs share one import of torch").add_argument("command", nargs=argparse.REMAINDER)
     verb(_table, "write a table from the records", "name")
     verb(_figure, "draw a figure from the records", "name")
+    verb(_claims, "judge the paper's claims on the records and on the paper's own numbers")
     return parser
 
 
@@ -292,6 +293,13 @@ def _figure(args: argparse.Namespace) -> None:
     if args.name not in plan.figures:
         raise InputError(unknown(args.name, plan.figures, "figure", f"scale {args.scale}"))
     figures.write(plan, args.name)
+
+
+def _claims(args: argparse.Namespace) -> None:
+    from dearkd import claims, verdicts
+
+    plan = _load(args)
+    verdicts.write(plan, claims.frame(plan))
 
 
 def _unchanged(planned: str, current: str, run: str) -> None:

@@ -28,11 +28,15 @@ def write(whole: plan.Plan, name: str) -> None:
     if figure.kind not in KINDS:
         raise InputError(unknown(figure.kind, KINDS, "kind", f"figures.{name}"))
     with plt.style.context(STYLE):
-        drawn, numbers = KINDS[figure.kind](whole, figure)
-        whole.paths.figures.mkdir(parents=True, exist_ok=True)
-        for suffix, metadata in ((".pdf", {"CreationDate": None}), (".png", {"Software": None})):
-            drawn.savefig(whole.paths.figures / f"{name}{suffix}", metadata=metadata)
-        plt.close(drawn)
+        save(whole, name, *KINDS[figure.kind](whole, figure))
+
+
+def save(whole: plan.Plan, name: str, drawn: Figure, numbers: pd.DataFrame | None) -> None:
+    """Write a drawn figure, without times and versions in it, and the numbers in it."""
+    whole.paths.figures.mkdir(parents=True, exist_ok=True)
+    for suffix, metadata in ((".pdf", {"CreationDate": None}), (".png", {"Software": None})):
+        drawn.savefig(whole.paths.figures / f"{name}{suffix}", metadata=metadata)
+    plt.close(drawn)
     if numbers is not None:
         write_text(whole.paths.figures / f"{name}.csv", numbers.to_csv(index=False, float_format="%.4f"))
 

@@ -70,20 +70,20 @@ def tidy(table: Table, values: pd.DataFrame) -> pd.DataFrame:
     lines = []
     for row in table.rows:
         for i, cell in enumerate(row.cells):
-            ours = _by_seed(values, cell.run, table.metric)
+            ours = by_seed(values, cell.run, table.metric)
             line = _line(table, row, i, table.metric, ours, cell.paper)
             if len(ours) and _is_pretrained(values, cell.run):
                 line["source"] = "pretrained"
             lines.append(line)
             for metric in table.also:
-                found = _by_seed(values, row.architecture or cell.run, metric)
+                found = by_seed(values, row.architecture or cell.run, metric)
                 lines.append(_line(table, row, i, metric, found, None))
             for metric, sign, label in (("gap", 1, table.gap_to), ("delta", -1, table.delta_to)):
                 reference = next((r for r in table.rows if r.label == label), row)
                 if reference is row:
                     continue
                 other = reference.cells[i]
-                difference = sign * (_by_seed(values, other.run, table.metric) - ours).dropna()
+                difference = sign * (by_seed(values, other.run, table.metric) - ours).dropna()
                 # + 0.0: a difference of nothing is 0, not -0.
                 known = None not in (other.paper, cell.paper)
                 paper = round(sign * (other.paper - cell.paper), 4) + 0.0 if known else None
@@ -91,7 +91,7 @@ def tidy(table: Table, values: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def _by_seed(values: pd.DataFrame, run: str, metric: str) -> pd.Series:
+def by_seed(values: pd.DataFrame, run: str, metric: str) -> pd.Series:
     chosen = values[values["run"] == run]
     return chosen.set_index("seed")[metric].dropna() if metric in values else pd.Series(dtype=float)
 

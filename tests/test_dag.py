@@ -67,6 +67,8 @@ def test_every_table_and_figure_is_there(finished):
     for name in matrix.load("smoke").figures:
         assert (finished / f"figures/smoke/{name}.pdf").read_bytes().startswith(b"%PDF")
         assert (finished / f"figures/smoke/{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert (finished / "figures/smoke/claims.png").is_file()
+    assert (finished / "results/smoke/claims.md").read_text().count("holds (one seed)")
     text = (finished / "results/smoke/tables/table2.csv").read_text()
     assert text.count(",measured") == 12 + 8 and "quoted" not in text
     assert not [p for p in finished.rglob("*.pt") if "checkpoints" not in p.parts]
@@ -128,7 +130,7 @@ def test_a_relabelled_row_rewrites_only_its_tables(checkout):
     matrix = checkout / "workflow/experiments.yaml"
     matrix.write_text(matrix.read_text().replace("label: DeiT-Ti distilled", "label: DeiT-Ti (distilled)"))
     done = jobs(snakemake("-n", "--config", "scale=smoke", "--", "all", cwd=checkout))
-    assert done == {"table": 1, "figure": 1}
+    assert done == {"table": 1, "figure": 1, "claims": 1}
 
 
 def test_training_a_stage_again_repeats_what_follows_from_it(checkout):

@@ -25,7 +25,7 @@ RUN = [
 ]
 RUN += ["throughput", "archive", "presize", "artifacts", "labels", "jobs", "synthesize", "diversity", "datafree"]
 RUN += ["describe", "fetch", "warm", "devices"]
-READ = ["results", "tables", "diagrams", "latent", "figures"]
+READ = ["results", "tables", "comparisons", "claims", "diagrams", "latent", "figures", "verdicts"]
 ALLOWED = {
     **{m: [*PLAN[:i]] for i, m in enumerate(PLAN)},
     **{m: [*PLAN, *MODEL[:i]] for i, m in enumerate(MODEL)},
@@ -64,6 +64,7 @@ def test_imports_point_upwards(path):
         ("plan", ("torch", "pandas", "numpy")),
         ("tables", ("torch",)),
         ("figures", ("torch",)),
+        ("verdicts", ("torch",)),
         ("__main__", ("torch", "pandas")),
     ],
 )

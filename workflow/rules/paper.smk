@@ -5,6 +5,7 @@ localrules:
     all,
     table,
     figure,
+    claims,
 
 
 def figure_inputs(wildcards):
@@ -21,6 +22,7 @@ def figure_inputs(wildcards):
 
 TABLES = {name: PATHS.results / f"tables/{name}.md" for name in PLAN.tables}
 FIGURES = {name: PATHS.figures / f"{name}.png" for name in PLAN.figures}
+CLAIMS = [PATHS.results / "claims.md"] if PLAN.tables else []
 
 
 rule all:
@@ -28,6 +30,7 @@ rule all:
     input:
         TABLES.values(),
         FIGURES.values(),
+        CLAIMS,
 
 
 rule table:
@@ -66,6 +69,24 @@ rule figure:
         f"{LOGS}/{{figure}}.log",
     shell:
         "{PYTHON:q} -m dearkd figure {wildcards.figure:q} --scale {SCALE:q} > {log:q} 2>&1"
+
+
+rule claims:
+    input:
+        metrics_of(*PLAN.tables) + diversity_of(*PLAN.tables) + architectures_of(*PLAN.tables),
+    output:
+        PATHS.results / "claims.csv",
+        PATHS.figures / "claims.csv",
+        PATHS.figures / "claims.pdf",
+        report(PATHS.results / "claims.md", caption="../report/claims.rst", category="Claims"),
+        report(PATHS.figures / "claims.png", caption="../report/claims.rst", category="Claims"),
+    params:
+        matrix=fingerprint((*PLAN.tables.values(), PLAN.scale.seeds)),
+        paper=fingerprint([Path(f"paper/{name}.csv").read_text() for name in ("claims", "inconsistencies")]),
+    log:
+        f"{LOGS}/claims.log",
+    shell:
+        "{PYTHON:q} -m dearkd claims --scale {SCALE:q} > {log:q} 2>&1"
 
 
 for _name, _path in (TABLES | FIGURES).items():

@@ -1,0 +1,332 @@
+"""Claims as data: what is compared, by what margin it holds, and the verdict on our records and on the paper's."""
+
+import csv
+import itertools
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+from conftest import copy_project
+
+from dearkd import claims, comparisons, matrix, tables, verdicts
+from dearkd.__main__ import main
+from dearkd.comparisons import Cell
+from dearkd.schema import InputError
+
+A, B, C = (Cell("table1", "", row) for row in "ABC")
+
+
+def seeds(*values):
+    return pd.Series(values, index=range(len(values)), dtype=float)
+
+
+def judged(text, numbers):
+    return claims.judge(comparisons.read(text), numbers)
+
+
+# ---------------------------------------------------------------------------------------- the paper's numbers
+
+
+def test_exactly_four_claims_fail_on_the_papers_own_numbers():
+    papers = claims.papers_numbers()
+    found = {claim.id: (claim, claims.judge(compared, papers)) for claim, compared in claims.read_claims(papers)}
+    assert len(found) == 38
+    assert {id for id, (_, one) in found.items() if one.verdict == "fails"} == {"C23", "C25", "C26", "C29"}
+    for claim, one in found.values():
+        assert one.verdict == ("holds" if claim.holds_on_paper_numbers == "1" else "fails"), claim.id
+        assert one.measured == one.comparisons and one.seeds == 0 and math.isnan(one.low)
+
+
+@pytest.mark.parametrize(
+    "id, margin, unit, decided_by",
+    [
+        ("C03", 74.3 - 74.1, "points", "table1['+ hidden + distill'] <= table1['+ distill']"),
+        ("C08", 0.5 - (74.5 - 74.3), "points", "-0.5 <= table1['+ distill'] - table3['DeiT-Ti-distilled']"),
+        ("C10", 74.8 - 72.2, "points", "table2['DearKD-Ti', 100] > table2['DeiT-Ti', 100]"),
+        ("C12", (72.3 - 68.3) - (74.8 - 72.2), "points", None),
+        ("C23", 0, "points", "table3['DearKD-S'] > table3['T2T-ViT-14']"),
+        ("C24", 0.1 - 100 * 288 / 5717416, "%", None),
+        ("C25", 100 * 1416.7 / 2536.5 - 90, "%", None),
+        ("C27", 84.4 - 84.3, "points", "table3['DearKD-B-1000'] >= table3['EffiNet-B7']"),
+        # Best on two of four, so the third best decides: 91.1 of 91.3, or 92.7 of 92.9.
+        ("C29", -0.2, "points", None),
+        ("C32", 0, "points", None),
+        ("C37", 0.693 - 0.687, "LPIPS", "table6['DF-DearKD'] > table6['ADI']"),
+    ],
+)
+def test_the_deciding_margin_is_the_smallest(id, margin, unit, decided_by):
+    papers = claims.papers_numbers()
+    one = next(claims.judge(compared, papers) for claim, compared in claims.read_claims(papers) if claim.id == id)
+    assert (one.margin, one.unit) == (pytest.approx(margin, abs=1e-6), unit)
+    assert decided_by in (None, one.decided_by)
+
+
+# ---------------------------------------------------------------------------------------- margins and verdicts
+
+
+def test_the_interval_is_students_over_the_seeds_both_have():
+    """By hand: margins 1, 2, 3 have mean 2, sd 1; t(0.975, 2) = 4.302653, so 2 ± 4.302653 / √3 = 2 ± 2.484138."""
+    numbers = {A: pd.Series({2: 33.0, 0: 11.0, 1: 22.0}), B: pd.Series({0: 10.0, 1: 20.0, 2: 30.0, 7: 99.0})}
+    one = judged("table1['A'] > table1['B']", numbers)
+    assert (one.margin, one.low, one.high) == pytest.approx((2, -0.484138, 4.484138), abs=1e-6)
+    assert (one.verdict, one.seeds) == ("within noise", 3)
+    beyond = judged("table1['A'] - table1['B'] >= -1", numbers)
+    assert (beyond.margin, beyond.low) == pytest.approx((3, 0.515862), abs=1e-6) and beyond.verdict == "holds"
+    below = judged("table1['B'] > table1['A'] + 1", numbers)
+    assert (below.margin, below.high) == pytest.approx((-3, -0.515862), abs=1e-6) and below.verdict == "fails"
+
+
+@pytest.mark.parametrize(
+    "text, verdict",
+    [
+        ("table1['A'] > table1['B']", "holds"),
+        ("table1['B'] > table1['A']", "fails"),
+        ("table1['A'] <= table1['B']", "fails"),
+        ("table1['A'] - 1 > table1['B']", "fails"),
+        ("table1['A'] - 1 >= table1['B']", "holds"),
+        ("table1['A'] > table1['C']", "not measured"),
+        ("table1['A'] > table1['B'] and table1['A'] > table1['C']", "not measured"),
+        ("table1['B'] > table1['A'] and table1['A'] > table1['C']", "fails"),
+        ("table1['B'] < table1['A'] < 9", "holds"),
+        ("2 * table1['A'] / -table1['B'] < 0", "holds"),
+    ],
+)
+def test_numbers_without_seeds_decide_by_their_sign(text, verdict):
+    one = judged(text, {A: 5.0, B: 4.0})
+    assert one.verdict == verdict and one.seeds == 0 and math.isnan(one.low)
+
+
+def test_one_seed_decides_by_its_sign_and_is_said_to_be_one():
+    one = judged("table1['A'] > table1['B']", {A: seeds(5), B: seeds(4)})
+    assert (one.verdict, one.margin, one.seeds) == ("holds", 1, 1) and math.isnan(one.low)
+    assert verdicts.spoken(one) == "holds (one seed)" and verdicts.ours(one) == "+1.00"
+
+
+def test_noise_does_not_hide_a_failure_nor_a_gap_in_what_was_measured():
+    numbers = {A: seeds(5, 7, 9), B: seeds(4, 8, 8), C: seeds(50, 51, 52)}
+    noise, fails, missing = (f"table1['A'] > table1['{row}']" for row in "BCD")
+    assert [judged(t, numbers).verdict for t in (noise, fails, missing)] == ["within noise", "fails", "not measured"]
+    assert judged(f"{noise} and {fails}", numbers).verdict == "fails"
+    both = judged(f"{noise} and {missing}", numbers)
+    assert (both.verdict, both.measured, both.comparisons) == ("not measured", 1, 2)
+    assert verdicts.spoken(both) == "not measured (1 of 2 comparisons are)" and verdicts.ours(both) == ""
+
+
+@pytest.mark.parametrize("difference", [-0.7, -0.5, -0.2, 0.0, 0.3, 0.5, 2.0])
+def test_within_a_tolerance_the_margin_is_what_is_left_of_it(difference):
+    one = judged("-0.5 <= table1['A'] - table1['B'] <= 0.5", {A: 70 + difference, B: 70.0})
+    assert one.margin == pytest.approx(0.5 - abs(difference))
+    assert one.verdict == ("holds" if abs(difference) <= 0.5 else "fails")
+
+
+def test_each_and_others_are_the_columns_and_rows_with_numbers():
+    numbers = {
+        Cell("table4", "", row, column): value
+        for column, values in {"x": (9, 8, 7), "y": (9, 9, 1), "z": (5, 6, 7)}.items()
+        for row, value in zip("ABC", map(float, values), strict=True)
+    }
+    del numbers[Cell("table4", "", "C", "z")]
+    text = "table4['A', each] >= table4[others, each]"
+    groups = comparisons.read(text).groups(numbers)
+    assert [[str(pair) for pair in group] for group in groups] == [
+        ["table4['A', 'x'] >= table4['B', 'x']", "table4['A', 'x'] >= table4['C', 'x']"],
+        ["table4['A', 'y'] >= table4['B', 'y']", "table4['A', 'y'] >= table4['C', 'y']"],
+        ["table4['A', 'z'] >= table4['B', 'z']"],
+    ]
+    assert (judged(text, numbers).verdict, judged(text, numbers).margin) == ("fails", -1)
+    assert [judged(f"at_least({k}, {text})", numbers).margin for k in (1, 2, 3)] == [1, 0, -1]
+    assert judged(f"at_least(2, {text})", numbers).verdict == "holds"
+    assert judged(f"at_least(4, {text})", numbers).verdict == judged(text, {}).verdict == "not measured"
+
+
+def test_units_are_not_compared_with_each_other():
+    size = {Cell("table3", "parameters", "A"): 5.0, Cell("table3", "parameters", "B"): 5.1}
+    text = "table3['A'] > table3['B'] and table3.parameters['A'] < table3.parameters['B']"
+    numbers = {Cell("table3", "", "A"): 75.0, Cell("table3", "", "B"): 70.0, **size}
+    assert (judged(text, numbers).margin, judged(text, numbers).unit) == (5, "points")
+    heavier = numbers | {Cell("table3", "parameters", "A"): 5.3}
+    assert judged(text, heavier).verdict == "fails" and verdicts.ours(judged(text, heavier)) == "-0.20 M"
+
+
+# ---------------------------------------------------------------------------------------- from records
+
+
+def made_up(whole, name, value):
+    """What `tables.values_of` would read of a table: value(run, seed) at each of three seeds."""
+    lines = [
+        {"run": run.name, "seed": seed, "dirty": False, "top1": value(run, seed)}
+        for run in whole.runs_of(name)
+        for seed in range(3)
+    ]
+    return pd.DataFrame(lines)
+
+
+def test_cells_find_their_runs_and_a_table_that_a_scale_lacks_is_not_measured():
+    whole = matrix.load("digits")
+    bonus = {"deit": 0, "deit_distilled": 1, "dearkd": 2}
+    values = {n: pd.DataFrame(columns=["run", "seed"]) for n in whole.tables}
+    values["table2"] = made_up(whole, "table2", lambda run, seed: 60 + run.fraction / 10 + bonus[run.method] + seed)
+    ours = claims.our_numbers(whole, values)
+    assert ours[Cell("table2", "", "DearKD-Ti", 25)].to_dict() == {0: 64.5, 1: 65.5, 2: 66.5}
+    found = {c.id: claims.judge(compared, ours) for c, compared in claims.read_claims(claims.papers_numbers())}
+    measured = {id: one.verdict for id, one in found.items() if one.verdict != "not measured"}
+    # The gaps are the same at every fraction, so they do not grow; half the data is 5 - 2 points short of all.
+    assert measured == {"C09": "fails", "C10": "holds", "C11": "holds", "C12": "fails", "C13": "fails", "C14": "holds"}
+    assert (found["C09"].margin, found["C10"].margin, found["C12"].margin) == (-3, 2, 0)
+
+
+def test_weights_of_others_are_one_number_and_the_seeds_are_ours():
+    whole = matrix.load("imagenet")
+    assert "ResNet-18" in whole.pretrained
+    values = {n: pd.DataFrame(columns=["run", "seed"]) for n in whole.tables}
+    lines = [{"run": "dearkd-Ti", "seed": s, "top1": 74.0 + s} for s in range(3)]
+    lines += [{"run": "ResNet-18", "seed": 0, "top1": 70.0}]
+    lines += [
+        {"run": row.architecture, "seed": 0, "parameters": size}
+        for row in whole.tables["table3"].rows
+        for size in [{"DearKD-Ti": 5.7, "ResNet-18": 11.7}.get(row.label)]
+        if size
+    ]
+    values["table3"] = pd.DataFrame(lines)
+    compared = next(x for c, x in claims.read_claims(claims.papers_numbers()) if c.id == "C19")
+    one = claims.judge(compared, claims.our_numbers(whole, values))
+    assert (one.margin, one.seeds, one.measured) == (5, 3, 2) and one.low == pytest.approx(5 - 2.484138, abs=1e-6)
+
+
+def test_a_trained_project_gets_its_page_and_figure(project, capsys):
+    assert main(["claims", "--scale", "smoke"]) == 0
+    frame = pd.read_csv(project / "results/smoke/claims.csv").set_index("id")
+    assert len(frame) == 38 and set(frame["verdict"]) == {"not measured"}, "one run alone is compared with nothing"
+    assert (frame["paper_verdict"] == "fails").sum() == 4
+    page = (project / "results/smoke/claims.md").read_text()
+    assert "38 are not measured here" in page and "34 hold and 4 fail: C23, C25, C26, C29" in page
+    with Path("paper/inconsistencies.csv").open(newline="") as file:
+        assert all(f"| {line['id']} |" in page for line in csv.DictReader(file))
+    rows = [line for line in page.splitlines() if re.match(r"\| [CI]\d\d ", line)]
+    assert len(rows) == 62 and {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {8, 6}
+    for suffix, start in ((".pdf", b"%PDF"), (".png", b"\x89PNG"), (".csv", b"id,verdict")):
+        assert (project / f"figures/smoke/claims{suffix}").read_bytes().startswith(start)
+
+
+def test_a_stale_record_is_refused(project, capsys):
+    path = project / "results/smoke/runs/dearkd-Ti/seed0/I.json"
+    path.write_text(path.read_text().replace('"lr": 0.005', '"lr": 0.1'))
+    assert main(["claims", "--scale", "smoke"]) == 2 and "stale record" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scale", ["digits", "noisy-digits"])
+def test_what_is_committed_is_what_the_records_say(scale):
+    whole = matrix.load(scale)
+    assert verdicts.to_markdown(whole, claims.frame(whole)) == (whole.paths.results / "claims.md").read_text()
+
+
+# ---------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "no comparison: ''"),
+        ("table1['baseline']", "no comparison"),
+        ("table1['baseline'] >", "no comparison"),
+        ("table1['baseline'] > 0 or table1['baseline'] > 1", "no comparison"),
+        ("table1['baseline'] == 72.3", "only >, >=, < and <= compare"),
+        ("2 > 1", "compares no cell of a table"),
+        ("table1['baseline'] > 1 / 0", "divides by 0"),
+        ("table1['baseline'] ** 2 > 0", "neither a number nor a cell"),
+        ("__import__('os').getcwd() > table1['baseline']", "neither a number nor a cell"),
+        ("table1['baseline'] > [x for x in (1,)]", "neither a number nor a cell"),
+        ("table1['baseline'] > 'a'", "neither a number nor a cell"),
+        ("at_least(0, table1['baseline'] > 0)", "no comparison"),
+        ("table1['base' + 'line'] > 0", "no row or column: \"'base' \\+ 'line'\""),
+        ("table2[each, 'DearKD-Ti'] > 0", "no row or column: 'each'"),
+        ("table2['DearKD-Ti', 50, 1] > 0", "no row or column"),
+        ("table1['+ MCHA'] > 0", r"""unknown number of the paper "table1\['\+ MCHA'\]"; did you mean .*\+ MHCA"""),
+        ("table2['DearKD-Ti'] > 0", "unknown number of the paper"),
+        ("table2['DearKD-Ti', 60] > 0", "unknown number of the paper"),
+        ("table9['DearKD-Ti'] > 0", "unknown number of the paper"),
+        ("table1.__class__['baseline'] > 0", "unknown number of the paper"),
+        ("table1['baseline', each] > 0", "no numbers for `each`"),
+    ],
+)
+def test_a_claim_that_is_none_is_one_sentence_with_its_name(tmp_path, text, message):
+    path = tmp_path / "claims.csv"
+    with claims.CLAIMS.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, lines[0])
+        writer.writeheader()
+        writer.writerows(line | ({"comparisons": text} if line["id"] == "C07" else {}) for line in lines)
+    with pytest.raises(InputError, match=rf"claims\.csv: C07: .*{message}") as error:
+        claims.read_claims(claims.papers_numbers(), path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_mistake_in_the_file_itself_is_named(tmp_path):
+    text, path = claims.CLAIMS.read_text(), tmp_path / "claims.csv"
+    for wrong, message in (
+        (text.replace("note,comparisons", "note,comparison"), "line 2: unknown key 'comparison'"),
+        (text.replace("\nC02,", "\nC01,"), "C01 stands there twice"),
+    ):
+        path.write_text(wrong)
+        with pytest.raises(InputError, match=message):
+            claims.read_claims(claims.papers_numbers(), path)
+
+
+# ---------------------------------------------------------------------------------------- the figure, the workflow
+
+
+def rows_of_every_kind():
+    """A judged frame in which verdicts and seeds take turns."""
+    frame = claims.frame(matrix.load("noisy-digits"))
+    turns = itertools.cycle([("holds", 12.0, 3.0), ("within noise", 0.5, 2.0), ("fails", -40.0, 9.0), ("holds", 1, 0)])
+    for i, (verdict, margin, half) in zip(frame.index[::2], turns, strict=False):
+        small = 1000 if frame.loc[i, "paper_unit"] == "LPIPS" else 1
+        new = (verdict, margin / small, (margin - half) / small, (margin + half) / small, 3)
+        frame.loc[i, ["verdict", "margin", "low", "high", "seeds"]] = new if half else (*new[:2], None, None, 1)
+        frame.loc[i, "unit"] = frame.loc[i, "paper_unit"]
+    return frame
+
+
+def test_the_figure_has_a_row_for_each_claim_and_no_words_overlap():
+    frame = rows_of_every_kind()
+    with plt.style.context(verdicts.figures.STYLE):
+        drawn = verdicts.draw(frame, "noisy-digits")
+        drawn.canvas.draw()
+    words = [t for ax in drawn.axes for t in ax.texts if t.get_text()]
+    assert {t.get_text()[:3] for t in words} >= set(frame["id"])
+    shown = [t.get_text() for t in words]
+    assert shown.count("holds (one seed)") == (frame["seeds"] == 1).sum() > 0
+    assert shown.count("fails") == (frame["verdict"] == "fails").sum() + 4
+    boxes = [t.get_window_extent() for t in words]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    plots = [ax.get_window_extent() for ax in drawn.axes]
+    assert not any(a.overlaps(b) for a in plots for b in boxes), "no words among the margins"
+    width, height = drawn.canvas.get_width_height()
+    assert all(0 <= b.x0 and b.x1 <= width and 0 <= b.y0 and b.y1 <= height for b in boxes)
+    plt.close(drawn)
+
+
+def test_the_target_needs_every_record_of_the_scales_tables_and_no_others(tmp_path):
+    folder = copy_project(tmp_path)
+    (folder / "two.yaml").write_text("extends: smoke\nname: two\nonly: [table2]\n")
+    command = [str(Path(sys.executable).with_name("snakemake")), "-n", "--cores", "1", "--config", "scale=two.yaml"]
+    done = subprocess.run([*command, "--", "claims"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    counts = {name: int(n) for name, n in re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, re.MULTILINE)}
+    runs = matrix.load("smoke").runs_of("table2")
+    assert counts["claims"] == 1 and counts["evaluate"] == len(runs) == 12
+    assert "table" not in counts and "diversity" not in counts and "throughput" not in counts
+
+
+def test_values_of_is_what_the_claims_read():
+    """Every table of the committed scale gives numbers, none of them twice."""
+    whole = matrix.load("digits")
+    ours = claims.our_numbers(whole, {name: tables.values_of(whole, name) for name in whole.tables})
+    assert {cell.table for cell in ours} == set(whole.tables)
+    assert all(series.index.is_unique for series in ours.values() if isinstance(series, pd.Series))
