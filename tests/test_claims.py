@@ -308,7 +308,7 @@ def test_the_figure_has_a_row_for_each_claim_and_no_words_overlap():
     plots = [ax.get_window_extent() for ax in drawn.axes]
     assert not any(a.overlaps(b) for a in plots for b in boxes), "no words among the margins"
     width, height = drawn.canvas.get_width_height()
-    assert all(0 <= b.x0 and b.x1 <= width and 0 <= b.y0 and b.y1 <= height for b in boxes)
+    assert all(b.x0 >= 0 and b.x1 <= width and b.y0 >= 0 and b.y1 <= height for b in boxes)
     plt.close(drawn)
 
 
