@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks import NAMES
+from benchmarks import NAMES, compare
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,13 +40,14 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _one(options: argparse.Namespace) -> int:
-    """Run one benchmark in this process and print its results as JSON."""
+    """Run one benchmark in this process and print its results and its peak memory as JSON."""
     import torch
 
     torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)
     module = importlib.import_module(f"benchmarks.{options.names[0]}")
-    print(json.dumps([{**dataclasses.asdict(r), "met": r.met} for r in module.run(options)]))
+    results = [{**dataclasses.asdict(r), "met": r.met} for r in module.run(options)]
+    print(json.dumps({"peak_mb": round(compare.peak(), 1), "results": results}))
     return 0
 
 
@@ -61,14 +62,14 @@ def _child(name: str, options: argparse.Namespace) -> None:
     print(f"{name} ...", flush=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True)
-    results = json.loads(done.stdout.splitlines()[-1])
-    for line in results:
+    found = json.loads(done.stdout.splitlines()[-1])
+    for line in found["results"]:
         print(
             f"  {line['name']}, {line['setting']}: {line['ratio']:.2f} ({line['low']:.2f} to {line['high']:.2f}), "
             f"{line['bound']} {line['target']:g}: {'met' if line['met'] else 'NOT MET'}",
             flush=True,
         )
-    record.write(options.out / f"{name}.json", {"threads": options.threads, **record.provenance(), "results": results})
+    record.write(options.out / f"{name}.json", {"threads": options.threads, **record.provenance(), **found})
 
 
 if __name__ == "__main__":

@@ -71,6 +71,11 @@ def ratio(ours: list[float], peer: list[float], kind: Literal["speed", "time"]) 
     return middle, low, high
 
 
+def peak() -> float:
+    """Most memory that this process has held, in 1e6 bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
 def peak_mb(work: Callable[[], object]) -> float:
     """Most memory that a forked process held while it did the work, in 1e6 bytes, what it began with included.
 
@@ -81,12 +86,12 @@ def peak_mb(work: Callable[[], object]) -> float:
 
     def child() -> None:
         work()
-        sender.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+        sender.send(peak())
 
     process = context.Process(target=child)
     process.start()
     sender.close()
     try:
-        return receiver.recv() / 1e6
+        return receiver.recv()
     finally:
         process.join()

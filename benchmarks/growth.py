@@ -1,33 +1,41 @@
-"""How time and memory of MHCA grow with tokens, heads and batch, beside plain attention; `growth.csv` is for the plot.
+"""How time and memory grow; `growth.csv` is for the plot.
 
-Each point is the median of a few passes of forward and backward, and the memory of a process that does one.
+A pass forward and backward of one attention layer against tokens, heads and batch, and the order of an epoch against
+images: each point is the median of a few, and the memory of a process that does one.
 """
 
 import argparse
 import csv
 import statistics
+from collections.abc import Callable
 
 import torch
+from timm.layers import Attention
 from torch import nn
 
 from benchmarks.compare import Result, peak_mb, seconds
 from dearkd.attention import MHCA
+from dearkd.loader import epoch_order
 from dearkd.spec import Rpe
 
 HEAD_DIM = 16
 BASE = {"tokens": 14 * 14, "heads": 12, "batch": 8}
 POINTS = {"tokens": (7 * 7, 10 * 10, 14 * 14, 20 * 20, 28 * 28), "heads": (3, 6, 12, 24), "batch": (2, 4, 8, 16, 32)}
 METHODS = {"plain attention": None, "MHCA, folded": Rpe(drop=0.0, path="folded"), "MHCA, dropout": Rpe()}
+IMAGES = (10_000, 100_000, 1_281_167)
 PASSES = 3
 
 
 def run(options: argparse.Namespace) -> list[Result]:
     points = [
-        {"method": method, "along": along, "value": value, **_point(method, {**BASE, along: value})}
+        {"method": method, "along": along, "value": value, **_layer_point(method, {**BASE, along: value})}
         for along, values in POINTS.items()
         for value in values
         for method in METHODS
     ]
+    for count in IMAGES:
+        point = _point(lambda count=count: epoch_order(count, count, 3, seed=0, epoch=0))
+        points.append({"method": "order of an epoch", "along": "images", "value": count, **point})
     options.out.mkdir(parents=True, exist_ok=True)
     with (options.out / "growth.csv").open("w") as file:
         writer = csv.DictWriter(file, points[0].keys(), lineterminator="\n")
@@ -36,26 +44,23 @@ def run(options: argparse.Namespace) -> list[Result]:
     return []
 
 
-def _point(method: str, shape: dict[str, int]) -> dict[str, float]:
-    """{"ms": forward and backward, "mb": most memory beyond that of an idle process}."""
-
-    def work() -> None:
-        layer, tokens = _layer(method, shape)
-        layer(tokens).sum().backward()
-
-    memory = peak_mb(work) - peak_mb(lambda: None)
+def _layer_point(method: str, shape: dict[str, int]) -> dict[str, float]:
     layer, tokens = _layer(method, shape)
-    layer(tokens).sum().backward()
-    taken = [seconds(lambda: layer(tokens).sum().backward()) for _ in range(PASSES)]
-    return {"ms": round(statistics.median(taken) * 1e3, 2), "mb": round(max(memory, 0.0), 1)}
+    return _point(lambda: layer(tokens).sum().backward())
+
+
+def _point(work: Callable[[], object]) -> dict[str, float]:
+    """{"ms": of a call, "mb": most memory beyond that of an idle process}."""
+    memory = peak_mb(work) - peak_mb(lambda: None)
+    work()
+    taken = [seconds(work) for _ in range(PASSES)]
+    return {"ms": round(statistics.median(taken) * 1e3, 2), "mb": round(max(memory, 0.1), 1)}
 
 
 def _layer(method: str, shape: dict[str, int]) -> tuple[nn.Module, torch.Tensor]:
     side, rpe = round(shape["tokens"] ** 0.5), METHODS[method]
     dim = HEAD_DIM * shape["heads"]
     if rpe is None:
-        from timm.layers import Attention
-
         layer = Attention(dim, shape["heads"], qkv_bias=True)
     else:
         layer = MHCA(dim, shape["heads"], (side, side), rpe=rpe)

@@ -53,8 +53,10 @@ def machine(records: dict[str, dict]) -> str:
         f"torch {values['versions']['torch']}, commit {(values['git']['sha'] or 'unknown')[:7]}"
         for values in records.values()
     }
+    peaks = ", ".join(f"{name} {values['peak_mb']:,.0f}" for name, values in records.items())
     return (
-        f"*spread*: quartiles over the rounds. Measured on {'; '.join(sorted(found))}. "
+        f"*spread*: quartiles over the rounds. Most memory of each benchmark's process, MB: {peaks}. "
+        f"Measured on {'; '.join(sorted(found))}. "
         "Ratios carry over to other machines better than absolute figures."
     )
 
@@ -81,20 +83,22 @@ def ratios(frame: pd.DataFrame, path: Path) -> None:
 
 
 def growth(frame: pd.DataFrame, path: Path) -> None:
-    """Time and memory of a step of one attention layer against tokens, heads and batch."""
-    drawn, axes = plt.subplots(2, 3, figsize=(6.6, 4.2), sharex="col")
+    """Time and memory of a pass through an attention layer against tokens, heads and batch, and of an epoch's order."""
+    drawn, axes = plt.subplots(2, 4, figsize=(8.6, 4.2), sharex="col")
     for column, (along, part) in enumerate(frame.groupby("along", sort=False)):
-        for row, (quantity, label) in enumerate((("ms", "ms a step"), ("mb", "MB"))):
+        for row, (quantity, label) in enumerate((("ms", "ms"), ("mb", "MB"))):
             ax = axes[row, column]
             for method, line in part.groupby("method", sort=False):
                 ax.plot(line["value"], line[quantity], label=method)
             ax.set_xscale("log", base=2)
             ax.set_yscale("log")
-            ax.set_xticks(part["value"].unique(), [str(v) for v in part["value"].unique()])
+            ticks = part["value"].unique()
+            ax.set_xticks(ticks, [f"{v / 1000:,.0f}k" if v >= 10_000 else str(v) for v in ticks])
             ax.minorticks_off()
             if column == 0:
                 ax.set_ylabel(label)
         axes[1, column].set_xlabel(along)
+    axes[0, -1].set_title("order of an epoch", fontsize=8)
     drawn.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     drawn.savefig(path, metadata={"Software": None})
     plt.close(drawn)
