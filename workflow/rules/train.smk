@@ -12,9 +12,9 @@ def train_inputs(wildcards):
     needs += [PATHS.teacher(stage.teacher_name)] if stage.teacher_name else []
     needs += [PATHS.presized(stage.data_name)] if stage.data.presize and not stage.source else []
     needs += shards_of(stage.source.name, wildcards.seed, stage.shards) if stage.source else []
-    needs += [
-        PATHS.labels(PLAN.labels_of(stage).name, wildcards.seed, shard) for shard in PLAN.label_shards(stage)
-    ]
+    if shards := PLAN.label_shards(stage):
+        name = PLAN.labels_of(stage).name  # a fingerprint, not for each shard anew
+        needs += [PATHS.labels(name, wildcards.seed, shard) for shard in shards]
     return settled(PATHS.stage(run.name, wildcards.seed, stage.name), needs)
 
 
