@@ -26,7 +26,9 @@ STAGE_GB = 2 * 16 * 5_717_704 / 1e9
 @pytest.fixture(scope="module")
 def plan():
     """The paper's scale, where each run asks its teacher."""
-    return matrix.load(override(matrix.load_scale("imagenet"), {"label_epochs": 0}, "test"))
+    return matrix.load(
+        override(matrix.load_scale("imagenet"), {"label_epochs": 0, "synthesis.shard_batches": 80}, "test")
+    )
 
 
 def estimate(plan, *names, **given):

@@ -161,8 +161,8 @@ def test_the_large_scales_plan_the_right_jobs(scale):
     # 18 runs of three seeds; dearkd-Ti and its three fractions have a second stage
     expected = {"subset": 1, "teacher": 1, "train": 3 * (18 + 4) + trained_teacher, "evaluate": 54, "table": 2}
     if scale == "imagenet":
-        # each fraction's pixels for 300 epochs, ten in a job: DeiT distilled and DearKD share them
-        expected["labels"] = 3 * 4 * 30
+        # each fraction's pixels for 300 epochs, 25 in a job: DeiT distilled and DearKD share them
+        expected["labels"] = 3 * 4 * 12
     assert done == expected
 
 

@@ -1,6 +1,9 @@
 """Synthetic images: a job per shard, so that a cluster makes them in parallel; and what describes a set of images."""
 
 
+SOURCES = {name: fingerprint(source) for name, source in PLAN.sources.items()}
+
+
 def shard_inputs(wildcards):
     source = PLAN.sources[wildcards.source]
     rival = PLAN.competitor(wildcards.source, int(wildcards.shard))
@@ -29,7 +32,7 @@ rule synthesize:
         PATHS.results / "images/{source}/seed{seed}/shard-{shard}.json",
         PATHS.results / "images/{source}/seed{seed}/shard-{shard}.csv",
     params:
-        fingerprint=lambda w: fingerprint(PLAN.sources[w.source]),
+        fingerprint=lambda w: SOURCES[w.source],
     log:
         f"{LOGS}/images/{{source}}/seed{{seed}}-shard-{{shard}}.log",
     benchmark:
