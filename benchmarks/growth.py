@@ -27,15 +27,21 @@ PASSES = 3
 
 
 def run(options: argparse.Namespace) -> list[Result]:
-    points = [
-        {"method": method, "along": along, "value": value, **_layer_point(method, {**BASE, along: value})}
+    works = {
+        (method, along, value): _layer_work(method, {**BASE, along: value})
         for along, values in POINTS.items()
         for value in values
         for method in METHODS
-    ]
+    }
     for count in IMAGES:
-        point = _point(lambda count=count: epoch_order(count, count, 3, seed=0, epoch=0))
-        points.append({"method": "order of an epoch", "along": "images", "value": count, **point})
+        works["order of an epoch", "images", count] = lambda count=count: epoch_order(count, count, 3, seed=0, epoch=0)
+    # memory first: what this process has freed, its forks would use again, and seem to need less
+    idle = peak_mb(lambda: None)
+    memory = {point: max(peak_mb(work) - idle, 0.1) for point, work in works.items()}
+    points = [
+        {**dict(zip(("method", "along", "value"), point, strict=True)), "ms": _ms(work), "mb": round(memory[point], 1)}
+        for point, work in works.items()
+    ]
     options.out.mkdir(parents=True, exist_ok=True)
     with (options.out / "growth.csv").open("w") as file:
         writer = csv.DictWriter(file, points[0].keys(), lineterminator="\n")
@@ -44,17 +50,14 @@ def run(options: argparse.Namespace) -> list[Result]:
     return []
 
 
-def _layer_point(method: str, shape: dict[str, int]) -> dict[str, float]:
+def _layer_work(method: str, shape: dict[str, int]) -> Callable[[], None]:
     layer, tokens = _layer(method, shape)
-    return _point(lambda: layer(tokens).sum().backward())
+    return lambda: layer(tokens).sum().backward()
 
 
-def _point(work: Callable[[], object]) -> dict[str, float]:
-    """{"ms": of a call, "mb": most memory beyond that of an idle process}."""
-    memory = peak_mb(work) - peak_mb(lambda: None)
+def _ms(work: Callable[[], object]) -> float:
     work()
-    taken = [seconds(work) for _ in range(PASSES)]
-    return {"ms": round(statistics.median(taken) * 1e3, 2), "mb": round(max(memory, 0.1), 1)}
+    return round(statistics.median(seconds(work) for _ in range(PASSES)) * 1e3, 2)
 
 
 def _layer(method: str, shape: dict[str, int]) -> tuple[nn.Module, torch.Tensor]:

@@ -74,10 +74,10 @@ def ratios(frame: pd.DataFrame, path: Path) -> None:
     ax.axvline(1.0, color="#0b3954", linewidth=1.0)
     ax.set_yticks(rows, frame["name"])
     ax.set_xscale("log")
-    ticks = [t for t in (0.25, 0.5, 1, 2, 4, 8, 16) if better.min() / 1.3 <= t <= better.max() * 1.3]
+    ticks = [t for t in (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 8, 16) if better.min() / 1.3 <= t <= better.max() * 1.3]
     ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
     ax.minorticks_off()
-    ax.set_xlabel("against the target (right of 1: better than it asks for); bar: quartiles")
+    ax.set_xlabel("over the target; bar: quartiles")
     drawn.savefig(path, metadata={"Software": None})
     plt.close(drawn)
 

@@ -8,7 +8,8 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms import RandomHorizontalFlip, v2
 
 from dearkd import matrix, models
-from dearkd.loader import _evaluation_transform, _training_transform
+from dearkd.augment import Transform
+from dearkd.loader import _evaluation_transform
 from dearkd.optimise import mixing, optimiser
 
 
@@ -86,13 +87,15 @@ def test_optimiser_and_what_has_no_weight_decay(plan):
 
 def test_augmentation_is_deits(plan):
     stage = plan.runs["deit-Ti"].stages[0]
-    steps = {type(t): t for t in _flat(_training_transform(stage.data, stage.training.augment))}
+    transform = Transform(stage.data, stage.training.augment)
+    parts = (transform.crop, *_flat(transform.colour), *_flat(transform.erase))
+    steps = {type(t): t for t in parts}
     crop, erasing = steps[RandomResizedCropAndInterpolation], steps[RandomErasing]
     assert crop.size == (224, 224) and crop.scale == (0.08, 1.0) and crop.interpolation.value == "bicubic"
     assert steps[RandomHorizontalFlip].p == 0.5
     assert (erasing.probability, erasing.per_pixel, erasing.max_count) == (0.25, True, 1)
     assert stage.training.augment.auto == "rand-m9-mstd0.5-inc1" and stage.training.augment.repeats == 3
-    mixup = mixing(stage.training, 1000)
+    mixup = mixing(stage.training.augment, 1000)
     values = (mixup.mixup_alpha, mixup.cutmix_alpha, mixup.mix_prob, mixup.switch_prob, mixup.label_smoothing)
     assert values == (0.8, 1.0, 1.0, 0.5, 0.1) and mixup.mode == "batch"
 
