@@ -123,7 +123,7 @@ def _peer(net: nn.Module, checkout: Path | None) -> Callable[[], list[float]]:
     layers = [hook(m) for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
     start = synthesize.Inversion(
         Source(
-            name="start", terms=(), recipe=recipe, data=data, teacher_name="", teacher=spec.Teacher(model=NET, top1=0)
+            name="start", terms=(), recipe=recipe, data=data, teacher_name="", teacher=spec.Teacher(model=NET, top1=0.0)
         ),
         0,
         [0],

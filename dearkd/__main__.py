@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     plan = verb(_plan, "list the runs of tables and figures, all by default, and what they cost")
     plan.add_argument("targets", nargs="*")
     plan.add_argument("--gpus", type=int, default=8, help="how many GPUs share the work")
+    verb(_status, "list where the runs of tables and figures stand, all by default").add_argument("targets", nargs="*")
     verb(_fetch, "bring the weights and public data sets that a scale needs").add_argument(
         "--check", action="store_true", help="only list what is missing"
     )
@@ -131,6 +132,15 @@ def _cost(plan, targets: list[str], gpus: int) -> None:
     runs = plan.runs_of(*targets)
     found = cost.estimate(plan, runs, figures, cost.images_of(plan), cost.paper_parameters(), sources)
     print(f"\n{cost.describe(found, gpus, origin, cost.loading(plan, runs, figures))}")
+
+
+def _status(args: argparse.Namespace) -> None:
+    from dearkd import lease, status
+
+    plan = _load(args)
+    runs = plan.runs_of(*args.targets) if args.targets else list(plan.runs.values())
+    folders = {plan.paths.state(run.name, seed, s.name) for run in runs for seed in run.seeds for s in run.stages}
+    print(status.describe(status.standings(plan, runs, {folder for folder in folders if lease.held(folder)})))
 
 
 def _fetch(args: argparse.Namespace) -> None:

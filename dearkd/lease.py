@@ -148,6 +148,13 @@ class Lease:
             return False
 
 
+def held(folder: Path) -> bool:
+    """Whether a living job has a run's folder."""
+    lease = Lease(folder)
+    holder = _read(lease.path)
+    return holder is not None and lease._alive(holder)
+
+
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """One process at a time looks at a lease and takes it; where a file system has no locks, they may collide."""

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from conftest import copy_project
 
-from dearkd import claims, comparisons, matrix, tables, verdicts
+from dearkd import claims, comparisons, matrix, record, tables, verdicts
 from dearkd.__main__ import main
 from dearkd.comparisons import Cell
 from dearkd.schema import InputError
@@ -215,7 +215,9 @@ def test_a_trained_project_gets_its_page_and_figure(project, capsys):
 
 def test_a_stale_record_is_refused(project, capsys):
     path = project / "results/smoke/runs/dearkd-Ti/seed0/I.json"
-    path.write_text(path.read_text().replace('"lr": 0.005', '"lr": 0.1'))
+    values = record.read(path)
+    values["specs"][0]["training"]["lr"] = 0.1
+    record.write(path, values)
     assert main(["claims", "--scale", "smoke"]) == 2 and "stale record" in capsys.readouterr().err
 
 

@@ -25,7 +25,8 @@ RUN = [
 ]
 RUN += ["throughput", "archive", "presize", "artifacts", "labels", "jobs", "synthesize", "diversity", "datafree"]
 RUN += ["describe", "fetch", "warm", "devices"]
-READ = ["results", "tables", "comparisons", "claims", "diagrams", "latent", "figures", "verdicts"]
+READ = ["results", "tables", "comparisons", "claims", "diagrams", "latent", "figures"]
+READ += ["verdicts", "status"]
 ALLOWED = {
     **{m: [*PLAN[:i]] for i, m in enumerate(PLAN)},
     **{m: [*PLAN, *MODEL[:i]] for i, m in enumerate(MODEL)},

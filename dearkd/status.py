@@ -1,0 +1,101 @@
+"""Where the runs of a scale stand: done, running, stopped, stale or missing, how far, for how long yet. Read layer."""
+
+import dataclasses
+import re
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from dearkd import record, results
+from dearkd.plan import Plan, Run
+from dearkd.schema import InputError
+
+CHECKPOINT = re.compile(r"step-(\d+)-[0-9a-f]+\.pt")
+
+
+class Standing(NamedTuple):
+    """A stage of a run and seed."""
+
+    run: str
+    seed: int
+    stage: str
+    state: str
+    """done, stale, running, stopped (a checkpoint, and nobody who goes on) or missing."""
+    step: int = 0
+    steps: int = 0
+    """Counted over the whole run; 0: not known before the subsets are written."""
+    seconds_left: float | None = None
+    """None: not running, or not yet known."""
+    note: str = ""
+
+
+def standings(plan: Plan, runs: list[Run], held: set[Path]) -> list[Standing]:
+    """Every stage of every seed of the runs. held: folders of checkpoints that a living job has."""
+    return [_stage(plan, run, seed, name, held) for run in runs for seed in run.seeds for name in _names(run)]
+
+
+def describe(found: list[Standing]) -> str:
+    """A line for each stage that is not done, then the counts."""
+    lines = [
+        f"{s.state:<9}{s.run} seed {s.seed} stage {s.stage}"
+        + (f"  step {s.step:,} of {s.steps:,} ({100 * s.step // s.steps} %)" if s.step and s.steps else "")
+        + (f"  {_duration(s.seconds_left)} left" if s.seconds_left is not None else "")
+        + (f"  {s.note}" if s.note else "")
+        for s in found
+        if s.state != "done"
+    ]
+    counts = {state: sum(s.state == state for s in found) for state in dict.fromkeys(s.state for s in found)}
+    return "\n".join([*lines, ", ".join(f"{count} {state}" for state, count in counts.items()) or "no runs"])
+
+
+def _names(run: Run) -> list[str]:
+    return [stage.name for stage in run.stages]
+
+
+def _stage(plan: Plan, run: Run, seed: int, name: str, held: set[Path]) -> Standing:
+    path, folder = plan.paths.stage(run.name, seed, name), plan.paths.state(run.name, seed, name)
+    steps = _steps(plan, run, name)
+    if folder in held:
+        saved = _saved(folder)
+        left = _left(saved, steps)
+        return Standing(run.name, seed, name, "running", saved[-1][0] if saved else 0, steps, left)
+    if path.is_file():
+        until = run.stages[: _names(run).index(name) + 1]
+        try:
+            results.check(plan, dataclasses.replace(run, stages=until), seed)
+        except InputError as error:
+            return Standing(run.name, seed, name, "stale", steps, steps, note=str(error))
+        return Standing(run.name, seed, name, "done", steps, steps)
+    saved = _saved(folder)
+    return Standing(run.name, seed, name, "stopped" if saved else "missing", saved[-1][0] if saved else 0, steps)
+
+
+def _steps(plan: Plan, run: Run, name: str) -> int:
+    """Steps when a stage has ended; 0 where the size of its data is not known yet."""
+    stage, listed = run.stage(name), plan.paths.subsets(run.stage(name).data_name) / "data.json"
+    if not listed.is_file():
+        return 0
+    images = record.read(listed)["images"]
+    draws = images["train-100"]
+    if stage.training.subset_schedule == "epochs":
+        draws = stage.source.recipe.images if stage.source else images[f"train-{stage.fraction}"]
+    return stage.last_epoch * (draws // stage.training.batch)
+
+
+def _saved(folder: Path) -> list[tuple[int, float]]:
+    """(step, time) of the checkpoints, oldest first."""
+    found = [(int(match[1]), p.stat().st_mtime) for p in folder.glob("*.pt") if (match := CHECKPOINT.fullmatch(p.name))]
+    return sorted(found)
+
+
+def _left(saved: list[tuple[int, float]], steps: int) -> float | None:
+    """Seconds to the end at the pace of the last two checkpoints."""
+    if len(saved) < 2 or saved[-1][1] <= saved[-2][1] or not steps:
+        return None
+    pace = (saved[-1][0] - saved[-2][0]) / (saved[-1][1] - saved[-2][1])
+    return max((steps - saved[-1][0]) / pace - (time.time() - saved[-1][1]), 0.0) if pace > 0 else None
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min" if seconds >= 60 else f"{seconds:.0f} s"

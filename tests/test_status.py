@@ -1,0 +1,58 @@
+"""`python -m dearkd status`: every stage is done, running, stopped, stale or missing, and says how far it is."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from dearkd import matrix, record, status
+
+STATUS = [sys.executable, "-m", "dearkd", "status", "--scale", "smoke"]
+TRAIN = [sys.executable, "-m", "dearkd", "train", "deit-Ti", "--scale", "smoke", "--seed", "0", "--stage", "I"]
+
+
+def line_of(text, run, stage="I"):
+    return next((line for line in text.splitlines() if f" {run} seed 0 stage {stage}" in line), "")
+
+
+def ask(*targets):
+    return subprocess.run([*STATUS, *targets], capture_output=True, text=True, check=True).stdout
+
+
+def test_done_missing_and_stale(project):
+    before = ask()
+    assert not line_of(before, "dearkd-Ti") and line_of(before, "deit-Ti").startswith("missing")
+    done = before.splitlines()[-1]
+    assert "3 done" in done and "missing" in done  # the teacher and both stages of DearKD
+    path = matrix.load("smoke").paths.stage("dearkd-Ti", 0, "I")
+    values = record.read(path)
+    values["specs"][0]["training"]["lr"] = 1.0
+    record.write(path, values)
+    after = ask("table2")
+    assert line_of(after, "dearkd-Ti").startswith("stale") and "training.lr: 1.0 recorded" in after
+
+
+def test_running_then_stopped(project):
+    folder = matrix.load("smoke").paths.state("deit-Ti", 0, "I")
+    process = subprocess.Popen([*TRAIN, "--save-seconds", "0"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while len(list(folder.glob("step-*.pt"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGSTOP)
+    running = line_of(ask(), "deit-Ti")  # 950 images in batches of 64 are 14 steps, three times
+    assert running.startswith("running") and " of 42 " in running
+    os.kill(process.pid, signal.SIGCONT)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    stopped = line_of(ask(), "deit-Ti")
+    assert stopped.startswith("stopped") and " of 42 " in stopped
+
+
+def test_time_left_is_at_the_pace_of_the_last_two_checkpoints():
+    now = time.time()
+    assert status._left([(10, now - 100), (30, now)], 50) == pytest.approx(100, abs=1)
+    assert status._left([(10, now)], 50) is None and status._left([(10, now), (10, now)], 50) is None
+    assert status._duration(59.0) == "59 s" and status._duration(3660.0) == "1 h 01 min"
