@@ -138,7 +138,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_state(project, untrained)
     """It names step and term; the state that gave it is dropped, the one before it is there, finite."""
     scale = project / "workflow/scales/smoke.yaml"
     text = scale.read_text()
-    scale.write_text(text.replace("warmup_epochs: 1}", "warmup_epochs: 0, lr: 1.0e+30, clip: 0}"))
+    scale.write_text(text.replace("warmup_epochs: 1,", "warmup_epochs: 0, lr: 1.0e+30, clip: 0,"))
     done = train("--save-seconds", "0")
     refused(done, " is nan at step ", "training.lr")
     step = int(done.stderr.split(" at step ")[1].split(";")[0])

@@ -5,6 +5,7 @@ import hashlib
 import json
 import random
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,9 +140,9 @@ def test_reduced_makes_the_same_choices_with_nearly_the_same_pixels(tmp_path, si
 @pytest.mark.parametrize("factor, bound", [(1, 65), (2, 38), (4, 38)])
 def test_a_real_photograph_at_its_size_and_reduced(tmp_path, factor, bound):
     """Within 2 of 255 where nothing is reduced; a reduction by 2 or 4 has another filter, seen on sharp edges."""
-    images = data.read(Data(kind="photos", classes=1000, image_size=224))["train"]
-    index = next(i for i, name in enumerate(images.names) if name.endswith("china.jpg"))
-    photo = images.open(index, 3)
+    import sklearn
+
+    photo = Image.open(Path(sklearn.__file__).parent / "datasets/images/china.jpg")
     images = files(tmp_path, a__jpg=photo.resize((64 * 4 * factor, 43 * 4 * factor), Image.Resampling.LANCZOS))
     spec = dataclasses.replace(SPEC, image_size=128)
     for seed in range(8):

@@ -3,13 +3,14 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from dearkd import matrix
 
-TEXT = Path("README.md").read_text()
 
-
-def test_the_tables_in_the_readme_are_the_committed_ones():
-    shown = re.findall(r"<!-- (results/\S+) -->\n(.*?)\n<!-- end -->", TEXT, re.DOTALL)
+@pytest.mark.parametrize("page", ["README.md", "docs/performance.md"])
+def test_the_tables_in_a_page_are_the_committed_ones(page):
+    shown = re.findall(r"<!-- (\S+) -->\n(.*?)\n<!-- end -->", Path(page).read_text(), re.DOTALL)
     assert shown
     for path, table in shown:
         assert table.strip() == Path(path).read_text().strip(), path

@@ -26,6 +26,7 @@ training: {epochs: 2, stage1_epochs: 1, batch: 8, micro_batch: 4, warmup_epochs:
 transfer: {targets: [other], recipes: {sgd: {epochs: 1, stage1_epochs: 1, batch: 8, micro_batch: 4, warmup_epochs: 0}}}
 throughput: {repeats: 0}
 loader_workers: 1
+label_epochs: 1
 resources:
   data: {threads: 1}
   teacher: {threads: 2, gpu: 0}

@@ -92,12 +92,12 @@ def start(folder, *arguments, scale="faults", targets=(RECORD.format(0),)):
     )
 
 
-def finish(process, folder, seconds=300):
+def finish(process, folder, seconds=600):
     status = process.wait(seconds)
     assert status == 0, (folder / "snakemake.log").read_text()[-6000:]
 
 
-def running(folder, seed=0, seconds=90):
+def running(folder, seed=0, seconds=240):
     """Number of the SLURM job that trains a seed, once it has saved a checkpoint."""
     state, end = folder / f"checkpoints/faults/dearkd-Ti/seed{seed}/I", time.monotonic() + seconds
     while not list(state.glob("step-*.pt")) or not (state / "lease.json").exists():
