@@ -40,7 +40,7 @@ def test_a_measured_run_is_read(project):
         (
             "I.json",
             lambda v: v["specs"][0]["training"].update(lr=0.1),
-            r"I.json: stale record \(training.lr: 0.1 recorded, 0.005 planned\)",
+            r"I.json: stale record \(training.lr: 0.1 recorded, 0.006 planned\)",
         ),
         ("II.json", lambda v: v["specs"][1].update(losses=[["ce", 2.0]]), r"II.json: stale record \(losses"),
         ("I.json", lambda v: v["specs"][0].update(colour="red"), r"unknown key 'colour'"),
