@@ -8,8 +8,8 @@ BIN := .venv/bin
 .PHONY: demo test bench lint lock clean
 
 demo: $(BIN)/installed
-	$(BIN)/python -m dearkd warm $(BIN)/snakemake --cores $(CORES) --config scale=$(SCALE) -- all
-	@echo "Tables: results/$(SCALE)/tables   Figures: figures/$(SCALE)"
+	$(BIN)/python -m dearkd warm $(BIN)/snakemake --cores $(CORES) --config scale=$(SCALE) -- all report
+	@echo "Tables: results/$(SCALE)/tables   Figures: figures/$(SCALE)   Report: results/$(SCALE)/report.html"
 
 test: $(BIN)/installed lint
 	$(BIN)/python -m pytest

@@ -101,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     verb(_table, "write a table from the records", "name")
     verb(_figure, "draw a figure from the records", "name")
     verb(_claims, "judge the paper's claims on the records and on the paper's own numbers")
+    verb(_report, "write one HTML page of all tables, figures, claims, costs and records")
     return parser
 
 
@@ -310,6 +311,12 @@ def _claims(args: argparse.Namespace) -> None:
 
     plan = _load(args)
     verdicts.write(plan, claims.frame(plan))
+
+
+def _report(args: argparse.Namespace) -> None:
+    from dearkd import report
+
+    print(f"Report: {report.write(_load(args))}")
 
 
 def _unchanged(planned: str, current: str, run: str) -> None:

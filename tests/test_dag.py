@@ -34,7 +34,7 @@ def jobs(done):
 def finished(tmp_path_factory):
     """A project in which `snakemake all` has run at the smoke scale."""
     folder = copy_project(tmp_path_factory.mktemp("dag"))
-    snakemake("--config", "scale=smoke", "--", "all", cwd=folder)
+    snakemake("--config", "scale=smoke", "--", "all", "report", cwd=folder)
     return folder
 
 
@@ -69,6 +69,7 @@ def test_every_table_and_figure_is_there(finished):
         assert (finished / f"figures/smoke/{name}.png").read_bytes().startswith(b"\x89PNG")
     assert (finished / "figures/smoke/claims.png").is_file()
     assert (finished / "results/smoke/claims.md").read_text().count("holds (one seed)")
+    assert (finished / "results/smoke/report.html").read_text().count("<img") == len(matrix.load("smoke").figures) + 1
     text = (finished / "results/smoke/tables/table2.csv").read_text()
     assert text.count(",measured") == 12 + 8 and "quoted" not in text
     assert not [p for p in finished.rglob("*.pt") if "checkpoints" not in p.parts]

@@ -26,7 +26,7 @@ RUN = [
 RUN += ["throughput", "archive", "presize", "artifacts", "labels", "jobs", "synthesize", "diversity", "datafree"]
 RUN += ["describe", "fetch", "warm", "devices"]
 READ = ["results", "tables", "comparisons", "claims", "diagrams", "latent", "figures"]
-READ += ["verdicts", "status"]
+READ += ["verdicts", "status", "report"]
 ALLOWED = {
     **{m: [*PLAN[:i]] for i, m in enumerate(PLAN)},
     **{m: [*PLAN, *MODEL[:i]] for i, m in enumerate(MODEL)},
@@ -66,6 +66,7 @@ def test_imports_point_upwards(path):
         ("tables", ("torch",)),
         ("figures", ("torch",)),
         ("verdicts", ("torch",)),
+        ("report", ("torch", "pandas")),
         ("__main__", ("torch", "pandas")),
     ],
 )

@@ -6,6 +6,7 @@ localrules:
     table,
     figure,
     claims,
+    report,
 
 
 def figure_inputs(wildcards):
@@ -87,6 +88,19 @@ rule claims:
         f"{LOGS}/claims.log",
     shell:
         "{PYTHON:q} -m dearkd claims --scale {SCALE:q} > {log:q} 2>&1"
+
+
+rule report:
+    input:
+        TABLES.values(),
+        FIGURES.values(),
+        CLAIMS,
+    output:
+        PATHS.results / "report.html",
+    log:
+        f"{LOGS}/report.log",
+    shell:
+        "{PYTHON:q} -m dearkd report --scale {SCALE:q} > {log:q} 2>&1"
 
 
 for _name, _path in (TABLES | FIGURES).items():

@@ -1,0 +1,212 @@
+"""One HTML page of a scale: tables, figures, claims, cost and every record, readable without server or internet.
+
+It shows the Markdown tables and PNG figures that lie in results/ and figures/, as they are, and reads nothing else but
+records. Read layer: jinja2 and markdown-it; never torch.
+"""
+
+import base64
+import os
+import re
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+from markdown_it import MarkdownIt
+from markupsafe import Markup
+
+from dearkd import record
+from dearkd.plan import Plan, Run
+from dearkd.record import write_text
+from dearkd.schema import InputError
+
+PAGE = Path(__file__).with_name("report.html")
+CAPTIONS = Path("workflow/report")
+MARKDOWN = MarkdownIt("commonmark").enable("table")
+
+
+class Shown(NamedTuple):
+    """A table, a figure or the claims as the page shows it."""
+
+    name: str
+    title: str
+    caption: str
+    body: Markup
+    files: tuple[tuple[str, str], ...]
+    """(suffix, link from the page) of what there is to download."""
+
+
+class Spent(NamedTuple):
+    """What jobs of one kind cost. Hours; `lost`: since the last checkpoint, where jobs were interrupted."""
+
+    kind: str
+    jobs: int
+    hours: float
+    gpu_hours: float
+    interrupted: int
+    lost: float
+
+
+class Trained(NamedTuple):
+    """A run with links to its records."""
+
+    name: str
+    top1: str
+    """mean ± standard deviation over the seeds, on test images; empty: never evaluated."""
+    minutes: float
+    seeds: tuple[tuple[int, tuple[tuple[str, str], ...]], ...]
+    """(seed, (name of the record, link from the page) of each)."""
+
+
+def write(plan: Plan) -> Path:
+    """Write results/<scale>/report.html; returns its path. InputError when a table or figure is not there yet."""
+    page = plan.paths.results / "report.html"
+    records = _records(plan)
+    jobs: dict[str, list[dict[str, Any]]] = {"teachers": [], "students": [], "synthetic images": []}
+    for values in records:
+        if "curve" in values:
+            jobs["teachers" if values["run"].startswith("teacher-") else "students"].append(values)
+        elif "shard" in values:
+            jobs["synthetic images"].append(values)
+    runs = [_trained(plan, run) for run in plan.runs.values() if not run.name.startswith("teacher-")]
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    text = environment.from_string(PAGE.read_text()).render(
+        scale=plan.scale,
+        tables=[_table(plan, name, table.title) for name, table in plan.tables.items()],
+        figures=[_figure(plan, name, figure.title) for name, figure in plan.figures.items()],
+        claims=_claims(plan),
+        spent=[spent for kind, of in jobs.items() if (spent := _spent(kind, of)).jobs],
+        runs=runs,
+        commits=_counted(r["git"]["sha"] or "no commit" for r in records),
+        dirty=sum(bool(r["git"]["dirty"]) for r in records),
+        versions=_counted(f"{k} {v}" for r in records for k, v in r["versions"].items() if v),
+        hardware=_counted(f"{r['hardware']['device']}, {r['hardware']['cpu']}" for r in records),
+        written=sorted(r["written"] for r in records),
+    )
+    write_text(page, text)
+    return page
+
+
+def _records(plan: Plan) -> list[dict[str, Any]]:
+    """Every record of the plan's runs and images that is there: stages, evaluations, shards."""
+    paths = [
+        path
+        for run in plan.runs.values()
+        for seed in run.seeds
+        for path in (
+            *(plan.paths.stage(run.name, seed, s.name) for s in run.stages),
+            plan.paths.metrics(run.name, seed),
+        )
+    ]
+    paths += [
+        plan.paths.shard(source.name, seed, shard)
+        for source in plan.sources.values()
+        for seed in plan.scale.seeds
+        for shard in range(source.recipe.shards)
+    ]
+    return [record.read(path) for path in paths if path.is_file()]
+
+
+# ---------------------------------------------------------------------------------------------- parts of the page
+
+
+def _table(plan: Plan, name: str, title: str) -> Shown:
+    path = plan.paths.results / "tables" / f"{name}.md"
+    files = tuple((s, f"tables/{name}.{s}") for s in ("csv", "md", "tex"))
+    return Shown(name, title, _caption(name), _html(_text(plan, path)), files)
+
+
+def _figure(plan: Plan, name: str, title: str) -> Shown:
+    path = plan.paths.figures / f"{name}.png"
+    if not path.is_file():
+        raise InputError(_missing(plan, path))
+    return Shown(name, title, _caption(name), _image(path, title), _downloads(plan, name))
+
+
+def _claims(plan: Plan) -> Shown | None:
+    """The figure and the page of the claims; None where the scale shows no table."""
+    if not plan.tables:
+        return None
+    page = _text(plan, plan.paths.results / "claims.md").partition("\n")[2]
+    figure = plan.paths.figures / "claims.png"
+    if not figure.is_file():
+        raise InputError(_missing(plan, figure))
+    folded = Markup("<details><summary>Each claim, and where the paper contradicts itself</summary>{}</details>")
+    body = _image(figure, "margins of the claims") + folded.format(_html(page.replace("\n## ", "\n### ")))
+    return Shown("claims", "The paper's claims", _caption("claims"), body, (("csv", "claims.csv"), ("md", "claims.md")))
+
+
+def _trained(plan: Plan, run: Run) -> Trained:
+    seeds, top1, minutes = [], [], 0.0
+    for seed in run.seeds:
+        stages = {s.name: plan.paths.stage(run.name, seed, s.name) for s in run.stages}
+        there = {n: p for n, p in {**stages, "test": plan.paths.metrics(run.name, seed)}.items() if p.is_file()}
+        if not there:
+            continue
+        seeds.append((seed, tuple((name, _link(plan, path)) for name, path in there.items())))
+        minutes += sum(record.read(path)["seconds_all"] for name, path in there.items() if name != "test") / 60
+        if "test" in there:
+            top1.append(record.read(there["test"])["metrics"]["top1"])
+    spread = f" ± {statistics.stdev(top1):.1f}" if len(top1) > 1 else ""
+    return Trained(run.name, f"{statistics.mean(top1):.1f}{spread}" if top1 else "", minutes, tuple(seeds))
+
+
+def _spent(kind: str, records: list[dict[str, Any]]) -> Spent:
+    return Spent(
+        kind,
+        len(records),
+        sum(r["seconds_all"] for r in records) / 3600,
+        sum(r["gpu_seconds"] for r in records) / 3600,
+        sum(r["attempts"] > 1 for r in records),
+        sum(r["seconds_lost"] for r in records) / 3600,
+    )
+
+
+# ---------------------------------------------------------------------------------------------- small pieces
+
+
+def _counted(values: Iterable[str]) -> list[str]:
+    """Each distinct value once, the most frequent first."""
+    found = list(values)
+    return sorted(set(found), key=lambda value: (-found.count(value), value))
+
+
+def _html(markdown: str) -> Markup:
+    """Tables become scrollable on a narrow screen."""
+    html = MARKDOWN.render(markdown)
+    html = html.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
+    return Markup(html)
+
+
+def _image(path: Path, alternative: str) -> Markup:
+    data = base64.b64encode(path.read_bytes()).decode()
+    return Markup('<div class="wide"><img alt="{}" src="data:image/png;base64,{}"></div>').format(alternative, data)
+
+
+def _caption(name: str) -> str:
+    """What the workflow's own report says of it."""
+    path = CAPTIONS / f"{name}.rst"
+    text = " ".join(path.read_text().split()) if path.is_file() else ""
+    text = re.sub(r"^(Table|Figure) \d: ", "", text)
+    return text[:1].upper() + text[1:]
+
+
+def _downloads(plan: Plan, name: str) -> tuple[tuple[str, str], ...]:
+    files = [plan.paths.figures / f"{name}.{suffix}" for suffix in ("pdf", "png", "csv")]
+    return tuple((file.suffix[1:], _link(plan, file)) for file in files if file.is_file())
+
+
+def _link(plan: Plan, path: Path) -> str:
+    """From the page in results/<scale> to a file of the project."""
+    return Path(os.path.relpath(path, plan.paths.results)).as_posix()
+
+
+def _text(plan: Plan, path: Path) -> str:
+    if not path.is_file():
+        raise InputError(_missing(plan, path))
+    return path.read_text()
+
+
+def _missing(plan: Plan, path: Path) -> str:
+    return f"{path}: missing; write it with `snakemake -c2 --config scale={plan.scale.name} -- {path.stem}`"
