@@ -64,6 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     labels.add_argument("--shard", type=int, required=True)
     train = verb(_train, "train one stage of a run, or go on with it", "run")
     train.add_argument("--stage", required=True)
+    train.add_argument(
+        "--tensorboard",
+        type=Path,
+        default=os.environ.get("DEARKD_TENSORBOARD") or None,
+        help="folder for TensorBoard's event files; default: the environment variable DEARKD_TENSORBOARD",
+    )
     for sub in (train, verb(_evaluate, "measure a finished run on the test images", "run")):
         sub.add_argument("--seed", type=int, required=True)
         sub.add_argument("--fingerprint", default="", help="refuse when the plan has changed since the job was planned")
@@ -100,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     verb(_warm, "run a command whose jobs share one import of torch").add_argument("command", nargs=argparse.REMAINDER)
     verb(_table, "write a table from the records", "name")
     verb(_figure, "draw a figure from the records", "name")
+    verb(_curves, "draw a run's training curves from its records", "run")
     verb(_claims, "judge the paper's claims on the records and on the paper's own numbers")
     verb(_report, "write one HTML page of all tables, figures, claims, costs and records")
     return parser
@@ -187,7 +194,7 @@ def _train(args: argparse.Namespace) -> int:
     run = plan.run(args.run)
     _unchanged(args.fingerprint, run.fingerprint(run.stage(args.stage).name), args.run)
     try:
-        jobs.train(plan, run, args.seed, args.stage, args.save_seconds, args.wait)
+        jobs.train(plan, run, args.seed, args.stage, args.save_seconds, args.wait, args.tensorboard)
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return AGAIN
@@ -304,6 +311,12 @@ def _figure(args: argparse.Namespace) -> None:
     if args.name not in plan.figures:
         raise InputError(unknown(args.name, plan.figures, "figure", f"scale {args.scale}"))
     figures.write(plan, args.name)
+
+
+def _curves(args: argparse.Namespace) -> None:
+    from dearkd import curves
+
+    print(f"Curves: {curves.write(_load(args), args.run)}")
 
 
 def _claims(args: argparse.Namespace) -> None:

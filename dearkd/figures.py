@@ -33,7 +33,7 @@ def write(whole: plan.Plan, name: str) -> None:
 
 def save(whole: plan.Plan, name: str, drawn: Figure, numbers: pd.DataFrame | None) -> None:
     """Write a drawn figure, without times and versions in it, and the numbers in it."""
-    whole.paths.figures.mkdir(parents=True, exist_ok=True)
+    (whole.paths.figures / name).parent.mkdir(parents=True, exist_ok=True)
     for suffix, metadata in ((".pdf", {"CreationDate": None}), (".png", {"Software": None})):
         drawn.savefig(whole.paths.figures / f"{name}{suffix}", metadata=metadata)
     plt.close(drawn)

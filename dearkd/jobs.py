@@ -104,12 +104,18 @@ def teacher(plan: Plan, name: str) -> None:
 
 
 def train(
-    plan: Plan, run: Run, seed: int, stage_name: str, save_seconds: float | None = None, wait: bool = False
+    plan: Plan,
+    run: Run,
+    seed: int,
+    stage_name: str,
+    save_seconds: float | None = None,
+    wait: bool = False,
+    tensorboard: Path | None = None,
 ) -> None:
     """Train a stage of a run, from its newest checkpoint or from the end of the stage before, and write its record.
 
     save_seconds: longest time between two checkpoints; None: the scale's. wait: where another job holds the run, wait
-    for it instead of refusing.
+    for it instead of refusing. tensorboard: folder for event files, one of its folders for each run and seed.
     """
     stage = run.stage(stage_name)
     device, rank, processes = training.device_and_rank()
@@ -121,6 +127,7 @@ def train(
         work, inputs = _gather(plan, run, seed, stage)
         work.checkpoints = Checkpoints(folder, lease)
         work.save_seconds = plan.scale.save_seconds if save_seconds is None else save_seconds
+        work.tensorboard = tensorboard and tensorboard / run.name / f"seed{seed}"
         work.device, work.rank, work.processes = device, rank, processes
         state = training.train(stage, seed, work)
         if rank:

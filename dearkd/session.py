@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dearkd import models, optimise
+from dearkd.board import Board
 from dearkd.checkpoint import Checkpoints, write_bytes
 from dearkd.data import Images
 from dearkd.evaluate import accuracy, attention_distance, predict
@@ -35,6 +36,7 @@ class Work:
     initial: weights of a finished student, from which fine-tuning starts.
     decisions: the teacher's, computed ahead; None where it is asked.
     save_seconds: longest time between two checkpoints; 0 saves at every step.
+    tensorboard: folder for event files of this run and seed.
     """
 
     train: Images
@@ -53,6 +55,7 @@ class Work:
     processes: int = 1
     workers: int = 0
     save_seconds: float = 300.0
+    tensorboard: Path | None = None
 
 
 class Session:
@@ -101,6 +104,9 @@ class Session:
         self.spent = 0.0
         self.started = self.saved = time.monotonic()
         self._restore()
+        self.board = None
+        if work.tensorboard and work.rank == 0:
+            self.board = Board(work.tensorboard, self.curve, stage.first_epoch + 1)
         self.parallel: nn.Module = self.trainee
         if work.processes > 1:
             self.parallel = DistributedDataParallel(self.trainee, broadcast_buffers=False)
@@ -195,6 +201,8 @@ class Session:
                 if last:
                     self.heads = [[round(d, 4) for d in layer] for layer in distance.tolist()]
         self.curve.append(entry)
+        if self.board:
+            self.board.add(entry)
         self.sums = {}
         return "  ".join(
             [
@@ -305,6 +313,8 @@ class Session:
     def finish(self) -> dict[str, Any]:
         """The final state, saved as the last checkpoint."""
         state = self.state()
+        if self.board:
+            self.board.close()
         if self.work.rank == 0:
             self.work.checkpoints.save(self.step, state)
         return state

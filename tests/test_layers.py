@@ -20,13 +20,14 @@ RUN = [
     "progress",
     "evaluate",
     "optimise",
+    "board",
     "session",
     "train",
 ]
 RUN += ["throughput", "archive", "presize", "artifacts", "labels", "jobs", "synthesize", "diversity", "datafree"]
 RUN += ["describe", "fetch", "warm", "devices"]
 READ = ["results", "tables", "comparisons", "claims", "diagrams", "latent", "figures"]
-READ += ["verdicts", "status", "report"]
+READ += ["verdicts", "status", "report", "curves"]
 ALLOWED = {
     **{m: [*PLAN[:i]] for i, m in enumerate(PLAN)},
     **{m: [*PLAN, *MODEL[:i]] for i, m in enumerate(MODEL)},
@@ -67,6 +68,7 @@ def test_imports_point_upwards(path):
         ("figures", ("torch",)),
         ("verdicts", ("torch",)),
         ("report", ("torch", "pandas")),
+        ("curves", ("torch",)),
         ("__main__", ("torch", "pandas")),
     ],
 )

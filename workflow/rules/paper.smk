@@ -5,6 +5,8 @@ localrules:
     all,
     table,
     figure,
+    curve,
+    curves,
     claims,
     report,
 
@@ -70,6 +72,22 @@ rule figure:
         f"{LOGS}/{{figure}}.log",
     shell:
         "{PYTHON:q} -m dearkd figure {wildcards.figure:q} --scale {SCALE:q} > {log:q} 2>&1"
+
+
+rule curve:
+    input:
+        lambda w: [PATHS.stage(w.run, seed, s.name) for seed in PLAN.runs[w.run].seeds for s in PLAN.runs[w.run].stages],
+    output:
+        multiext(str(PATHS.figures / "curves/{run}"), ".pdf", ".csv", ".png"),
+    log:
+        f"{LOGS}/curves/{{run}}.log",
+    shell:
+        "{PYTHON:q} -m dearkd curves {wildcards.run:q} --scale {SCALE:q} > {log:q} 2>&1"
+
+
+rule curves:
+    input:
+        [PATHS.figures / f"curves/{name}.png" for name in PLAN.runs],
 
 
 rule claims:

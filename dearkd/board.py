@@ -1,0 +1,39 @@
+"""A run's curve in TensorBoard while it trains: an option of `train`. Run layer."""
+
+from pathlib import Path
+from typing import Any
+
+from dearkd.schema import InputError
+
+
+class Board:
+    """Event files of one run and seed, both stages on one axis (step: epoch, counted from 1).
+
+    What an earlier attempt wrote after its last checkpoint is taken back: the epochs are trained again.
+    """
+
+    def __init__(self, folder: Path, curve: list[dict[str, Any]], first_epoch: int) -> None:
+        """curve: what the stage has behind it; first_epoch: the stage's first, from 1.
+
+        Raises InputError where tensorboard is not installed.
+        """
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise InputError(f"--tensorboard: {error}; install it with `pip install tensorboard`") from error
+        self.writer = SummaryWriter(str(folder), purge_step=first_epoch)
+        for entry in curve:
+            self.add(entry)
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """An epoch's line of the curve; a list is one value per layer."""
+        for name, value in entry.items():
+            if isinstance(value, list):
+                for layer, v in enumerate(value, 1):
+                    self.writer.add_scalar(f"{name}/layer {layer}", v, entry["epoch"])
+            elif name != "epoch":
+                self.writer.add_scalar(name, value, entry["epoch"])
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()
