@@ -59,6 +59,16 @@ def checkout(finished, tmp_path):
     return folder
 
 
+def test_snakemakes_own_report_has_them_with_captions_and_categories(finished):
+    snakemake("--config", "scale=smoke", "--report", "snakemake.html", "--", "all", "report", cwd=finished)
+    page = (finished / "snakemake.html").read_text()
+    whole = matrix.load("smoke")
+    for name in (*whole.tables, *whole.figures, "claims"):
+        words = (finished / f"workflow/report/{name}.rst").read_text().split()
+        assert " ".join(words[2:6]) in " ".join(page.replace("\\n", " ").split()), name
+    assert all(category in page for category in ("Tables", "Figures", "Claims"))
+
+
 def test_every_table_and_figure_is_there(finished):
     for name in matrix.load("smoke").tables:
         assert all(

@@ -25,4 +25,4 @@ def test_every_link_of_the_documentation_leads_somewhere():
 def test_everything_shown_has_its_caption_for_the_report():
     whole = matrix.load("digits")
     captions = {path.stem for path in Path("workflow/report").glob("*.rst")}
-    assert captions == {*whole.tables, *whole.figures, "claims"}
+    assert captions == {*whole.tables, *whole.figures, "claims", "shown"}
