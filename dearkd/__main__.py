@@ -73,6 +73,10 @@ def _parser() -> argparse.ArgumentParser:
     for sub in (train, verb(_evaluate, "measure a finished run on the test images", "run")):
         sub.add_argument("--seed", type=int, required=True)
         sub.add_argument("--fingerprint", default="", help="refuse when the plan has changed since the job was planned")
+    export = verb(_export, "write a finished run as a folder that timm loads, with a model card", "run")
+    export.add_argument("--seed", type=int, default=0)
+    export.add_argument("--out", type=Path, required=True, help="folder")
+    export.add_argument("--onnx", action="store_true", help="model.onnx too")
     synthesize = verb(_synthesize, "make a shard of synthetic images, or (--teacher) invert a timm CNN of your own")
     synthesize.add_argument("source", nargs="?", help="method of the matrix: deepinversion, adi, df_dearkd")
     synthesize.add_argument("--seed", type=int, default=0)
@@ -223,6 +227,14 @@ def _evaluate(args: argparse.Namespace) -> None:
     run = plan.run(args.run)
     _unchanged(args.fingerprint, run.fingerprint(run.stages[-1].name), args.run)
     jobs.evaluate(plan, run, args.seed)
+
+
+def _export(args: argparse.Namespace) -> None:
+    from dearkd import export
+
+    plan = _load(args)
+    export.export(plan, plan.run(args.run), args.seed, args.out, args.onnx)
+    print(f'timm.create_model("local-dir:{args.out}", pretrained=True)')
 
 
 def _synthesize(args: argparse.Namespace) -> int:

@@ -92,7 +92,8 @@ class DearKD(VisionTransformer):
             block.attn.rpe.set_grid(self.patch_embed.grid_size)
 
 
-def _dearkd(size: str, pretrained: bool, **kwargs: Any) -> DearKD:
+def _dearkd(size: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    """A DearKD, or with `features_only` timm's wrapper of one."""
     kwargs = {**SIZES[size], "num_heads": DEARKD_HEADS[size], **kwargs}
     return build_model_with_cfg(
         DearKD,
@@ -105,19 +106,19 @@ def _dearkd(size: str, pretrained: bool, **kwargs: Any) -> DearKD:
 
 
 @register_model
-def dearkd_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> DearKD:
+def dearkd_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """DearKD-Ti: DeiT-Ti with 12 heads instead of 3, 8 MHCA and 4 MHSA blocks; 5,717,704 parameters."""
     return _dearkd("tiny", pretrained, **kwargs)
 
 
 @register_model
-def dearkd_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> DearKD:
+def dearkd_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """DearKD-S: DeiT-S with 12 heads instead of 6; 22,050,952 parameters."""
     return _dearkd("small", pretrained, **kwargs)
 
 
 @register_model
-def dearkd_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> DearKD:
+def dearkd_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """DearKD-B: DeiT-B with 16 heads instead of 12; 86,568,040 parameters."""
     return _dearkd("base", pretrained, **kwargs)
 

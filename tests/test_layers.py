@@ -24,8 +24,19 @@ RUN = [
     "session",
     "train",
 ]
-RUN += ["throughput", "archive", "presize", "artifacts", "labels", "jobs", "synthesize", "diversity", "datafree"]
-RUN += ["describe", "fetch", "warm", "devices"]
+RUN += [
+    "throughput",
+    "archive",
+    "presize",
+    "artifacts",
+    "labels",
+    "jobs",
+    "synthesize",
+    "diversity",
+    "datafree",
+    "export",
+]
+RUN += ["export", "describe", "fetch", "warm", "devices"]
 READ = ["results", "tables", "comparisons", "claims", "diagrams", "latent", "figures"]
 READ += ["verdicts", "status", "report", "curves"]
 ALLOWED = {
