@@ -9,6 +9,7 @@ BIN := .venv/bin
 
 demo: $(BIN)/installed
 	$(BIN)/python -m dearkd warm $(BIN)/snakemake --cores $(CORES) --config scale=$(SCALE) -- all report
+	@cat results/$(SCALE)/savings.md
 	@echo "Tables: results/$(SCALE)/tables   Figures: figures/$(SCALE)   Report: results/$(SCALE)/report.html"
 
 test: $(BIN)/installed lint

@@ -110,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     verb(_warm, "run a command whose jobs share one import of torch").add_argument("command", nargs=argparse.REMAINDER)
     verb(_table, "write a table from the records", "name")
     verb(_figure, "draw a figure from the records", "name")
+    verb(_savings, "say on how many images DearKD equals the others on all, from Table 2's records")
     verb(_curves, "draw a run's training curves from its records", "run")
     verb(_claims, "judge the paper's claims on the records and on the paper's own numbers")
     verb(_report, "write one HTML page of all tables, figures, claims, costs and records")
@@ -323,6 +324,12 @@ def _figure(args: argparse.Namespace) -> None:
     if args.name not in plan.figures:
         raise InputError(unknown(args.name, plan.figures, "figure", f"scale {args.scale}"))
     figures.write(plan, args.name)
+
+
+def _savings(args: argparse.Namespace) -> None:
+    from dearkd import savings
+
+    print(savings.write(_load(args)), end="")
 
 
 def _curves(args: argparse.Namespace) -> None:

@@ -296,15 +296,40 @@ def _files(root: Path, files: Sequence[str | Path], labels: Sequence[int]) -> Im
 
 
 def _folder(data: Data) -> dict[str, Images]:
-    """root/train/<class>/*.jpg and root/val (or test)/<class>/*.jpg, ImageNet's usual layout."""
+    """root/train/<class>/*.jpg and root/val (or test)/<class>/*.jpg, ImageNet's usual layout; or root/<class>/*.jpg."""
     root = Path(data.root)
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; set `root` of the data in the scale")
+    if data.test_share:
+        return _split(root, data)
+    if not (root / "train").is_dir():
+        raise InputError(
+            f"{root}: has no train/; put the images into train/<class>/ and val/<class>/, or, with <class>/ alone, set "
+            f"test_share in the scale (0.2 holds out a fifth of each class as test images)"
+        )
     held_out = next((root / n for n in ("val", "test") if (root / n).is_dir()), root / "val")
     classes = sorted(p.name for p in (root / "train").glob("*") if p.is_dir())
     if len(classes) != data.classes:
         raise InputError(f"{root / 'train'}: {len(classes)} class folders, but the scale says classes: {data.classes}")
     return {split: _class_folders(folder, classes) for split, folder in (("train", root / "train"), ("test", held_out))}
+
+
+def _split(root: Path, data: Data) -> dict[str, Images]:
+    """root/<class>/*.jpg, a seeded share of each class held out as `test`; at least one image on either side."""
+    if (root / "train").is_dir():
+        raise InputError(f"{root}: has train/, so it is split already; take test_share out of the scale")
+    classes = sorted(p.name for p in root.glob("*") if p.is_dir())
+    if len(classes) != data.classes:
+        raise InputError(f"{root}: {len(classes)} class folders, but the scale says classes: {data.classes}")
+    images, parts = _class_folders(root, classes), {"train": [], "test": []}
+    for label, name in enumerate(classes):
+        members = numpy_generator("test", name).permutation(np.flatnonzero(images.labels == label))
+        held_out = max(1, round(len(members) * data.test_share))
+        if held_out >= len(members):
+            raise InputError(f"{root / name}: {len(members)} images are too few to hold out a share as test images")
+        parts["test"].append(members[:held_out])
+        parts["train"].append(members[held_out:])
+    return {split: images.take(np.sort(np.concatenate(chosen))) for split, chosen in parts.items()}
 
 
 def _class_folders(folder: Path, classes: list[str]) -> Images:

@@ -62,7 +62,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.steps_per_epoch == 0:
-            raise InputError(f"an epoch shows {self.draws} images, fewer than one batch of {self.batch}")
+            raise InputError(f"an epoch shows {self.draws} images, fewer than one batch of {self.batch}; lower `batch`")
         if self.groups % self.processes:
             raise InputError(
                 f"{self.processes} processes cannot share {self.groups} micro-batches evenly; "

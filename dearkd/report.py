@@ -76,6 +76,7 @@ def write(plan: Plan) -> Path:
         tables=[_table(plan, name, table.title) for name, table in plan.tables.items()],
         figures=[_figure(plan, name, figure.title) for name, figure in plan.figures.items()],
         claims=_claims(plan),
+        savings=_savings(plan),
         spent=[spent for kind, of in jobs.items() if (spent := _spent(kind, of)).jobs],
         runs=runs,
         commits=_counted(r["git"]["sha"] or "no commit" for r in records),
@@ -135,6 +136,11 @@ def _claims(plan: Plan) -> Shown | None:
     folded = Markup("<details><summary>Each claim, and where the paper contradicts itself</summary>{}</details>")
     body = _image(figure, "margins of the claims") + folded.format(_html(page.replace("\n## ", "\n### ")))
     return Shown("claims", "The paper's claims", _caption("claims"), body, (("csv", "claims.csv"), ("md", "claims.md")))
+
+
+def _savings(plan: Plan) -> list[str]:
+    path = plan.paths.results / "savings.md"
+    return path.read_text().splitlines() if path.is_file() else []
 
 
 def _trained(plan: Plan, run: Run) -> Trained:

@@ -39,6 +39,8 @@ class Data:
     """What is asked of `digits`; `data.TASKS` says how each is made. All have the same images in train and in test."""
     order: Literal["shuffled", "first"] = "shuffled"
     """How a fraction picks images per class: seeded and nested, or the first files as ConViT does."""
+    test_share: float = 0.0
+    """Of a folder without train/: share of each class that is held out as test images."""
     presize: int = 0
     """Shorter side in pixels of a copy that training reads in place of the files; 0: none. An approximation."""
 
@@ -47,6 +49,8 @@ class Data:
             raise InputError(f"presize {self.presize} is smaller than image_size {self.image_size}; 0 turns it off")
         if self.presize and self.kind not in IN_FILES:
             raise InputError(f"presize is for data sets of image files, and {self.kind} is none; 0 turns it off")
+        if self.classes < 2:
+            raise InputError(f"classes: {self.classes}; a classifier needs at least 2")
         for name in ("mean", "std"):
             values = getattr(self, name)
             if len(values) != self.channels:

@@ -7,6 +7,7 @@ localrules:
     figure,
     curve,
     curves,
+    savings,
     claims,
     report,
 
@@ -30,6 +31,7 @@ def caption(name):
 
 TABLES = {name: PATHS.results / f"tables/{name}.md" for name in PLAN.tables}
 FIGURES = {name: PATHS.figures / f"{name}.png" for name in PLAN.figures}
+SAVINGS = [PATHS.results / "savings.md"] if "table2" in PLAN.tables else []
 CLAIMS = [PATHS.results / "claims.md"] if PLAN.tables else []
 
 
@@ -38,6 +40,7 @@ rule all:
     input:
         TABLES.values(),
         FIGURES.values(),
+        SAVINGS,
         CLAIMS,
 
 
@@ -97,6 +100,17 @@ rule curves:
         [PATHS.figures / f"curves/{name}.png" for name in PLAN.runs],
 
 
+rule savings:
+    input:
+        metrics_of("table2") if SAVINGS else [],
+    output:
+        PATHS.results / "savings.md",
+    log:
+        f"{LOGS}/savings.log",
+    shell:
+        "{PYTHON:q} -m dearkd savings --scale {SCALE:q} > {log:q} 2>&1"
+
+
 rule claims:
     input:
         metrics_of(*PLAN.tables) + diversity_of(*PLAN.tables) + architectures_of(*PLAN.tables),
@@ -119,6 +133,7 @@ rule report:
     input:
         TABLES.values(),
         FIGURES.values(),
+        SAVINGS,
         CLAIMS,
     output:
         PATHS.results / "report.html",
