@@ -5,7 +5,7 @@ SCALE ?= demo
 CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 BIN := .venv/bin
 
-.PHONY: demo test bench lint lock clean
+.PHONY: demo test bench notebooks lint lock clean
 
 demo: $(BIN)/installed
 	$(BIN)/python -m dearkd warm $(BIN)/snakemake --cores $(CORES) --config scale=$(SCALE) -- all report
@@ -17,6 +17,12 @@ test: $(BIN)/installed lint
 
 bench: $(BIN)/installed
 	$(BIN)/python -m benchmarks
+
+# Executes them on the committed records of `digits` and leaves the outputs in them.
+notebooks: $(BIN)/installed
+	$(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --inplace \
+		--ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+	@echo "Open them with: $(BIN)/jupyter lab notebooks"
 
 lint: $(BIN)/installed
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """Measuring a model: predictions, top-1 and top-5, and the average attention distance of Figure 4. Run layer."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from jaxtyping import Float, Int
@@ -38,25 +38,31 @@ def attention_distance(
 ) -> Float[Tensor, "layers heads"]:
     """Average distance in patches between a query and what it attends to (Figure 4, Sec. 3.2).
 
-    For each layer and head: sum over keys of attention times distance, mean over patch queries and images. Class and
-    distillation tokens are left out as queries and keys, attention being renormalised over patches. Each layer is
-    given its own input. Uniform attention on a 14 x 14 grid gives 7.281 patches.
+    For each layer and head: sum over keys of attention times distance, mean over patch queries and images. Uniform
+    attention on a 14 x 14 grid gives 7.281 patches.
     """
-    training = model.training
-    model.eval()
     rows, columns = model.patch_embed.grid_size
     positions = torch.cartesian_prod(torch.arange(float(rows)), torch.arange(float(columns))).to(images.device)
     apart = torch.cdist(positions, positions)
+    return torch.stack([(layer * apart).sum(-1).mean((0, 2)) for layer in attention_maps(model, images)])
+
+
+@torch.no_grad()
+def attention_maps(
+    model: VisionTransformer, images: Float[Tensor, "batch rgb height width"]
+) -> Iterator[Float[Tensor, "batch heads patches patches"]]:
+    """What each patch (rows) attends to, layer by layer, each given its own input; one layer at a time is in memory.
+
+    Class and distillation tokens are left out as queries and keys, attention being renormalised over patches.
+    """
+    training = model.training
+    model.eval()
     x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
-    distances = []
     for block in model.blocks:
-        attention = _logits(block.attn, block.norm1(x))[
-            :, :, model.num_prefix_tokens :, model.num_prefix_tokens :
-        ].softmax(-1)
-        distances.append((attention * apart).sum(-1).mean((0, 2)))
+        logits = _logits(block.attn, block.norm1(x))
+        yield logits[:, :, model.num_prefix_tokens :, model.num_prefix_tokens :].softmax(-1)
         x = block(x)
     model.train(training)
-    return torch.stack(distances)
 
 
 def _logits(attention: nn.Module, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch heads tokens tokens"]:

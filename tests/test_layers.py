@@ -38,7 +38,7 @@ RUN += [
 ]
 RUN += ["export", "describe", "fetch", "warm", "devices"]
 READ = ["results", "tables", "comparisons", "claims", "diagrams", "latent", "figures"]
-READ += ["verdicts", "status", "savings", "report", "curves"]
+READ += ["verdicts", "status", "savings", "report", "curves", "heads"]
 ALLOWED = {
     **{m: [*PLAN[:i]] for i, m in enumerate(PLAN)},
     **{m: [*PLAN, *MODEL[:i]] for i, m in enumerate(MODEL)},

@@ -10,6 +10,8 @@ localrules:
     savings,
     claims,
     report,
+    notebook,
+    notebooks,
 
 
 def figure_inputs(wildcards):
@@ -141,6 +143,24 @@ rule report:
         f"{LOGS}/report.log",
     shell:
         "{PYTHON:q} -m dearkd report --scale {SCALE:q} > {log:q} 2>&1"
+
+
+rule notebook:
+    input:
+        notebook="notebooks/{notebook}.ipynb",
+        shown=[*TABLES.values(), *FIGURES.values()],
+    output:
+        PATHS.results / "notebooks/{notebook}.html",
+    log:
+        f"{LOGS}/notebooks/{{notebook}}.log",
+    shell:
+        "DEARKD_SCALE={SCALE:q} PYTHONPATH={workflow.basedir:q} {PYTHON:q} -m nbconvert --to html --execute {input.notebook:q}"
+        " --output-dir {PATHS.results:q}/notebooks > {log:q} 2>&1"
+
+
+rule notebooks:
+    input:
+        [PATHS.results / f"notebooks/{path.stem}.html" for path in sorted(Path("notebooks").glob("*.ipynb"))],
 
 
 for _name, _path in (TABLES | FIGURES).items():
