@@ -5,7 +5,7 @@ SCALE ?= demo
 CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 BIN := .venv/bin
 
-.PHONY: demo test bench notebooks lint lock clean
+.PHONY: demo test bench notebooks docs lint lock clean
 
 demo: $(BIN)/installed
 	$(BIN)/python -m dearkd warm $(BIN)/snakemake --cores $(CORES) --config scale=$(SCALE) -- all report
@@ -23,6 +23,10 @@ notebooks: $(BIN)/installed
 	$(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --inplace \
 		--ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 	@echo "Open them with: $(BIN)/jupyter lab notebooks"
+
+# Into site/, readable without a server; `.venv/bin/mkdocs serve` shows changes as they are made.
+docs: $(BIN)/installed
+	$(BIN)/mkdocs build --strict
 
 lint: $(BIN)/installed
 	$(BIN)/ruff check .
@@ -44,4 +48,4 @@ lock:
 		-o requirements.lock
 
 clean:
-	rm -rf checkpoints logs .snakemake results/smoke figures/smoke results/demo figures/demo
+	rm -rf site checkpoints logs .snakemake results/smoke figures/smoke results/demo figures/demo
