@@ -77,9 +77,9 @@ def test_every_module_has_a_page_with_its_functions(site):
 
 
 def defined(path):
-    """Public functions and classes of a module, without importing it."""
-    kinds = (ast.FunctionDef, ast.ClassDef)
-    return [n.name for n in ast.parse(path.read_text()).body if isinstance(n, kinds) and not n.name.startswith("_")]
+    """Public functions and classes of a module that have a docstring, without importing it."""
+    found = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+    return [n.name for n in found if not n.name.startswith("_") and ast.get_docstring(n)]
 
 
 def test_figures_on_the_site_are_the_committed_ones(site):
