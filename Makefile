@@ -9,7 +9,7 @@ BIN := .venv/bin
 
 demo: $(BIN)/installed
 	$(BIN)/python -m dearkd warm $(BIN)/snakemake --cores $(CORES) --config scale=$(SCALE) -- all report
-	@cat results/$(SCALE)/savings.md
+	@cat results/$(SCALE)/savings.md 2>/dev/null || true
 	@echo "Tables: results/$(SCALE)/tables   Figures: figures/$(SCALE)   Report: results/$(SCALE)/report.html"
 
 test: $(BIN)/installed lint
