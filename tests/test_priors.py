@@ -166,5 +166,8 @@ def test_statistics_and_their_gradient_do_not_depend_on_the_memory_format():
         found.append((value, gradient))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
-    rows = torch.randn(2, 6, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(priors._Moments.apply, rows)
+    images = torch.randn(4, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: priors._Moments.apply(x, 2), images)
+    mean, variance = priors._Moments.apply(images, 2)
+    alone = images.unflatten(0, (2, 2)).transpose(1, 2).flatten(2)
+    torch.testing.assert_close((variance, mean), torch.var_mean(alone, dim=2, correction=0))
