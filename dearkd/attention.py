@@ -214,7 +214,8 @@ class MHCA(Attention):
                 "rpe.path: folded cannot drop single elements of the bias; take drop_mode query, key or head"
             )
         # on a CPU a bias that does not learn costs a fused kernel 5 %, the fold 40: four dimensions more of every head
-        fixed = knobs.path == "auto" and not torch.is_grad_enabled() and self.qkv.weight.device.type == "cpu"
+        learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.rpe.parameters())
+        fixed = knobs.path == "auto" and not learns and self.qkv.weight.device.type == "cpu"
         return knobs.path == "dense" or elementwise or fixed
 
     def _dropped_bias(self) -> Float[Tensor, "heads tokens tokens"]:
@@ -227,7 +228,7 @@ class MHCA(Attention):
         if not self.training or knobs.drop == 0 or knobs.drop_mode == "none":
             return bias
         if knobs.drop_mode == "element":
-            return F.dropout(bias, knobs.drop)
+            return dropped_entries(bias, knobs.drop)
         kept = self._mask(1, bias)[0]
         return bias * (kept.transpose(-2, -1) if knobs.drop_mode == "key" else kept)
 
@@ -261,17 +262,34 @@ class MHCA(Attention):
         extra = query.shape[-1]
         q = torch.cat([q, query.to(q.dtype).expand(*q.shape[:3], extra)], -1)
         k = torch.cat([k, key.to(k.dtype).expand(*k.shape[:3], extra)], -1)
+        if q.requires_grad and drop == 0 and q.device.type == "cpu":
+            return SharedBiasAttention.apply(q, k, v, None, self.scale)
         # padded to the same width: kernels need equal head dimensions (CPU, 197 tokens: 8.5 against 33 ms)
         out = F.scaled_dot_product_attention(q, k, F.pad(v, (0, extra)), None, drop, scale=self.scale)
         return out[..., : self.head_dim]
 
 
-class SharedBiasAttention(torch.autograd.Function):
-    """softmax(scale q kᵀ + bias) v, where the whole batch shares the bias and its gradient; fp32 on a CPU.
+def dropped_entries(x: Float[Tensor, "*shape"], p: float) -> Float[Tensor, "*shape"]:
+    """Inverted dropout of single numbers, `p` rounded to 1/65536 where there are many on a CPU.
 
-    PyTorch has no fused kernel on a CPU once the bias learns: 8 images of 197 tokens and 12 heads of 16 take
-    `scaled_dot_product_attention` 48 ms forward and backward, this 25, and attention without a bias 15. Both keep the
-    probabilities; everything else is made image by image and stays in the cache.
+    There 16 random bits decide on each: 12 x 197 x 197 of them and their gradient take 1.5 ms on one thread,
+    `F.dropout` 3.4.
+    """
+    if x.device.type != "cpu" or x.numel() < SharedBiasAttention.SMALL:
+        return F.dropout(x, p)
+    bound = round(p * 2**16)
+    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    kept = draws[: x.numel()].view(x.shape) >= bound - 2**15
+    return x * kept.to(x.dtype).mul_(2**16 / (2**16 - bound))
+
+
+class SharedBiasAttention(torch.autograd.Function):
+    """softmax(scale q kᵀ + bias) v, where the whole batch shares the bias and its gradient; for training on a CPU.
+
+    There PyTorch has no fused kernel once the bias learns: 8 images of 197 tokens and 12 heads of 16 take
+    `scaled_dot_product_attention` 48 ms forward and backward, this 23, and attention without a bias 15. Both keep the
+    probabilities; everything else is made image by image and stays in the cache. Without a bias, with the fold in q and
+    k, it takes 21, and the fused kernel, for which v must be as wide as they are, 23.
     """
 
     SMALL = 2**16
@@ -282,27 +300,45 @@ class SharedBiasAttention(torch.autograd.Function):
         ctx: Any,
         q: Float[Tensor, "batch heads tokens dim"],
         k: Float[Tensor, "batch heads tokens dim"],
-        v: Float[Tensor, "batch heads tokens dim"],
-        bias: Float[Tensor, "heads tokens tokens"],
+        v: Float[Tensor, "batch heads tokens value_dim"],
+        bias: Float[Tensor, "heads tokens tokens"] | None,
         scale: float,
-    ) -> Float[Tensor, "batch heads tokens dim"]:
-        p, out = q.new_empty(*q.shape[:3], k.shape[2]), torch.empty_like(v)
-        ctx.parts = [slice(None)] if bias.numel() < SharedBiasAttention.SMALL else range(len(q))
-        for i in ctx.parts:
-            torch.softmax((q[i] * scale @ k[i].mT).add_(bias), -1, out=p[i])
-            out[i] = p[i] @ v[i]
+    ) -> Float[Tensor, "batch heads tokens value_dim"]:
+        ctx.shapes, ctx.scale, ctx.has_bias = (q.shape, k.shape, v.shape), scale, bias is not None
+        parts = 1 if q.shape[1] * q.shape[2] * k.shape[2] < SharedBiasAttention.SMALL else len(q)
+        q, k, v = (x.reshape(parts, -1, *x.shape[2:]) for x in (q, k, v))
+        p, out = q.new_empty(*q.shape[:3], k.shape[2]), v.new_empty(v.shape)
+        for i in range(parts):
+            logits = _apart(p[i], parts)
+            torch.bmm(q[i] * scale, k[i].mT, out=logits)
+            if bias is not None:
+                logits.unflatten(0, (-1, len(bias))).add_(bias)
+            torch.softmax(logits, -1, out=p[i])
+            torch.bmm(p[i], v[i], out=out[i])
         ctx.save_for_backward(q, k, v, p)
-        ctx.scale = scale
-        return out
+        return out.view(ctx.shapes[2])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, p = ctx.saved_tensors
-        d_q, d_k, d_v, d_bias = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), torch.zeros_like(p[0])
-        for i in ctx.parts:
-            d_logits = torch.ops.aten._softmax_backward_data(grad[i] @ v[i].mT, p[i], -1, p.dtype)
-            d_bias += d_logits if d_logits.shape == d_bias.shape else d_logits.sum(0)
-            d_q[i] = (d_logits @ k[i]).mul_(ctx.scale)
-            d_k[i] = (d_logits.mT @ q[i]).mul_(ctx.scale)
-            d_v[i] = p[i].mT @ grad[i]
-        return d_q, d_k, d_v, d_bias, None
+        heads, grad = ctx.shapes[0][1], grad.reshape(v.shape)
+        d_q, d_k, d_v = (x.new_empty(x.shape) for x in (q, k, v))
+        d_logits, d_bias = torch.empty_like(p[0]), p.new_zeros(heads, *p.shape[2:]) if ctx.has_bias else None
+        d_p = _apart(d_logits, len(p))
+        for i in range(len(p)):
+            torch.bmm(grad[i], v[i].mT, out=d_p)
+            torch.ops.aten._softmax_backward_data.out(d_p, p[i], -1, p.dtype, grad_input=d_logits)
+            if d_bias is not None:
+                d_bias += d_logits if len(d_logits) == heads else d_logits.unflatten(0, (-1, heads)).sum(0)
+            torch.bmm(d_logits, k[i], out=d_q[i]).mul_(ctx.scale)
+            torch.bmm(d_logits.mT, q[i], out=d_k[i]).mul_(ctx.scale)
+            torch.bmm(p[i].mT, grad[i], out=d_v[i])
+        return *(d.view(shape) for d, shape in zip((d_q, d_k, d_v), ctx.shapes, strict=True)), d_bias, None
+
+
+def _apart(result: Tensor, parts: int) -> Tensor:
+    """Where a softmax reads what it turns into `result`: there, when it is large, which saves a pass over memory.
+
+    With rows of 17 numbers reading and writing in one place takes twice as long: loads wait for the stores before them.
+    """
+    return result if parts > 1 else torch.empty_like(result)

@@ -165,6 +165,8 @@ class Rpe:
     path: Literal["auto", "dense", "folded"] = "auto"
 
     def __post_init__(self) -> None:
+        if not 0 <= self.drop < 1:
+            raise InputError(f"rpe.drop is {self.drop}; it is the share of entries dropped, from 0 to less than 1")
         if self.per_sample and self.drop_mode == "element":
             raise InputError(
                 "rpe.per_sample needs drop_mode query, key or head: element would store "

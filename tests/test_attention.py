@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dearkd.attention import MHCA, QuadraticBias, SharedBiasAttention, head_centres
+from dearkd.attention import MHCA, QuadraticBias, SharedBiasAttention, dropped_entries, head_centres
 from dearkd.schema import InputError
 from dearkd.spec import Rpe
 
@@ -150,6 +150,8 @@ def test_the_gradient_of_a_shared_bias_is_that_of_autograd(small, monkeypatch):
     q, k, v, bias = inputs
     expected = F.scaled_dot_product_attention(q, k, v, bias[None], scale=0.5)
     torch.testing.assert_close(SharedBiasAttention.apply(q, k, v, bias, 0.5), expected)
+    q, k = (torch.randn(3, 2, 5, 6, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(lambda *x: SharedBiasAttention.apply(*x, None, 0.5), (q, k, v))
 
 
 def test_nine_heads_express_any_3x3_convolution():
@@ -187,6 +189,21 @@ def test_element_dropout_zeroes_entries_of_the_bias_and_shares_the_mask():
     assert torch.equal(layer.eval()._dropped_bias(), dense)
 
 
+@pytest.mark.parametrize("side", [4, 200])  # torch's own dropout, and 16 bits a number
+def test_dropped_entries_keep_the_mean_and_the_gradient_of_what_is_kept(side):
+    torch.manual_seed(0)
+    x = torch.ones(12, side, side, requires_grad=True)
+    dropped = dropped_entries(x, 0.1)
+    assert dropped.unique().tolist() == [0.0, pytest.approx(1 / 0.9, rel=1e-4)]
+    share = (dropped == 0).double().mean().item()
+    assert abs(share - 0.1) < 5 * math.sqrt(0.09 / x.numel()), "five standard deviations of a share of 0.1"
+    dropped.sum().backward()
+    assert torch.equal(x.grad, dropped.detach())
+    torch.manual_seed(0)
+    assert torch.equal(dropped_entries(x, 0.1), dropped)
+    assert not torch.equal(dropped_entries(x, 0.1), dropped)
+
+
 @pytest.mark.parametrize("mode", ["query", "key", "head"])
 def test_factored_dropout_is_the_same_on_both_paths(mode):
     torch.manual_seed(0)
@@ -213,6 +230,8 @@ def test_per_sample_dropout_differs_between_images():
 
 
 def test_refusals():
+    with pytest.raises(InputError, match=r"rpe.drop is 1.0"):
+        Rpe(drop=1.0)
     with pytest.raises(InputError, match="per_sample needs drop_mode"):
         Rpe(per_sample=True)
     with pytest.raises(InputError, match=r"rpe.path: folded cannot drop single elements"):
