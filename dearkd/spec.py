@@ -51,6 +51,9 @@ class Data:
             raise InputError(f"presize is for data sets of image files, and {self.kind} is none; 0 turns it off")
         if self.classes < 2:
             raise InputError(f"classes: {self.classes}; a classifier needs at least 2")
+        for name in ("test_share", "label_noise"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it is a share of the images, from 0 to less than 1")
         for name in ("mean", "std"):
             values = getattr(self, name)
             if len(values) != self.channels:
@@ -125,6 +128,8 @@ class Training:
     augment: Augment = dataclasses.field(default_factory=Augment)
 
     def __post_init__(self) -> None:
+        if min(self.batch, self.micro_batch, self.epochs) < 1 or self.lr <= 0:
+            raise InputError("batch, micro_batch and epochs must be at least 1, and lr above 0")
         if self.batch % self.micro_batch:
             raise InputError(f"batch {self.batch} is no multiple of micro_batch {self.micro_batch}")
         if not 0 <= self.stage1_epochs <= self.epochs:
