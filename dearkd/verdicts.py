@@ -121,7 +121,7 @@ def _table(heads: list[str], rows: list[list[str]]) -> list[str]:
 
 WIDTH, ROW = 7.4, 0.185
 """Inches: the figure's width, a row's height."""
-STATEMENT, HERE, PAPER = (0, -225), (1, 6), (1, 78)
+STATEMENT, INSIDE, HERE, PAPER = (0, -225), (0, 6), (1, 6), (1, 78)
 """Where the texts beside the axes start: left or right edge, and points from it."""
 
 
@@ -172,13 +172,15 @@ def _panel(ax: Axes, rows: pd.DataFrame) -> None:
 
 
 def _row(ax: Axes, y: int, claim: Any) -> None:
-    """A claim's statement, margins and verdicts; our margin is left out where it is no accuracy and the paper's is."""
+    """A claim's statement, margins and verdicts; our margin is a text where it is in another unit than the paper's."""
     colour, marker, words = MARKS[claim.verdict]
     statement = re.sub(r" \([^()]*\)$", "", claim.statement)  # the paper's number, which stands in the row
     ax.axhline(y, color=plt.rcParams["grid.color"], linewidth=plt.rcParams["grid.linewidth"])
     if claim.unit == claim.paper_unit and claim.verdict != NOT_MEASURED:
         bar = None if math.isnan(claim.low) else [[claim.margin - claim.low], [claim.high - claim.margin]]
         ax.errorbar(claim.margin, y, xerr=bar, color=colour, marker=marker, markersize=4.5, linewidth=1.2)
+    elif claim.verdict != NOT_MEASURED:
+        _aside(ax, y, INSIDE, f"{claim.margin:+.2f} {claim.unit}", color=words)
     ax.plot(
         claim.paper_margin, y, color="0.35", marker="D", markersize=4, markerfacecolor="none", linestyle="", zorder=3
     )
