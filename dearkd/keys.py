@@ -37,6 +37,7 @@ def seed_cpu(*parts: object) -> None:
 
 
 def seed_all(*parts: object) -> None:
-    """As `seed_cpu`, and torch's generators on every device (dropout)."""
+    """As `seed_cpu`, and torch's generators on every GPU (dropout)."""
     seed_cpu(*parts)
-    torch.manual_seed(key_of(*parts))
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(key_of(*parts))
