@@ -37,6 +37,7 @@ def needs(plan: Plan) -> Iterator[Need]:
     for name, data in plan.scale.data.items():
         yield _data_set(name, data)
     sought = [(t.model, t.weights) for t in plan.scale.teachers.values() if t.training is None]
+    sought += [(t.model, t.start.removeprefix("timm")) for t in plan.scale.teachers.values() if t.start]
     sought += [(p.model, p.weights) for p in plan.pretrained.values()]
     for model, weights in dict.fromkeys(sought):
         yield _weights(model, weights)

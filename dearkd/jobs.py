@@ -168,6 +168,9 @@ def _gather(plan: Plan, run: Run, seed: int, stage: Stage) -> tuple[Work, dict[s
     if run.initial:
         pretrained, initial_record = trained_student(plan, plan.run(run.initial), seed)
         initial = pretrained.state_dict()
+    elif stage.model.start:
+        initial = teachers.start(stage.model)
+        initial_record = {"run": stage.model.start, "weights_sha256": teachers.state_sha256(initial)}
     previous, previous_record = _previous(plan, run, seed, stage)
     decisions, decisions_record = labels.read(plan, stage, seed, images_sha)
     work = Work(

@@ -196,12 +196,15 @@ def _initialise(net: nn.Module, init: str, seed: int) -> None:
                 block.attn.qkv.weight[-net.embed_dim :] = torch.eye(net.embed_dim)
 
 
-def adopt(student: VisionTransformer, weights: Mapping[str, Tensor]) -> None:
+def adopt(student: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Take over the weights of a trained student but for its classifiers; positions are resampled to its own grid.
 
-    timm's bicubic resampling, as DeiT fine-tunes at another resolution.
+    timm's bicubic resampling, as DeiT fine-tunes at another resolution. A CNN takes over all that it is given.
     """
     own = student.state_dict()
+    if not isinstance(student, VisionTransformer):
+        student.load_state_dict({**own, **weights})
+        return
     kept = {k: v for k, v in weights.items() if not k.startswith(("head.", "head_dist."))}
     kept["pos_embed"] = resample_abs_pos_embed(
         kept["pos_embed"], list(student.patch_embed.grid_size), num_prefix_tokens=student.num_prefix_tokens

@@ -171,7 +171,7 @@ def teacher(scale: Scale, name: str) -> Stages:
     stage = _stage(
         scale,
         "I",
-        Model(name=spec.model, args=freeze(args), init="timm"),
+        Model(name=spec.model, args=freeze(args), init="timm", start=spec.start),
         100,
         REAL,
         losses=(("ce", 1.0),),

@@ -218,6 +218,18 @@ class Teacher:
     """Expected sha256 over names and values of weights from elsewhere, `state_sha256` in a record; empty: any."""
     training: Training | None = None
     """Set: the workflow trains it, on all training images, with seed 0."""
+    start: str = ""
+    """Weights from which that training starts, the classifier being new: `timm` for those of its tag, or a local file;
+    empty: none."""
+
+    def __post_init__(self) -> None:
+        if self.training is not None and self.weights:
+            raise InputError(
+                f"teacher {self.model} has weights and training; name weights that its training starts from `start`, "
+                f"or set training: null"
+            )
+        if self.start and self.training is None:
+            raise InputError(f"teacher {self.model} has start but no training; weights as they are stand in `weights`")
 
 
 @spec
@@ -329,6 +341,8 @@ class Model:
     """deit: as DeiT's code. fan_in: for narrow students, see `Student.init`. timm: as timm does (CNNs)."""
     stem_stride: int = 0
     """Stride of a CNN's first convolution, where it is not timm's: 1 keeps the side of images of a dozen pixels."""
+    start: str = ""
+    """Weights that a CNN's training starts from, see `Teacher.start`."""
 
 
 @spec

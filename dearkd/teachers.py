@@ -5,7 +5,7 @@ and must reach its published accuracy before anything learns from it. Model laye
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,15 +130,7 @@ def build(teacher: spec.Teacher, data: spec.Data, weights: Path | None = None, s
     elif weights is None and teacher.weights:
         weights = Path(teacher.weights)
     args = {**dict(teacher.args), "in_chans": data.channels, "num_classes": data.classes}
-    try:
-        net = timm.create_model(teacher.model, pretrained=weights is None, **args)
-    except RuntimeError as error:
-        raise InputError(f"teacher {teacher.model}: {' '.join(str(error).split())}") from None
-    except OSError:
-        raise InputError(
-            f"teacher {teacher.model}: its weights are not on this machine and the hub cannot be reached; run "
-            f"`python -m dearkd fetch` for this scale where there is internet, or set `weights` to a local file"
-        ) from None
+    net = _create(teacher.model, weights is None, args, "weights")
     if weights is not None:
         load_weights(net, weights, rename)
     if teacher.sha256 and teacher.training is None and weights_sha256(net) != teacher.sha256:
@@ -154,6 +146,32 @@ def build(teacher: spec.Teacher, data: spec.Data, weights: Path | None = None, s
         # timm adds a first layer's weights up for grey images, so what it wants of them is the channels' average.
         own = tuple(tuple(m) if len(m) == data.channels else (sum(m) / len(m),) for m in moments)
     return Teacher(net, stages, (data.mean, data.std), own)
+
+
+def start(model: spec.Model) -> dict[str, Tensor]:
+    """Weights from which a CNN's training starts (`spec.Teacher.start`), without its classifier.
+
+    Raises InputError as `build`.
+    """
+    net = _create(model.name, model.start == "timm", dict(model.args), "start")
+    names = net.pretrained_cfg["classifier"]
+    classifier = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
+    if model.start != "timm":
+        load_weights(net, Path(model.start), but=classifier)
+    return {name: value for name, value in net.state_dict().items() if not name.startswith(classifier)}
+
+
+def _create(name: str, pretrained: bool, args: dict[str, Any], key: str) -> nn.Module:
+    """A network of timm, with the weights of its tag where `pretrained`; errors name the `key` that takes a file."""
+    try:
+        return timm.create_model(name, pretrained=pretrained, **args)
+    except RuntimeError as error:
+        raise InputError(f"teacher {name}: {' '.join(str(error).split())}") from None
+    except OSError:
+        raise InputError(
+            f"teacher {name}: its weights are not on this machine and the hub cannot be reached; run "
+            f"`python -m dearkd fetch` for this scale where there is internet, or set `{key}` to a local file"
+        ) from None
 
 
 def pretrained_cfg(model: str) -> Any:
@@ -172,16 +190,23 @@ def _renormalisation(given: Moments, own: Moments) -> tuple[Tensor, Tensor]:
 
 def weights_sha256(net: nn.Module) -> str:
     """sha256 over names and values of a network's state."""
+    return state_sha256(net.state_dict())
+
+
+def state_sha256(state: Mapping[str, Tensor]) -> str:
+    """sha256 over names and values."""
     digest = hashlib.sha256()
-    for name, value in sorted(net.state_dict().items()):
+    for name, value in sorted(state.items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
-def load_weights(net: nn.Module, path: Path, rename: Callable[[str], str] | None = None) -> None:
+def load_weights(
+    net: nn.Module, path: Path, rename: Callable[[str], str] | None = None, but: tuple[str, ...] = ()
+) -> None:
     """Load a state dict strictly, from safetensors or a plain tensor file; nothing is ever unpickled.
 
-    `rename` turns the file's names into the network's.
+    `rename` turns the file's names into the network's. Names that begin as one of `but` are left as they are.
     Raises InputError naming the file when it is missing, cut short, a pickle that runs code, or of another network.
     """
     try:
@@ -203,7 +228,7 @@ def load_weights(net: nn.Module, path: Path, rename: Callable[[str], str] | None
     state = clean_state_dict(next((state[k] for k in ("state_dict_ema", "model", "state_dict") if k in state), state))
     if rename is not None:
         state = {rename(name): value for name, value in state.items()}
-    own = net.state_dict()
+    own, state = ({k: v for k, v in s.items() if not k.startswith(but)} for s in (net.state_dict(), state))
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shapes = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
     if missing or extra or shapes:
@@ -212,4 +237,4 @@ def load_weights(net: nn.Module, path: Path, rename: Callable[[str], str] | None
             f"{path}: weights of another network ({len(missing)} names missing, {len(extra)} unknown, "
             f"{len(shapes)} of another shape, for example {example})"
         )
-    net.load_state_dict(state)
+    net.load_state_dict(state, strict=not but)

@@ -9,14 +9,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import timm
+import torch
 import yaml
 from conftest import PROJECT, copy_project
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from dearkd import data, jobs, matrix, record, savings
+from dearkd import data, fetch, jobs, matrix, record, savings
 from dearkd.matrix import load_scale
 from dearkd.schema import InputError
+from dearkd.spec import Teacher, Training
 
 MINE = """
 extends: custom
@@ -90,6 +92,46 @@ def test_a_cnn_with_weights_of_ones_own_teaches(folder):
     save_file(timm.create_model("resnet10t", num_classes=5).state_dict(), "cnn.safetensors")
     with pytest.raises(InputError, match=r"cnn\.safetensors.*fc"):
         jobs.teacher(whole, "main")
+
+
+def test_a_cnn_is_fine_tuned_from_weights_of_another_task(folder):
+    """After a stage of three epochs at no rate to speak of, everything but the new classifier is where it started."""
+    torch.manual_seed(0)
+    net = timm.create_model("resnet10t", num_classes=5)
+    save_file(net.state_dict(), "elsewhere.safetensors")
+    values = yaml.safe_load(Path("mine.yaml").read_text())
+    values["teachers"]["main"] |= {"start": "elsewhere.safetensors"}
+    values["teachers"]["main"]["training"] |= {"lr": 1e-9, "weight_decay": 0.0}
+    Path("mine.yaml").write_text(yaml.safe_dump(values))
+    whole = matrix.load("mine.yaml")
+    jobs.subset(whole, "main")
+    jobs.train(whole, whole.runs["teacher-main"], 0, "I")
+    trained = load_file(whole.paths.state("teacher-main", 0, "I") / "student.safetensors")
+    for name, parameter in net.named_parameters():
+        if name.startswith("fc."):
+            assert len(trained[name]) == 3
+        else:
+            torch.testing.assert_close(trained[name], parameter.detach(), rtol=0, atol=1e-3)
+    started = record.read(whole.paths.stage("teacher-main", 0, "I"))["initial"]
+    assert started["run"] == "elsewhere.safetensors" and len(started["weights_sha256"]) == 64
+    missing = [need.name for need in fetch.needs(whole) if need.missing]
+    Path("elsewhere.safetensors").unlink()
+    assert [n.name for n in fetch.needs(whole) if n.missing] == [*missing, "weights resnet10t"]
+    with pytest.raises(InputError, match=r"elsewhere\.safetensors: weights are missing"):
+        jobs.train(whole, whole.runs["teacher-main"], 1, "I")
+    save_file({"conv1.weight": torch.zeros(2)}, "elsewhere.safetensors")
+    with pytest.raises(InputError, match=r"elsewhere\.safetensors: weights of another network"):
+        jobs.train(whole, whole.runs["teacher-main"], 1, "I")
+
+
+def test_what_weights_and_start_are_for_is_said():
+    training = Training(epochs=2, stage1_epochs=2)
+    with pytest.raises(
+        InputError, match="has weights and training; name weights that its training starts from `start`"
+    ):
+        Teacher(model="resnet10t", top1=50.0, weights="cnn.safetensors", training=training)
+    with pytest.raises(InputError, match="has start but no training"):
+        Teacher(model="resnet10t", top1=50.0, start="timm")
 
 
 def test_the_test_images_are_a_share_of_each_class_and_stay_the_same(folder, images):
