@@ -33,7 +33,7 @@ class Work:
     """Everything a stage needs beside its spec: images, teacher, machine and where to save.
 
     previous: final state of the stage before, whose weights, moments and schedule this one continues.
-    initial: weights of a finished student, from which fine-tuning starts.
+    initial: weights of a finished student or of a CNN, from which fine-tuning starts.
     decisions: the teacher's, computed ahead; None where it is asked.
     save_seconds: longest time between two checkpoints; 0 saves at every step.
     tensorboard: folder for event files of this run and seed.
