@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> list[Result]:
 
 
 def _result(name: str, ours: Callable[[], object], peer: Callable[[], object], target: float, peer_name: str) -> Result:
-    mine, theirs = in_turns(ours, peer, rounds=15)
+    mine, theirs = in_turns(ours, peer, rounds=61)
     middle, low, high = ratio(mine, theirs, "time")
     return Result(
         name=name,

@@ -262,8 +262,6 @@ class MHCA(Attention):
         extra = query.shape[-1]
         q = torch.cat([q, query.to(q.dtype).expand(*q.shape[:3], extra)], -1)
         k = torch.cat([k, key.to(k.dtype).expand(*k.shape[:3], extra)], -1)
-        if q.requires_grad and drop == 0 and q.device.type == "cpu":
-            return SharedBiasAttention.apply(q, k, v, None, self.scale)
         # padded to the same width: kernels need equal head dimensions (CPU, 197 tokens: 8.5 against 33 ms)
         out = F.scaled_dot_product_attention(q, k, F.pad(v, (0, extra)), None, drop, scale=self.scale)
         return out[..., : self.head_dim]
@@ -288,8 +286,7 @@ class SharedBiasAttention(torch.autograd.Function):
 
     There PyTorch has no fused kernel once the bias learns: 8 images of 197 tokens and 12 heads of 16 take
     `scaled_dot_product_attention` 48 ms forward and backward, this 23, and attention without a bias 15. Both keep the
-    probabilities; everything else is made image by image and stays in the cache. Without a bias, with the fold in q and
-    k, it takes 21, and the fused kernel, for which v must be as wide as they are, 23.
+    probabilities; everything else is made image by image and stays in the cache.
     """
 
     SMALL = 2**16
@@ -300,40 +297,38 @@ class SharedBiasAttention(torch.autograd.Function):
         ctx: Any,
         q: Float[Tensor, "batch heads tokens dim"],
         k: Float[Tensor, "batch heads tokens dim"],
-        v: Float[Tensor, "batch heads tokens value_dim"],
-        bias: Float[Tensor, "heads tokens tokens"] | None,
+        v: Float[Tensor, "batch heads tokens dim"],
+        bias: Float[Tensor, "heads tokens tokens"],
         scale: float,
-    ) -> Float[Tensor, "batch heads tokens value_dim"]:
-        ctx.shapes, ctx.scale, ctx.has_bias = (q.shape, k.shape, v.shape), scale, bias is not None
-        parts = 1 if q.shape[1] * q.shape[2] * k.shape[2] < SharedBiasAttention.SMALL else len(q)
+    ) -> Float[Tensor, "batch heads tokens dim"]:
+        ctx.shape, ctx.scale = q.shape, scale
+        parts = 1 if bias.numel() < SharedBiasAttention.SMALL else len(q)
         q, k, v = (x.reshape(parts, -1, *x.shape[2:]) for x in (q, k, v))
         p, out = q.new_empty(*q.shape[:3], k.shape[2]), v.new_empty(v.shape)
         for i in range(parts):
             logits = _apart(p[i], parts)
             torch.bmm(q[i] * scale, k[i].mT, out=logits)
-            if bias is not None:
-                logits.unflatten(0, (-1, len(bias))).add_(bias)
+            logits.unflatten(0, (-1, len(bias))).add_(bias)
             torch.softmax(logits, -1, out=p[i])
             torch.bmm(p[i], v[i], out=out[i])
         ctx.save_for_backward(q, k, v, p)
-        return out.view(ctx.shapes[2])
+        return out.view(ctx.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, p = ctx.saved_tensors
-        heads, grad = ctx.shapes[0][1], grad.reshape(v.shape)
+        heads, grad = ctx.shape[1], grad.reshape(v.shape)
         d_q, d_k, d_v = (x.new_empty(x.shape) for x in (q, k, v))
-        d_logits, d_bias = torch.empty_like(p[0]), p.new_zeros(heads, *p.shape[2:]) if ctx.has_bias else None
+        d_bias, d_logits = p.new_zeros(heads, *p.shape[2:]), torch.empty_like(p[0])
         d_p = _apart(d_logits, len(p))
         for i in range(len(p)):
             torch.bmm(grad[i], v[i].mT, out=d_p)
             torch.ops.aten._softmax_backward_data.out(d_p, p[i], -1, p.dtype, grad_input=d_logits)
-            if d_bias is not None:
-                d_bias += d_logits if len(d_logits) == heads else d_logits.unflatten(0, (-1, heads)).sum(0)
+            d_bias += d_logits if len(d_logits) == heads else d_logits.unflatten(0, (-1, heads)).sum(0)
             torch.bmm(d_logits, k[i], out=d_q[i]).mul_(ctx.scale)
             torch.bmm(d_logits.mT, q[i], out=d_k[i]).mul_(ctx.scale)
             torch.bmm(p[i].mT, grad[i], out=d_v[i])
-        return *(d.view(shape) for d, shape in zip((d_q, d_k, d_v), ctx.shapes, strict=True)), d_bias, None
+        return *(d.view(ctx.shape) for d in (d_q, d_k, d_v)), d_bias, None
 
 
 def _apart(result: Tensor, parts: int) -> Tensor:
