@@ -92,7 +92,7 @@ def _ours(net: nn.Module, hidden: bool, images: Tensor, targets: Tensor) -> Call
     losses = {"ce": 0.5, "logit": 0.5} | ({"hidden": 1.0} if hidden else {})
     knobs, student = Distillation(), _model("dearkd_tiny_patch16_224", (("rpe", (("drop", Rpe().drop),)),))
     early = copy.deepcopy(net).to(memory_format=torch.channels_last)  # as `teachers.build` has them at this size
-    teacher = Teacher(early, (STAGE,) if hidden else ())
+    teacher = Teacher(early, (STAGE,) if hidden else ()).fold()
     features = [models.FeatureShape(f.shape[1], tuple(f.shape[2:]), True) for f in teacher.features(images)]
     trainee = models.Trainee(student, tuple(losses), knobs, tuple(features)).train()
     optimiser = optimise.optimiser(trainee, Training())

@@ -324,4 +324,4 @@ def _teacher(plan: Plan, stage: Stage) -> tuple[teachers.Teacher | None, tuple, 
             )
         f = found["features"][index]
         shapes.append(models.FeatureShape(f["channels"], tuple(f["size"]), f["nonnegative"]))
-    return teachers.build(stage.teacher, stage.data, weights, wanted), tuple(shapes), found
+    return teachers.build(stage.teacher, stage.data, weights, wanted).fold(), tuple(shapes), found

@@ -40,7 +40,7 @@ def shard(plan: Plan, name: str, seed: int, index: int, save_seconds: float | No
     torch.set_flush_denormal(True)
     device = available_device()
     found, weights = teacher_weights(plan, spec.teacher_name)
-    teacher = teachers.build(spec.teacher, spec.data, weights).to(device)
+    teacher = teachers.build(spec.teacher, spec.data, weights).fold().to(device)
     images, images_sha256, everything = real_images(plan, spec)
     draws = everything if spec.subset_schedule == "iterations" else len(images)
     schedule = Schedule(len(images), draws, spec.batch, spec.micro_batch, spec.augment.repeats, seed)

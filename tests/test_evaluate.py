@@ -89,6 +89,24 @@ def test_any_stage_of_a_timm_cnn():
     assert not any(p.requires_grad for p in teacher.parameters())
 
 
+@pytest.mark.parametrize("name", ["regnety_002", "convnet_micro", "resnet18"])
+def test_a_folded_teacher_is_the_same_network(name):
+    torch.manual_seed(0)
+    net = timm.create_model(name, num_classes=5)
+    for norm in (m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2.0)
+    teacher, images = teachers.Teacher(net.double(), stages=(1,)), torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    logits, features = teacher.logits_and_features(images)
+    norms = sum(isinstance(m, torch.nn.BatchNorm2d) for m in net.modules())
+    folded_logits, folded_features = teacher.fold().logits_and_features(images)
+    torch.testing.assert_close(folded_logits, logits)
+    torch.testing.assert_close(folded_features, features)
+    left = sum(isinstance(m, torch.nn.BatchNorm2d) for m in net.modules())
+    assert left == (norms if name == "resnet18" else 0)
+    assert not any(p.requires_grad for p in teacher.parameters())
+
+
 @pytest.mark.parametrize(
     "tag, stage, channels", [("regnety_160", 2, 448), ("resnet101", 2, 512), ("efficientnet_lite0", 2, 40)]
 )
