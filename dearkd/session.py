@@ -11,11 +11,13 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from safetensors.torch import save as save_safetensors
+from timm.models.vision_transformer import VisionTransformer
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dearkd import models, optimise
+from dearkd.attention import unfuse_few_tokens
 from dearkd.board import Board
 from dearkd.checkpoint import Checkpoints, write_bytes
 from dearkd.data import Images
@@ -79,6 +81,8 @@ class Session:
         student = models.create(stage.model, seed)
         if work.initial is not None:
             models.adopt(student, work.initial)
+        if work.device.type == "cpu" and isinstance(student, VisionTransformer):
+            unfuse_few_tokens(student)
         if stage.freeze_rpe:
             for name, parameter in student.named_parameters():
                 parameter.requires_grad_(".rpe." not in name)

@@ -4,10 +4,11 @@ import itertools
 import math
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 
-from dearkd.attention import MHCA, QuadraticBias, SharedBiasAttention, dropped_entries, head_centres
+from dearkd.attention import MHCA, QuadraticBias, SharedBiasAttention, dropped_entries, head_centres, unfuse_few_tokens
 from dearkd.schema import InputError
 from dearkd.spec import Rpe
 
@@ -150,6 +151,29 @@ def test_the_gradient_of_a_shared_bias_is_that_of_autograd(small, monkeypatch):
     q, k, v, bias = inputs
     expected = F.scaled_dot_product_attention(q, k, v, bias[None], scale=0.5)
     torch.testing.assert_close(SharedBiasAttention.apply(q, k, v, bias, 0.5), expected)
+
+
+def test_a_few_tokens_differentiate_the_same_without_the_fused_kernel():
+    """What a competing student of synthesis takes: its weights are fixed, the gradient goes to its input."""
+    layer = MHCA(36, 9, (4, 4), rpe=Rpe(drop=0.0)).double().eval().requires_grad_(False)
+    q, k, v = torch.randn(3, 2, 9, 17, 4, dtype=torch.float64).requires_grad_().unbind(0)
+    out = layer.attend(q, k, v)
+    expected = F.scaled_dot_product_attention(q, k, v, layer.rpe.dense()[None], scale=0.5)
+    assert "SharedBias" in out.grad_fn.name()
+    torch.testing.assert_close(out, expected)
+    target = torch.randn_like(out)
+    for got, wanted in zip(*(torch.autograd.grad(o, (q, k, v), target) for o in (out, expected)), strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("side, fused", [(18, False), (24, True)], ids=["37 tokens", "65 tokens"])
+def test_plain_attention_of_few_tokens_is_not_fused(side, fused):
+    student = timm.create_model("dearkd_tiny_patch16_224", img_size=side, patch_size=3, depth=2, n_mhca=1).eval()
+    images = torch.randn(2, 3, side, side)
+    before = student(images)
+    unfuse_few_tokens(student)
+    assert [block.attn.fused_attn for block in student.blocks] == [fused, fused]
+    torch.testing.assert_close(student(images), before)
 
 
 def test_nine_heads_express_any_3x3_convolution():
