@@ -134,7 +134,7 @@ def test_the_example_of_a_method_is_a_method():
     first, second = names["METHODS"]["decision_throughout"](load_scale("digits"), "Ti")
     assert dict(first.losses) == {"ce": 0.5, "logit": 0.5, "hidden": 4.0}
     assert dict(second.losses) == {"ce": 0.5, "logit": 0.5} and second.teacher is not None
-    assert (first.last_epoch, second.first_epoch) == (33, 33)
+    assert (first.last_epoch, second.first_epoch) == (27, 27)
 
 
 def test_the_example_of_a_scale_is_one(tmp_path, monkeypatch):
@@ -145,5 +145,5 @@ def test_the_example_of_a_scale_is_one(tmp_path, monkeypatch):
     plan = matrix.load("digits-16")
     assert plan.tables.keys() == {"table2"} and plan.figures.keys() == {"figure1"}
     args = dict(plan.runs["dearkd-Ti"].stages[0].model.args)
-    assert (args["img_size"], args["patch_size"], args["depth"]) == (16, 4, 4)
+    assert (args["img_size"], args["patch_size"], args["depth"]) == (16, 4, 3)
     assert dataclasses.asdict(plan.scale)["seeds"] == (0, 1, 2)
