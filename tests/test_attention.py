@@ -176,6 +176,27 @@ def test_plain_attention_of_few_tokens_is_not_fused(side, fused):
     torch.testing.assert_close(student(images), before)
 
 
+def test_evaluation_remembers_the_bias_until_something_changes():
+    layer = MHCA(36, 9, (4, 4)).eval()
+    x = torch.randn(2, 17, 36)
+    changes = [
+        lambda: layer.rpe.alpha.data.mul_(2),  # which raises no version
+        lambda: layer.load_state_dict({k: v + 0.1 for k, v in layer.state_dict().items()}),
+        lambda: layer.rpe.set_grid((2, 8)),
+        lambda: layer.double(),
+    ]
+    with torch.no_grad():
+        assert layer.rpe.remembered() is layer.rpe.remembered()
+        for change in changes:
+            change()
+            x = x.to(layer.qkv.weight.dtype)
+            assert torch.equal(layer.rpe.remembered(), layer.rpe.dense())
+            q, k, v = layer.qkv(x).reshape(2, 17, 3, 9, 4).permute(2, 0, 3, 1, 4)
+            expected = F.scaled_dot_product_attention(q, k, v, layer.rpe.dense()[None])
+            torch.testing.assert_close(layer.attend(q, k, v), expected)
+    assert "kept" not in "".join(layer.state_dict())
+
+
 def test_nine_heads_express_any_3x3_convolution():
     """Cordonnier et al., Theorem 1: one head per shift, alpha large, values and output projection hold the kernel."""
     torch.manual_seed(0)
