@@ -5,7 +5,9 @@ SCALE ?= demo
 CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 BIN := .venv/bin
 
-.PHONY: demo test bench notebooks docs lint lock clean
+.PHONY: install demo test bench notebooks docs lint lock clean
+
+install: $(BIN)/installed
 
 demo: $(BIN)/installed
 	$(BIN)/python -m dearkd warm $(BIN)/snakemake --cores $(CORES) --config scale=$(SCALE) -- all report
@@ -30,6 +32,7 @@ docs: $(BIN)/installed
 
 lint: $(BIN)/installed
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 
 # A CPU build of torch is 4 GB smaller: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 $(BIN)/installed: requirements.lock
@@ -47,5 +50,6 @@ lock:
 		nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx,--no-emit-package $(p)) \
 		-o requirements.lock
 
+# What `make demo` and the tests made; checkpoints and logs of other scales, which may be days of work, stay.
 clean:
-	rm -rf site checkpoints logs .snakemake results/smoke figures/smoke results/demo figures/demo
+	rm -rf site $(foreach s,smoke demo,$(addsuffix /$(s),checkpoints logs results figures))

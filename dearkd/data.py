@@ -194,7 +194,7 @@ def _pairs_of(
 def _photos(data: Data) -> dict[str, Images]:
     """`PHOTOS`, real images for a CNN trained on ImageNet. Train and test are the same: nothing trains on them."""
     sites = {
-        package: _site(package, f"data kind photos needs {name}: pip install dearkd[lite0]")
+        package: _site(package, f"data kind photos needs {name}: pip install .[lite0]")
         for package, name in (("skimage", "scikit-image"), ("sklearn", "scikit-learn"))
     }
     root = Path(os.path.commonpath(sites.values()))

