@@ -58,7 +58,8 @@ def _child(name: str, options: argparse.Namespace) -> None:
     given = [
         a for flag in ("deit", "deepinversion") if getattr(options, flag) for a in (f"--{flag}", getattr(options, flag))
     ]
-    command = [sys.executable, "-m", "benchmarks", name, "--only-json", "--threads", str(options.threads), *given]
+    command = [sys.executable, "-m", "benchmarks", name, "--only-json", "--out", str(options.out)]
+    command += ["--threads", str(options.threads), *given]
     print(f"{name} ...", flush=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True)

@@ -24,7 +24,8 @@ def write(folder: Path) -> str:
     text = f"{table(frame)}\n\n{machine(records)}\n"
     record.write_text(folder / "table.md", text)
     with plt.style.context(STYLE):
-        ratios(frame, folder / "ratios.png")
+        if len(frame):
+            ratios(frame, folder / "ratios.png")
         if (folder / "growth.csv").is_file():
             growth(pd.read_csv(folder / "growth.csv"), folder / "growth.png")
     return text

@@ -2,7 +2,9 @@
 
 import argparse
 import errno
+import itertools
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -33,7 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in DISK:
             raise
-        print(f"dearkd {args.verb}: {error.filename}: {error.strerror}; nothing finished was lost", file=sys.stderr)
+        place = error.filename or "a file"
+        print(f"dearkd {args.verb}: {place}: {error.strerror}; nothing finished was lost", file=sys.stderr)
         return 2
 
 
@@ -124,6 +127,8 @@ def _load(args: argparse.Namespace):
 
 
 def _plan(args: argparse.Namespace) -> None:
+    if args.gpus < 1:
+        raise InputError(f"--gpus {args.gpus}: at least one shares the work")
     plan = _load(args)
     for run in plan.runs_of(*args.targets) if args.targets else plan.runs.values():
         for stage in run.stages:
@@ -263,7 +268,8 @@ def _invert(args: argparse.Namespace) -> None:
     from dearkd.schema import build
     from dearkd.spec import Synthesis
 
-    names = Path(args.classes).read_text().splitlines() if Path(args.classes).is_file() else args.classes.split(",")
+    in_file = "," not in args.classes and Path(args.classes).is_file()
+    names = Path(args.classes).read_text().splitlines() if in_file else args.classes.split(",")
     recipe = build(Synthesis, matrix.read_yaml(Path(args.recipe)), args.recipe) if args.recipe else None
     path = datafree.invert(
         args.teacher,
@@ -305,6 +311,10 @@ def _diversity(args: argparse.Namespace) -> None:
 
 
 def _warm(args: argparse.Namespace) -> int:
+    if not args.command or shutil.which(args.command[0]) is None:
+        raise InputError(
+            f"{' '.join(args.command[:1]) or 'no command'}: name a command to run, as in `warm snakemake -c2 all`"
+        )
     return warm.run(args.command, main)
 
 
@@ -359,8 +369,12 @@ def _unchanged(planned: str, current: str, run: str) -> None:
 
 
 def _start() -> int:
-    """`main`, by a server's fork where there is one."""
-    if warm.SERVER in os.environ and sys.argv[1:2] and sys.argv[1] in HEAVY:
+    """`main`, by a server's fork where there is one.
+
+    Not for several GPUs: such a job becomes torchrun, whose processes are its own.
+    """
+    asked = dict(itertools.pairwise(sys.argv))
+    if warm.SERVER in os.environ and sys.argv[1:2] and sys.argv[1] in HEAVY and asked.get("--gpu", "0") in "01":
         status = warm.ask(sys.argv[1:])
         if status is not None:
             return status

@@ -83,7 +83,8 @@ def real_images(plan: Plan, of: Stage | Labels) -> tuple[data.Images, str, int]:
     """(the fraction of the training images that a stage sees, or labels are of; their sha256; size of the whole)."""
     train, lists = data.read(of.data)["train"], plan.paths.subsets(of.data_name)
     images, images_sha256 = subsets.read(train, lists, f"train-{of.fraction}")
-    images = presize.copy(plan, of.data_name, images) if of.data.presize else images
+    if of.data.presize and not getattr(of, "source", None):
+        images = presize.copy(plan, of.data_name, images)
     everything, _ = subsets.read(train, lists, "train-100")
     return images, images_sha256, len(everything)
 

@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class Checkpoints:
             raw = path.read_bytes()
             if hashlib.sha256(raw).hexdigest()[:16] == NAME.fullmatch(path.name)[2]:
                 return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
-            print(f"{path}: damaged, the checkpoint before it is taken", flush=True)
+            print(f"{path}: damaged, the checkpoint before it is taken", file=sys.stderr, flush=True)
         return None
 
     def discard(self, step: int | None = None) -> None:
@@ -77,6 +78,6 @@ def write_bytes(path: Path, raw: bytes | memoryview) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise InputError(
-            f"{path}: cannot be written ({error.strerror}); the last checkpoint is intact, make room or "
+            f"{path}: cannot be written ({error.strerror}); what was there before is intact, make room or "
             f"set permissions and run again"
         ) from None

@@ -71,7 +71,7 @@ class _Books:
         """Images that an epoch shows. A fraction is right within one image a class."""
         draws = _figure(self.images_of, stage.data_name, "number of images")
         if stage.training.subset_schedule == "epochs":
-            return _images(stage.source, stage.shards) if stage.source else draws * stage.fraction // 100
+            return stage.source.recipe.made(stage.shards) if stage.source else draws * stage.fraction // 100
         return draws
 
     def step_seconds(self, stage: Stage) -> float:
@@ -117,7 +117,7 @@ class _Books:
     def made(self, source: Source, shards: int) -> float:
         """Seconds from nothing to the first `shards` shards, those of a round side by side."""
         first = (self.plan.teacher_run(source.teacher_name), self.plan.competitor(source.name, shards - 1))
-        own = _images(source, 1) * self.image_seconds(source) / max(self.plan.resources("synthesize").gpu, 1)
+        own = source.recipe.made(1) * self.image_seconds(source) / max(self.plan.resources("synthesize").gpu, 1)
         return max((self.chain(r) for r in first if r), default=0.0) + own
 
 
@@ -149,18 +149,12 @@ def estimate(
             work = sum(map(books.stage_seconds, each.stages))
             room = sum(STAGE_BYTES * _figure(parameters, s.model.name, "number of parameters") for s in each.stages)
         else:
-            seeds, parts, count = len(plan.scale.seeds), each.recipe.shards, _images(each)
+            seeds, parts, count = len(plan.scale.seeds), each.recipe.shards, each.recipe.made()
             work, chain = count * books.image_seconds(each), books.made(each, parts)
             room = count * each.data.image_size**2 * each.data.channels * PNG
         jobs, seconds, disk = jobs + seeds * parts, seconds + seeds * work, disk + seeds * room
         longest = max(longest, chain)
     return Cost(jobs, seconds / 3600, longest / 3600, disk / 1e9)
-
-
-def _images(source: Source, shards: int = 0) -> int:
-    """Images in the first so many shards; 0: in all."""
-    recipe = source.recipe
-    return min((shards or recipe.shards) * recipe.shard_batches, recipe.batches) * recipe.batch
 
 
 def _figure(figures: Figures, name: str, what: str) -> int | float:

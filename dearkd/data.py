@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import importlib.util
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -142,6 +143,8 @@ def _placed_digits(data: Data) -> dict[str, Images]:
     A task has the same digits in train and in test as every other: none that a student is tested on has it ever seen.
     Read from the file in the wheel: importing sklearn.datasets takes longer than training an epoch.
     """
+    if data.image_size < 8:
+        raise InputError(f"data kind digits needs image_size 8 or more, not {data.image_size}")
     path = _site("sklearn", "data kind digits needs scikit-learn: pip install scikit-learn")
     table = np.loadtxt(path / "sklearn/datasets/data/digits.csv.gz", delimiter=",", dtype=np.int64)
     digits, labels = table[:, :64].reshape(-1, 8, 8), table[:, 64]
@@ -236,7 +239,7 @@ def _read_idx(root: Path, name: str) -> np.ndarray:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         shape = np.frombuffer(raw, ">i4", raw[3], offset=4)
         return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)
-    except (EOFError, OSError, ValueError, IndexError) as error:
+    except (EOFError, OSError, ValueError, IndexError, zlib.error) as error:
         raise InputError(f"{path}: not a whole IDX file ({error}); fetch it again") from None
 
 
@@ -284,10 +287,11 @@ def _fetched(data: Data, cls: Any, **which: Any) -> Any:
     try:
         return cls(data.root, download=False, **which)
     except (RuntimeError, OSError):
-        raise InputError(
-            f"{data.root}: {data.kind} is missing or damaged; on a machine with internet run "
-            f"`python -m dearkd fetch` for this scale"
-        ) from None
+        by_hand = "bring it by hand (docs/paper-scale.md)"  # the host of Cars is gone
+        way = (
+            by_hand if data.kind == "cars" else "on a machine with internet run `python -m dearkd fetch` for this scale"
+        )
+        raise InputError(f"{data.root}: {data.kind} is missing or damaged; {way}") from None
 
 
 def _files(root: Path, files: Sequence[str | Path], labels: Sequence[int]) -> Images:

@@ -77,6 +77,7 @@ def shard(plan: Plan, name: str, seed: int, index: int, save_seconds: float | No
             **made,
         },
     )
+    Checkpoints(path.with_suffix("")).discard()
 
 
 def make(
@@ -226,12 +227,13 @@ def invert(
     )
     teacher = teachers.build(spec, data)
     path = out / "images.zip"
-    identity = f"{fingerprint((source, tuple(indices)))}-{teachers.weights_sha256(teacher.net)}"
+    identity = f"{fingerprint((source, tuple(indices), seed))}-{teachers.weights_sha256(teacher.net)}"
     made = make(
         source, seed, 0, indices, teacher, None, path, identity, f"{method} from {model}", save_seconds, folders=names
     )
     record.write_text(out / "images.csv", made.pop("manifest"))
     record.write(out / "images.json", {"spec": to_json(source), "seed": seed, "classes": names, **made})
+    Checkpoints(path.with_suffix("")).discard()
     return path
 
 
@@ -239,7 +241,7 @@ def _data_of(model: str, named: int, weights: str) -> Data:
     """Image size, channels, pixel statistics and number of classes of a timm CNN."""
     if not timm.is_model(model):
         raise InputError(unknown(model, timm.list_models(), "timm model", "--teacher"))
-    config = timm.get_pretrained_cfg(model)
+    config = teachers.pretrained_cfg(model)
     channels, side, _ = config.input_size
     return Data(
         kind="folder",

@@ -44,7 +44,7 @@ def claimed(count: int, locks: Path | None = None) -> Iterator[None]:
         return
     if len(names) < count:
         raise InputError(
-            f"{count} GPUs asked for, {len(names)} visible ({', '.join(names)}): lower resources.train.gpu in the "
+            f"{count} GPUs asked for, {len(names)} visible ({', '.join(names)}): lower `gpu` under `resources` in the "
             f"scale, or --gpu; results do not depend on the number beyond rounding"
         )
     folder = locks or Path(tempfile.gettempdir()) / f"dearkd-gpus-{os.getuid()}"

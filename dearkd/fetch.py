@@ -8,7 +8,7 @@ import timm
 from huggingface_hub import try_to_load_from_cache
 from torchvision import datasets
 
-from dearkd import diversity
+from dearkd import diversity, lite0
 from dearkd.data import read, root_of
 from dearkd.plan import Plan
 from dearkd.schema import InputError
@@ -57,7 +57,10 @@ def _data_set(name: str, data: Data) -> Need:
 
 def _weights(model: str, weights: str) -> Need:
     if weights:
-        there = weights.startswith("package:") or Path(weights).is_file()
+        try:
+            there = (lite0.path() if weights == lite0.WEIGHTS else Path(weights)).is_file()
+        except InputError as error:
+            return Need(f"weights {model}", str(error), None)
         return Need(f"weights {model}", "" if there else f"{weights} is not there; copy it", None)
     config = pretrained_cfg(model)
     repository = config.hf_hub_id and (config.hf_hub_id + model if config.hf_hub_id.endswith("/") else config.hf_hub_id)

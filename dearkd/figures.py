@@ -94,10 +94,12 @@ def attention_distance(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, p
 def distance_per_layer(ax: Axes, frame: pd.DataFrame, run: plan.Run) -> Axes:
     """A line per layer, dark for the first to light for the last, its name at its end; a line at the stage switch."""
     model = run.stages[0].model
+    if frame.empty:
+        raise InputError(f"{run.name}: no attention distance is recorded; train it, with attention_images above 0")
     means = frame.groupby(["layer", "epoch"])["value"].mean().unstack("layer")
     last = means.iloc[-1]
     n_mhca = dict(model.args).get("n_mhca", 0)
-    places = _apart(last.to_list(), 0.055 * (means.max().max() - 0))
+    places = _apart(last.to_list(), 0.055 * means.max().max())
     for i, layer in enumerate(means.columns):
         ax.plot(
             means.index,
@@ -222,7 +224,10 @@ def _beside(whole: plan.Plan, name: str, file: str) -> Path:
     """A file beside the description of a set of images, of the first seed."""
     path = whole.paths.images(name, whole.scale.seeds[0]) / file
     if not path.is_file():
-        raise InputError(f"{path}: missing; make it again with `python -m dearkd diversity {name}`")
+        raise InputError(
+            f"{path}: missing; make it again with `python -m dearkd diversity {name} "
+            f"--scale {whole.scale.name} --seed {whole.scale.seeds[0]}`"
+        )
     return path
 
 

@@ -36,8 +36,9 @@ def subset(plan: Plan, name: str) -> None:
     spec = plan.scale.data[name]
     sets = data.read(spec)
     clean = data.read(dataclasses.replace(spec, label_noise=0.0))["train"]
-    fractions = plan.scale.fractions if name == "main" else ()
-    chosen = subsets.choose(clean.labels, spec, tuple(dict.fromkeys((*fractions, 100))), plan.scale.subset_seed)
+    named = [s.fraction for run in plan.runs.values() for s in run.stages if s.data_name == name]
+    fractions = (*(plan.scale.fractions if name == "main" else ()), *sorted(named), 100)
+    chosen = subsets.choose(clean.labels, spec, tuple(dict.fromkeys(fractions)), plan.scale.subset_seed)
     folder = plan.paths.subsets(name)
     subsets.write(sets["train"], chosen, folder)
     record.write(
@@ -173,6 +174,7 @@ def _gather(plan: Plan, run: Run, seed: int, stage: Stage) -> tuple[Work, dict[s
         initial_record = {"run": stage.model.start, "weights_sha256": teachers.state_sha256(initial)}
     previous, previous_record = _previous(plan, run, seed, stage)
     decisions, decisions_record = labels.read(plan, stage, seed, images_sha)
+    found = (teacher_record, initial_record, previous_record)
     work = Work(
         train=images,
         validation=held_out(plan, stage.data_name, "validation"),
@@ -181,6 +183,7 @@ def _gather(plan: Plan, run: Run, seed: int, stage: Stage) -> tuple[Work, dict[s
         features=features,
         checkpoints=Checkpoints(plan.paths.state(run.name, seed, stage.name)),
         fingerprint=run.fingerprint(stage.name),
+        made_from="-".join([images_sha, *(r["weights_sha256"] for r in found if r is not None)]),
         previous=previous,
         initial=initial,
         decisions=decisions,

@@ -34,6 +34,9 @@ def shard(plan: Plan, name: str, seed: int, index: int, save_seconds: float | No
     Raises Interrupted when asked to stop.
     """
     spec, epochs = plan.labels[name], plan.scale.label_epochs
+    readers = [s for run in plan.runs.values() for s in run.stages if plan.labels_of(s) == spec]
+    if index not in (wanted := {shard for stage in readers for shard in plan.label_shards(stage)}):
+        raise InputError(f"{name} has shards {min(wanted)} to {max(wanted)}, not {index}")
     if spec.data.classes > LARGEST:
         raise InputError(f"label_epochs: two bytes hold {LARGEST:,} classes, not {spec.data.classes:,}; set it to 0")
     torch.set_num_threads(plan.resources("labels").threads)
@@ -45,7 +48,7 @@ def shard(plan: Plan, name: str, seed: int, index: int, save_seconds: float | No
     draws = everything if spec.subset_schedule == "iterations" else len(images)
     schedule = Schedule(len(images), draws, spec.batch, spec.micro_batch, spec.augment.repeats, seed)
     path, title = plan.paths.label_file(name, seed, index), f"labels {name} seed {seed} shard {index}"
-    identity = "-".join([fingerprint(spec), found["weights_sha256"], images_sha256])
+    identity = "-".join([fingerprint(spec), str(epochs), found["weights_sha256"], images_sha256])
     with Lease(path.with_suffix(""), identity, wait) as lease, stop_requests() as stop:
         checkpoints = Checkpoints(path.with_suffix(""), lease)
         state = checkpoints.load()
@@ -98,6 +101,7 @@ def shard(plan: Plan, name: str, seed: int, index: int, save_seconds: float | No
             "agreement": round(100 * state["right"] / (steps * spec.batch), 3),
             "seconds": round(seconds, 2),
             **costs,
+            "gpu_seconds": round(costs["seconds_all"], 2) if device.type == "cuda" else 0.0,
             **record.provenance(torch.cuda.get_device_name() if device.type == "cuda" else ""),
         },
     )
@@ -117,10 +121,11 @@ def read(plan: Plan, stage: Stage, seed: int, images_sha256: str) -> tuple[Decis
     for index in plan.label_shards(stage):
         path, made = plan.paths.label_file(spec.name, seed, index), plan.paths.labels(spec.name, seed, index)
         found = record.read(made)
-        same = found["teacher"]["weights_sha256"] == taught_by and found["images_sha256"] == images_sha256
-        if not same or not path.is_file() or sha256(path) != found["sha256"]:
+        epochs = [index * plan.scale.label_epochs, (index + 1) * plan.scale.label_epochs]
+        same = (found["teacher"]["weights_sha256"], found["images_sha256"]) == (taught_by, images_sha256)
+        if not same or found["epochs"] != epochs or not path.is_file() or sha256(path) != found["sha256"]:
             raise InputError(
-                f"{path}: missing, or not what {made} describes, or of another teacher or other images; make it again: "
+                f"{path}: missing, or not what {made} describes, or of another teacher, images or epochs; again: "
                 f"python -m dearkd labels {spec.name} --scale {plan.scale.name} --seed {seed} --shard {index}"
             )
         shards[index] = np.load(path, mmap_mode="r", allow_pickle=False)

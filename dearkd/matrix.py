@@ -38,7 +38,10 @@ def load_scale(name: str) -> Scale:
 
 
 def _scale_path(name: str) -> Path:
-    path = Path(name) if name.endswith(".yaml") else SCALES / f"{name}.yaml"
+    own = Path(name.removesuffix(".yaml") + ".yaml")  # records and errors call a file of one's own by its scale's name
+    path = own if name.endswith(".yaml") else SCALES / own
+    if not path.is_file() and own.is_file():
+        return own
     if not path.is_file():
         known = [p.stem for p in SCALES.glob("*.yaml")]
         raise InputError(unknown(name, known, "scale", SCALES.as_posix()))
@@ -61,9 +64,11 @@ def _merge(base: Any, top: Any) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; InputError naming the file and line when it is none."""
+    """The mapping in a YAML file; InputError naming the file, and the line, when it is missing or none."""
     try:
         values = yaml.load(path.read_text(), Loader=LOADER)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -140,6 +145,7 @@ class _Reader:
         where = f"{self.matrix}: tables.{name}"
         keys = ("title", "metric", "also", "note", "reads", "paper", "columns", "across", "gap_to", "delta_to")
         self._check(values, (*keys, "defaults", "rows"), where)
+        _require(values, ("title", "metric", "rows"), where)
         columns = tuple(values.get("columns", ()))
         paper = values.get("paper", {})
         reads = self._reads(values, ("metrics", "diversity"), where)
@@ -178,6 +184,11 @@ class _Reader:
         if across is None:
             return _ALONE
         self._check(across, ("key", "paper", "values"), f"{where}: across")
+        _require(
+            across,
+            ("key", "paper") if across.get("key") == "fraction" else ("key", "paper", "values"),
+            f"{where}: across",
+        )
         key, paper = across["key"], across["paper"]
         if key == "fraction":
             return _Across(key, paper, {f: f for f in self.scale.fractions})
@@ -196,9 +207,7 @@ class _Reader:
 
     def _images_row(self, values: Mapping[str, Any], paper: Mapping[str, str], where: str) -> Row:
         """A row about a set of images, not a run."""
-        for key in ("label", "images"):
-            if key not in values:
-                raise InputError(f"{where}: missing key {key!r}")
+        _require(values, ("label", "images"), where)
         self._check(values, (*DESCRIPTION, "images"), where)
         number = _paper_number(paper, values["paper"], where) if values.get("paper") else None
         self._source(values["images"])
@@ -226,8 +235,11 @@ class _Reader:
     def figure(self, name: str, values: Mapping[str, Any], tables: Mapping[str, Table]) -> Figure:
         where = f"{self.matrix}: figures.{name}"
         self._check(values, ("title", "kind", "reads", "table", "rows"), where)
+        _require(values, ("title", "kind"), where)
         table = values.get("table", "")
         if table and table not in tables:
+            if table in self.values["tables"]:
+                raise InputError(f"scale {self.scale.name}: only names {name}, which needs {table}; name that too")
             raise InputError(unknown(table, tables, "table", where))
         reads = self._reads(values, ("metrics", "curves", "teachers", "diversity"), where)
         rows = tables[table].rows if table else ()
@@ -250,8 +262,7 @@ class _Reader:
     ) -> Row:
         """A row about runs; `ours`: false leaves it to the paper's numbers."""
         method = values.get("method", "")
-        if "label" not in values:
-            raise InputError(f"{where}: missing key 'label'")
+        _require(values, ("label",), where)
         if not method:
             self._check(values, DESCRIPTION, f"{where}, which without a method is only the paper's")
             ours = False
@@ -330,6 +341,12 @@ class _Reader:
         for key in values:
             if key not in known:
                 raise InputError(unknown(str(key), known, "key", where))
+
+
+def _require(values: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:
+    for key in keys:
+        if key not in values:
+            raise InputError(f"{where}: missing key {key!r}")
 
 
 def _same(recipe: Any, scale: Scale, student: str, switches: Mapping[str, Any], stages: recipes.Stages) -> bool:

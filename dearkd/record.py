@@ -59,12 +59,14 @@ def read(path: Path) -> dict[str, Any]:
 def differences(recorded: Any, planned: Any, where: str = "") -> list[str]:
     """Dotted keys at which a recorded spec and today's differ, as sentences 'key: recorded, now planned'.
 
-    `planned` has every field. A field that the record does not know came later: it must be at its default, which
-    the caller passes by leaving it out of `planned`.
+    Both have every field; the caller fills in the defaults of those that came later than a record.
     """
     if isinstance(recorded, dict) and isinstance(planned, dict):
-        keys = [k for k in {**recorded, **planned} if k in recorded or k in planned]
-        return [d for k in keys for d in differences(recorded.get(k), planned.get(k), f"{where}.{k}".lstrip("."))]
+        return [
+            d
+            for k in {**recorded, **planned}
+            for d in differences(recorded.get(k), planned.get(k), f"{where}.{k}".lstrip("."))
+        ]
     if recorded == planned:
         return []
     return [f"{where}: {json.dumps(recorded)} recorded, {json.dumps(planned)} planned"]

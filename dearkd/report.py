@@ -63,12 +63,12 @@ def write(plan: Plan) -> Path:
     """Write results/<scale>/report.html; returns its path. InputError when a table or figure is not there yet."""
     page = plan.paths.results / "report.html"
     records = _records(plan)
-    jobs: dict[str, list[dict[str, Any]]] = {"teachers": [], "students": [], "synthetic images": []}
+    jobs: dict[str, list[dict[str, Any]]] = {"teachers": [], "students": [], "synthetic images": [], "labels": []}
     for values in records:
         if "curve" in values:
             jobs["teachers" if values["run"].startswith("teacher-") else "students"].append(values)
         elif "shard" in values:
-            jobs["synthetic images"].append(values)
+            jobs["labels" if "labels" in values else "synthetic images"].append(values)
     runs = [_trained(plan, run) for run in plan.runs.values() if not run.name.startswith("teacher-")]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     text = environment.from_string(PAGE.read_text()).render(
@@ -90,7 +90,7 @@ def write(plan: Plan) -> Path:
 
 
 def _records(plan: Plan) -> list[dict[str, Any]]:
-    """Every record of the plan's runs and images that is there: stages, evaluations, shards."""
+    """Every record of the plan's runs, images and labels that is there: stages, evaluations, shards."""
     paths = [
         path
         for run in plan.runs.values()
@@ -106,7 +106,14 @@ def _records(plan: Plan) -> list[dict[str, Any]]:
         for seed in plan.scale.seeds
         for shard in range(source.recipe.shards)
     ]
-    return [record.read(path) for path in paths if path.is_file()]
+    paths += [
+        plan.paths.labels(plan.labels_of(stage).name, seed, shard)
+        for run in plan.runs.values()
+        for seed in run.seeds
+        for stage in run.stages
+        for shard in plan.label_shards(stage)
+    ]
+    return [record.read(path) for path in dict.fromkeys(paths) if path.is_file()]
 
 
 # ---------------------------------------------------------------------------------------------- parts of the page

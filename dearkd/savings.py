@@ -35,10 +35,14 @@ def describe(plan: Plan, values: pd.DataFrame) -> list[str]:
     }
     student = by_row.pop(table.gap_to)
     fractions = sorted(student)
+    if fractions[-1] != 100:
+        return ["No row has all images: put 100 among the scale's fractions to see what was saved."]
     means = [float(student[f].mean()) for f in fractions]
     lines = []
     for label, others in by_row.items():
-        whole = others[fractions[-1]]
+        whole = others[100]
+        if whole.empty:  # only the paper's number, or no record yet
+            continue
         shares = [
             share([float(student[f].get(seed, math.nan)) for f in fractions], fractions, float(whole[seed]))
             for seed in whole.index
@@ -51,7 +55,7 @@ def describe(plan: Plan, values: pd.DataFrame) -> list[str]:
 def share(accuracies: Sequence[float], fractions: Sequence[int], wanted: float) -> float:
     """Percent of the images at which the accuracy first reaches `wanted`; straight lines between logarithms of shares.
 
-    The least fraction where that one is enough, nan where none is, or where an accuracy on the way is missing.
+    The least fraction where that one is enough, nan where none is, or where the accuracy just below is missing.
     """
     if accuracies[0] >= wanted:
         return float(fractions[0])

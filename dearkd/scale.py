@@ -10,6 +10,9 @@ from typing import Literal
 from dearkd.schema import InputError, Pairs, spec, unknown
 from dearkd.spec import Data, Distillation, Rpe, Synthesis, Teacher, Training
 
+JOBS = ("data", "teacher", "labels", "train", "synthesize", "diversity", "evaluate", "throughput")
+"""Kinds of jobs that ask for resources."""
+
 
 @spec
 class Student:
@@ -129,7 +132,7 @@ class Scale:
     attention_images: int = 512
     """Fixed validation images on which the attention distance is measured each epoch (Figure 4)."""
     resources: dict[str, Resources] = dataclasses.field(default_factory=dict)
-    """By kind of job (data, teacher, labels, train, synthesize, diversity, evaluate, throughput); absent: defaults."""
+    """By kind of job (`JOBS`); absent: defaults."""
     only: tuple[str, ...] = ()
     """Tables and figures that this scale has; empty: all of the matrix."""
     label_epochs: int = 0
@@ -142,6 +145,11 @@ class Scale:
     """Folder for checkpoints and weights; never inside results."""
 
     def __post_init__(self) -> None:
+        if "main" not in self.data:
+            raise InputError("data: missing key 'main', the images that everything but transfer is about")
+        for kind in self.resources:
+            if kind not in JOBS:
+                raise InputError(unknown(kind, JOBS, "kind of job", "resources"))
         for kind, names in (("name", [self.name]), ("data", self.data), ("teachers", self.teachers)):
             for name in names:
                 if not re.fullmatch(r"\w[\w.+-]*", name):

@@ -39,6 +39,7 @@ class Work:
     decisions: the teacher's, computed ahead; None where it is asked.
     save_seconds: longest time between two checkpoints; 0 saves at every step.
     tensorboard: folder for event files of this run and seed.
+    fingerprint: of the recipe. made_from: sha256 of all that it is applied to; a checkpoint of another one is dropped.
     """
 
     train: Images
@@ -49,6 +50,7 @@ class Work:
     checkpoints: Checkpoints
     fingerprint: str
     title: str
+    made_from: str = ""
     previous: dict[str, Any] | None = None
     initial: dict[str, Tensor] | None = None
     decisions: Decisions | None = None
@@ -275,6 +277,7 @@ class Session:
         moments = {names[p]: dict(self.optimiser.state[p]) for p in names if p in self.optimiser.state}
         return {
             "fingerprint": self.work.fingerprint,
+            "made_from": self.work.made_from,
             "seed": self.seed,
             "step": self.step,
             "student": self.trainee.student.state_dict(),
@@ -292,8 +295,10 @@ class Session:
     def _restore(self) -> None:
         """Go on from this stage's newest checkpoint, or start from the end of the stage before."""
         saved = self.work.checkpoints.load()
-        if saved is not None and saved["fingerprint"] != self.work.fingerprint:
-            print(f"{self.work.title}: the recipe has changed since the last checkpoint; starting anew", flush=True)
+        now = (self.work.fingerprint, self.work.made_from)
+        if saved is not None and (saved["fingerprint"], saved.get("made_from")) != now:
+            what = "the recipe" if saved["fingerprint"] != now[0] else "what it learns or starts from"
+            print(f"{self.work.title}: {what} has changed since the last checkpoint; starting anew", flush=True)
             self.work.checkpoints.discard()
             saved = None
         if saved is not None:

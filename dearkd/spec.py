@@ -130,6 +130,8 @@ class Training:
     def __post_init__(self) -> None:
         if min(self.batch, self.micro_batch, self.epochs) < 1 or self.lr <= 0:
             raise InputError("batch, micro_batch and epochs must be at least 1, and lr above 0")
+        if min(self.validate_every, self.augment.repeats) < 1:
+            raise InputError("validate_every and augment.repeats must be at least 1")
         if self.batch % self.micro_batch:
             raise InputError(f"batch {self.batch} is no multiple of micro_batch {self.micro_batch}")
         if not 0 <= self.stage1_epochs <= self.epochs:
@@ -304,8 +306,8 @@ class Synthesis:
     def __post_init__(self) -> None:
         if not self.phases:
             raise InputError("phases: at least one is needed")
-        if self.images < 1 or self.batch < 1:
-            raise InputError("images, batch_classes and per_class must be at least 1")
+        if min(self.images, self.batch_classes, self.per_class, self.shard_batches, self.together) < 1:
+            raise InputError("images, batch_classes, per_class, shard_batches and together must be at least 1")
         if self.easy_positive and self.per_class < 2:
             raise InputError("per_class: easy positives need at least 2 images of a class in a batch")
 
@@ -320,6 +322,10 @@ class Synthesis:
     @property
     def shards(self) -> int:
         return -(-self.batches // self.shard_batches)
+
+    def made(self, shards: int = 0) -> int:
+        """Images in the first so many shards; 0: in all."""
+        return min((shards or self.shards) * self.shard_batches, self.batches) * self.batch
 
 
 SIZES = {
@@ -402,10 +408,9 @@ class Source:
         for label in self.recipe.classes:
             if not 0 <= label < self.data.classes:
                 raise InputError(f"synthesis.classes: {label} lies outside 0 to {self.data.classes - 1}")
-        if self.recipe.classes and self.recipe.batch_classes > len(self.recipe.classes):
-            raise InputError(
-                f"synthesis.batch_classes: {self.recipe.batch_classes} of {len(self.recipe.classes)} classes"
-            )
+        classes = len(self.recipe.classes) or self.data.classes
+        if self.recipe.batch_classes > classes:
+            raise InputError(f"synthesis.batch_classes: {self.recipe.batch_classes} of {classes} classes")
 
     def round(self, shard: int) -> int:
         """The round that makes a shard."""

@@ -78,7 +78,7 @@ def _steps(plan: Plan, run: Run, name: str) -> int:
     images = record.read(listed)["images"]
     draws = images["train-100"]
     if stage.training.subset_schedule == "epochs":
-        draws = stage.source.recipe.images if stage.source else images[f"train-{stage.fraction}"]
+        draws = stage.source.recipe.made(stage.shards) if stage.source else images[f"train-{stage.fraction}"]
     return stage.last_epoch * (draws // stage.training.batch)
 
 

@@ -50,9 +50,9 @@ def write(images: Images, chosen: dict[str, np.ndarray], folder: Path) -> None:
 
 def read(images: Images, folder: Path, name: str) -> tuple[Images, str]:
     """The images listed in a subset file and the file's sha256; InputError when it and the data do not agree."""
-    path = folder / f"{name}.txt"
+    path, scale = folder / f"{name}.txt", folder.parent.parent.name
     if not path.is_file():
-        raise InputError(f"{path}: missing; write it with `python -m dearkd subset`")
+        raise InputError(f"{path}: missing; write it with `python -m dearkd subset {folder.name} --scale {scale}`")
     text = path.read_text()
     digest = hashlib.sha256(text.encode()).hexdigest()
     if f"{digest}  {path.name}" not in (folder / "SHA256SUMS").read_text().splitlines():

@@ -12,8 +12,9 @@ from dearkd import results
 from dearkd.plan import Plan, Row, Table
 from dearkd.record import write_text
 
-UNITS = {"top1": "top-1 (%)", "lpips": "LPIPS"}
+UNITS = {"top1": "top-1 (%)", "top5": "top-5 (%)", "lpips": "LPIPS"}
 HEADS = {
+    "top5": "top-5",
     "lpips_se": "standard error",
     "lpips_blurred": "blurred",
     "teacher_top1": "teacher's top-1",

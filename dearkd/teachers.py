@@ -180,7 +180,7 @@ def _create(name: str, pretrained: bool, args: dict[str, Any], key: str) -> nn.M
     """A network of timm, with the weights of its tag where `pretrained`; errors name the `key` that takes a file."""
     try:
         return timm.create_model(name, pretrained=pretrained, **args)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AssertionError) as error:
         raise InputError(f"teacher {name}: {' '.join(str(error).split())}") from None
     except OSError:
         raise InputError(
@@ -191,9 +191,12 @@ def _create(name: str, pretrained: bool, args: dict[str, Any], key: str) -> nn.M
 
 def pretrained_cfg(model: str) -> Any:
     """timm's description of a model's weights: input size, crop, interpolation, mean and std."""
-    config = timm.get_pretrained_cfg(model)
+    try:
+        config = timm.get_pretrained_cfg(model)
+    except RuntimeError:  # a tag that the architecture has not
+        config = None
     if config is None:
-        raise InputError(f"timm has no model {model!r}; take a name with its tag from timm.list_models()")
+        raise InputError(f"timm has no model {model!r}; take a name with its tag from timm.list_pretrained()")
     return config
 
 

@@ -86,7 +86,7 @@ def test_a_checkpoint_cut_at_any_byte_is_passed_over(tmp_path, capsys):
     for place in chance.sample(range(len(raw)), 300):
         newest.write_bytes(raw[:place] + bytes([raw[place] ^ 1 << chance.randrange(8)]) + raw[place + 1 :])
         assert checkpoints.load()["step"] == 1
-    assert "damaged, the checkpoint before it is taken" in capsys.readouterr().out
+    assert "damaged, the checkpoint before it is taken" in capsys.readouterr().err
     newest.write_bytes(raw)
     assert checkpoints.load()["step"] == 2
 

@@ -143,6 +143,19 @@ def test_a_missing_cut_or_foreign_file_is_named(project):
         )
 
 
+def test_shards_of_another_length_and_shards_that_nobody_reads(project):
+    plan = make_scale(project, "cached", 3)
+    name = make(plan, "dearkd-Ti")
+    (project / "workflow/scales/cached.yaml").write_text(SCALE.format(name="cached", epochs=2))
+    shorter = matrix.load("cached")
+    with pytest.raises(InputError, match="of another teacher, images or epochs"):
+        train(shorter, "dearkd-Ti")
+    with pytest.raises(InputError, match=f"{name} has shards 0 to 1, not -1"):
+        labels.shard(shorter, name, 0, -1)
+    make(shorter, "dearkd-Ti")
+    train(shorter, "dearkd-Ti")
+
+
 def test_the_workflow_computes_labels_before_the_runs_that_share_them(project):
     make_scale(project, "cached", 1)
     snakemake = [sys.executable, "-m", "snakemake", "-n", "--config", "scale=cached", "--"]

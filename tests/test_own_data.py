@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from dearkd import data, fetch, jobs, matrix, record, savings
 from dearkd.matrix import load_scale
-from dearkd.schema import InputError
+from dearkd.schema import InputError, override
 from dearkd.spec import Teacher, Training
 
 MINE = """
@@ -218,6 +218,18 @@ def test_the_sentences_say_what_the_seeds_say():
     assert said == [
         "DearKD-Ti on 42 % of the images equals DeiT-Ti on all of them (its 2 seeds: 35 % to 50 %).",
         "DearKD-Ti does not reach DeiT-Ti distilled, both on all images (2 seeds).",
+    ]
+
+
+def test_nothing_is_said_of_what_was_not_measured():
+    whole = matrix.load("digits")
+    cells = [(c, r.label) for r in whole.tables["table2"].rows for c in r.cells]
+    values = pd.DataFrame({"run": [c.run for c, _ in cells], "seed": 0, "top1": 50.0})
+    quoted = values[~values["run"].str.startswith("deit_distilled")]
+    assert [s.partition(" equals ")[2][:8] for s in savings.describe(whole, quoted)] == ["DeiT-Ti "]
+    tenth = matrix.load(override(whole.scale, {"fractions": [10]}, "test"))
+    assert savings.describe(tenth, values) == [
+        "No row has all images: put 100 among the scale's fractions to see what was saved."
     ]
 
 

@@ -155,6 +155,10 @@ def test_changing_stage_two_leaves_stage_ones_fingerprint():
             r"table2.csv: unknown column 'methode'; did you mean 'method'",
         ),
         (lambda v: v["tables"]["table2"]["rows"][0].pop("label"), r"row 1: missing key 'label'"),
+        (lambda v: v["tables"]["table1"].pop("rows"), r"tables.table1: missing key 'rows'"),
+        (lambda v: v["tables"]["table1"].pop("metric"), r"tables.table1: missing key 'metric'"),
+        (lambda v: v["tables"]["table5"]["across"].pop("values"), r"tables.table5: across: missing key 'values'"),
+        (lambda v: v["figures"]["figure1"].pop("kind"), r"figures.figure1: missing key 'kind'"),
         (lambda v: v.update(tabels={}), r"unknown key 'tabels'; did you mean 'tables'"),
     ],
 )
@@ -178,6 +182,10 @@ def test_mistakes_in_the_matrix(matrix, edit, message):
         ("data: {main: {kind: digit}}", r"data.main: kind: unknown value 'digit'; did you mean 'digits'"),
         ("distillation: {teacher: mian}", r"distillation.teacher: unknown teacher 'mian'; did you mean 'main'"),
         ("rpe: {drop_mode: rows}", r"rpe: drop_mode: unknown value 'rows'"),
+        ("training: {validate_every: 0}", "validate_every and augment.repeats must be at least 1"),
+        ("training: {augment: {repeats: 0}}", "validate_every and augment.repeats must be at least 1"),
+        ("synthesis: {together: 0}", "per_class, shard_batches and together must be at least 1"),
+        ("resources: {trian: {gpu: 1}}", r"unknown kind of job 'trian'; did you mean 'train'"),
         ("seeds: 3", r"seeds: expected a list, got 3"),
         ("rpe: [1", r"not valid YAML"),
         ("[1]", r"expected a mapping of keys"),
@@ -205,6 +213,36 @@ def test_a_missing_key_is_named(tmp_path):
     path.write_text("name: own\nsummary: x\n")
     with pytest.raises(InputError, match=r"own\.yaml: missing key 'seeds'"):
         load_scale(str(path))
+
+
+def test_a_scale_without_main_data_is_refused(tmp_path):
+    values = {**yaml.safe_load(Path("workflow/scales/digits.yaml").read_text()), "name": "own"}
+    values["data"] = {"other": values["data"]["main"]}
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(InputError, match=r"own\.yaml: data: missing key 'main'"):
+        load_scale(str(path))
+
+
+def test_a_figure_without_its_table_says_which_to_add(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("extends: digits\nname: own\nonly: [figure1]\n")
+    with pytest.raises(InputError, match="scale own: only names figure1, which needs table2; name that too"):
+        load(str(path))
+
+
+def test_more_classes_in_a_batch_than_there_are(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("extends: digits\nname: own\nsynthesis: {batch_classes: 12}\n")
+    with pytest.raises(InputError, match=r"synthesis\.batch_classes: 12 of 10 classes"):
+        load(str(path))
+
+
+def test_a_file_of_ones_own_is_found_by_its_scales_name(tmp_path, monkeypatch):
+    (tmp_path / "workflow").symlink_to(Path("workflow").resolve())
+    (tmp_path / "mine.yaml").write_text("extends: digits\nname: mine\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_scale("mine") == load_scale("mine.yaml")
 
 
 def test_extends_merges_key_by_key(tmp_path):

@@ -351,6 +351,19 @@ def test_a_users_own_cnn_and_class_names(tmp_path):
     assert wrong.returncode == 2 and "did you mean 'cat'" in wrong.stderr
     wrong = invert("--teacher", "resnet81", "--out", "out", cwd=tmp_path)
     assert wrong.returncode == 2 and "did you mean 'resnet" in wrong.stderr
+    wrong = invert("--teacher", "resnet18.typo", "--out", "out", cwd=tmp_path)
+    assert wrong.returncode == 2 and "timm has no model 'resnet18.typo'" in wrong.stderr
+    wrong = invert(*own, "--recipe", "nowhere.yaml", "--classes", "cat,dog,bird", cwd=tmp_path)
+    assert wrong.returncode == 2 and "nowhere.yaml: no such file" in wrong.stderr
+    many = ",".join(f"class {i}" for i in range(1000))
+    wrong = invert(*own, "--classes", many, cwd=tmp_path)
+    assert wrong.returncode == 2 and "another network" in wrong.stderr and "Traceback" not in wrong.stderr
+    again = invert(
+        *own, "--classes", "cat,my dog/..,bird", "--pick", "cat,bird", "--seed", "1", "--out", "out", cwd=tmp_path
+    )
+    assert again.returncode == 0 and record.read(tmp_path / "out/images.json")["seed"] == 1
+    assert record.read(tmp_path / "out/images.json")["archive_sha256"] != made["archive_sha256"]
+    assert not list((tmp_path / "out").rglob("step-*.pt")), "finished, it leaves no checkpoints"
 
 
 def test_a_cnn_without_batchnorm_gets_the_reason(tmp_path):

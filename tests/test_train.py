@@ -10,9 +10,11 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from dearkd import jobs, matrix, models, optimise, record
 from dearkd import train as training
+from dearkd.artifacts import sha256
 from dearkd.checkpoint import Checkpoints
 from dearkd.matrix import load_scale
 from dearkd.recipes import dearkd
@@ -245,6 +247,24 @@ def test_a_changed_recipe_starts_anew(project, capsys):
     assert dict(record.read(whole.paths.stage("dearkd-Ti", 0, "I"))["specs"][0]["model"]["args"])["rpe"] == [
         ["drop", 0.3]
     ]
+
+
+def test_other_images_or_another_teacher_start_anew(project, capsys):
+    """Weights made from what is no longer there must not come under a record of what is there now."""
+    whole = matrix.load("smoke")
+    run, path = whole.runs["dearkd-Ti"], whole.paths.teacher("main")
+    kept = record.read(whole.paths.stage(run.name, 0, "I"))
+    jobs.train(whole, run, 0, "I")
+    assert "starting anew" not in capsys.readouterr().out
+    weights = whole.paths.teacher_weights("main")
+    state = {k: v + 0.5 if k == "head.fc.bias" else v for k, v in load_file(weights).items()}
+    save_file({**state, "head.fc.bias": state["head.fc.bias"].flip(0)}, weights)
+    record.write(path, {**record.read(path), "weights_sha256": sha256(weights)})
+    jobs.train(whole, run, 0, "I")
+    assert (
+        "what it learns or starts from has changed since the last checkpoint; starting anew" in capsys.readouterr().out
+    )
+    assert record.read(whole.paths.stage(run.name, 0, "I"))["weights_sha256"] != kept["weights_sha256"]
 
 
 def test_average_of_weights(project):

@@ -30,7 +30,7 @@ wildcard_constraints:
     run="|".join(map(re.escape, PLAN.runs)),
     seed=r"\d+",
     stage="I|II|transfer",
-    label="|".join(PATHS.pretrained(label).stem for label in PLAN.pretrained) or "none",
+    peer="|".join(PATHS.pretrained(label).stem for label in PLAN.pretrained) or "none",
     source="|".join(PLAN.sources),
     labels="|".join(map(re.escape, PLAN.labels)) or "none",
     images="|".join(["real", *PLAN.sources]),
@@ -39,7 +39,7 @@ wildcard_constraints:
     figure="|".join(PLAN.figures),
 
 
-LABELS = {PATHS.pretrained(label).stem: (label, peer) for label, peer in PLAN.pretrained.items()}
+PEERS = {PATHS.pretrained(label).stem: (label, peer) for label, peer in PLAN.pretrained.items()}
 
 
 def asks(kind, field):

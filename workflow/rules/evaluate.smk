@@ -28,14 +28,14 @@ rule evaluate:
 
 rule pretrained:
     input:
-        lambda w: settled(PATHS.pretrained(w.label), [PATHS.subsets("main") / "data.json"]),
+        lambda w: settled(PATHS.pretrained(w.peer), [PATHS.subsets("main") / "data.json"]),
     output:
-        PATHS.results / "pretrained/{label}.json",
+        PATHS.results / "pretrained/{peer}.json",
     params:
-        fingerprint=lambda w: fingerprint(LABELS[w.label][1]),
-        label=lambda w: LABELS[w.label][0],
+        fingerprint=lambda w: fingerprint(PEERS[w.peer][1]),
+        label=lambda w: PEERS[w.peer][0],
     log:
-        f"{LOGS}/pretrained/{{label}}.log",
+        f"{LOGS}/pretrained/{{peer}}.log",
     threads: asks("evaluate", "threads")
     resources:
         mem_mb=asks("evaluate", "mem_mb"),

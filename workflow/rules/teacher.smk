@@ -37,6 +37,8 @@ rule labels:
         labels_inputs,
     output:
         PATHS.results / "labels/{labels}/seed{seed}/{shard}.json",
+    params:
+        epochs=PLAN.scale.label_epochs,
     log:
         f"{LOGS}/labels/{{labels}}/seed{{seed}}-{{shard}}.log",
     benchmark:
