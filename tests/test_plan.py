@@ -177,7 +177,7 @@ def test_mistakes_in_the_matrix(matrix, edit, message):
         ("training: {epochs: three}", r"training: epochs: expected int, got 'three'"),
         ("training: {batch: 0}", "batch, micro_batch and epochs must be at least 1, and lr above 0"),
         ("training: {batch: 100, micro_batch: 33}", r"training: batch 100 is no multiple of micro_batch 33"),
-        ("training: {stage1_epochs: 70}", r"stage1_epochs 70 lies outside 0 to epochs 32"),
+        ("training: {stage1_epochs: 70}", r"stage1_epochs 70 lies outside 0 to epochs 40"),
         ("data: {main: {mean: [0.1, 0.2]}}", r"data.main: mean has 2 values but channels is 1"),
         ("data: {main: {kind: digit}}", r"data.main: kind: unknown value 'digit'; did you mean 'digits'"),
         ("distillation: {teacher: mian}", r"distillation.teacher: unknown teacher 'mian'; did you mean 'main'"),
