@@ -158,7 +158,7 @@ def test_jobs_on_one_machine_take_different_gpus_and_wait_for_free_ones(tmp_path
 
 def test_too_few_gpus_is_said_and_none_is_a_cpu(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    said = r"8 GPUs asked for, 2 visible \(0, 1\): lower resources.train.gpu"
+    said = r"8 GPUs asked for, 2 visible \(0, 1\): lower `gpu` under `resources`"
     with pytest.raises(InputError, match=said), devices.claimed(8):
         pass
     with devices.claimed(2):
