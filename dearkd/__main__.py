@@ -374,7 +374,7 @@ def _start() -> int:
     Not for several GPUs: such a job becomes torchrun, whose processes are its own.
     """
     asked = dict(itertools.pairwise(sys.argv))
-    if warm.SERVER in os.environ and sys.argv[1:2] and sys.argv[1] in HEAVY and asked.get("--gpu", "0") in "01":
+    if warm.SERVER in os.environ and sys.argv[1:2] and sys.argv[1] in HEAVY and asked.get("--gpu", "0") in ("0", "1"):
         status = warm.ask(sys.argv[1:])
         if status is not None:
             return status
