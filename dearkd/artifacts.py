@@ -13,7 +13,7 @@ from dearkd import archive, data, models, presize, record, subsets, teachers
 from dearkd.checkpoint import write_bytes
 from dearkd.plan import Labels, Plan, Run
 from dearkd.schema import InputError
-from dearkd.spec import Stage
+from dearkd.spec import Stage, subset_name
 
 
 def teacher_weights(plan: Plan, name: str) -> tuple[dict[str, Any], Path]:
@@ -79,13 +79,13 @@ def synthetic(plan: Plan, name: str, seed: int, shards: int = 0) -> tuple[data.I
     return images, hashlib.sha256("".join(sums).encode()).hexdigest()
 
 
-def real_images(plan: Plan, of: Stage | Labels) -> tuple[data.Images, str, int]:
+def real_images(plan: Plan, of: Stage | Labels, seed: int) -> tuple[data.Images, str, int]:
     """(the fraction of the training images that a stage sees, or labels are of; their sha256; size of the whole)."""
     train, lists = data.read(of.data)["train"], plan.paths.subsets(of.data_name)
-    images, images_sha256 = subsets.read(train, lists, f"train-{of.fraction}")
+    images, images_sha256 = subsets.read(train, lists, of.subset(seed))
     if of.data.presize and not getattr(of, "source", None):
         images = presize.copy(plan, of.data_name, images)
-    everything, _ = subsets.read(train, lists, "train-100")
+    everything, _ = subsets.read(train, lists, subset_name(100))
     return images, images_sha256, len(everything)
 
 

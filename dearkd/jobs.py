@@ -38,7 +38,8 @@ def subset(plan: Plan, name: str) -> None:
     clean = data.read(dataclasses.replace(spec, label_noise=0.0))["train"]
     named = [s.fraction for run in plan.runs.values() for s in run.stages if s.data_name == name]
     fractions = (*(plan.scale.fractions if name == "main" else ()), *sorted(named), 100)
-    chosen = subsets.choose(clean.labels, spec, tuple(dict.fromkeys(fractions)), plan.scale.subset_seed)
+    draws = plan.scale.seeds if plan.scale.subset_draw == "seed" else ()
+    chosen = subsets.choose(clean.labels, spec, fractions, plan.scale.subset_seed, draws)
     folder = plan.paths.subsets(name)
     subsets.write(sets["train"], chosen, folder)
     record.write(
@@ -160,7 +161,7 @@ def train(
 
 def _gather(plan: Plan, run: Run, seed: int, stage: Stage) -> tuple[Work, dict[str, Any]]:
     """(what a stage works on, what its record says of that)."""
-    images, images_sha, everything = real_images(plan, stage)
+    images, images_sha, everything = real_images(plan, stage, seed)
     if stage.source is not None:
         images, images_sha = synthetic(plan, stage.source.name, seed, stage.shards)
     draws = everything if stage.training.subset_schedule == "iterations" else len(images)

@@ -44,7 +44,7 @@ def shard(plan: Plan, name: str, seed: int, index: int, save_seconds: float | No
     device = available_device()
     found, weights = teacher_weights(plan, spec.teacher_name)
     teacher = teachers.build(spec.teacher, spec.data, weights).fold().to(device)
-    images, images_sha256, everything = real_images(plan, spec)
+    images, images_sha256, everything = real_images(plan, spec, seed)
     draws = everything if spec.subset_schedule == "iterations" else len(images)
     schedule = Schedule(len(images), draws, spec.batch, spec.micro_batch, spec.augment.repeats, seed)
     path, title = plan.paths.label_file(name, seed, index), f"labels {name} seed {seed} shard {index}"

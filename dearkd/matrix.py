@@ -28,13 +28,14 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """libyaml's where it is built in: every job reads the matrix, which takes it 20 ms and Python's own parser 200."""
 
 
-def load_scale(name: str) -> Scale:
+def load_scale(name: str, changes: Mapping[str, Any] | None = None) -> Scale:
     """Read `workflow/scales/<name>.yaml`, or the file `name` when it ends in .yaml.
 
-    A scale may start from another (`extends: digits`); mappings are merged key by key, all else is replaced.
+    A scale may start from another (`extends: digits`); mappings are merged key by key, all else is replaced. `changes`
+    are merged over the file in the same way.
     Raises InputError naming file and key for whatever does not fit.
     """
-    return build(Scale, _merged(name, ()), _scale_path(name).as_posix())
+    return build(Scale, _merge(_merged(name, ()), changes or {}), _scale_path(name).as_posix())
 
 
 def _scale_path(name: str) -> Path:

@@ -11,7 +11,7 @@ from typing import Literal
 from dearkd.recipes import REAL
 from dearkd.scale import Peer, Resources, Scale
 from dearkd.schema import InputError, Pairs, fingerprint, spec, unknown
-from dearkd.spec import Augment, Data, Source, Stage, Teacher
+from dearkd.spec import Augment, Data, Source, Stage, Teacher, subset_name
 
 DECIDED = ("logit", "token")
 """Losses whose target is the teacher's hard decision (Eq. 5)."""
@@ -62,6 +62,7 @@ class Labels:
     data_name: str
     fraction: int
     subset_seed: int
+    subset_draw: Literal["once", "seed"] = "once"
     batch: int
     micro_batch: int
     subset_schedule: str
@@ -71,12 +72,16 @@ class Labels:
     @classmethod
     def of(cls, stage: Stage) -> "Labels":
         """Those that a stage with a teacher learns from."""
-        from_stage = ("teacher_name", "teacher", "data", "data_name", "fraction", "subset_seed")
+        from_stage = ("teacher_name", "teacher", "data", "data_name", "fraction", "subset_seed", "subset_draw")
         from_recipe = ("batch", "micro_batch", "subset_schedule", "precision", "augment")
         return cls(
             **{name: getattr(stage, name) for name in from_stage},
             **{name: getattr(stage.training, name) for name in from_recipe},
         )
+
+    def subset(self, seed: int) -> str:
+        """Name of the list of the images that they are of."""
+        return subset_name(self.fraction, seed if self.subset_draw == "seed" else None)
 
     @property
     def name(self) -> str:

@@ -200,6 +200,7 @@ def _stage(
         data=scale.data["main"],
         fraction=fraction,
         subset_seed=scale.subset_seed,
+        subset_draw=scale.subset_draw if fraction < 100 else "once",
         losses=losses,
         source=None if images == REAL else source(scale, images),
         training=training,

@@ -112,6 +112,9 @@ class Scale:
     fractions: tuple[int, ...]
     """Percent of the training images; the columns of Table 2."""
     subset_seed: int = 0
+    subset_draw: Literal["once", "seed"] = "once"
+    """once: all seeds share one draw of each fraction's images. seed: each seed draws its own, so that the spread over
+    seeds contains this choice. The validation images are the same for all seeds."""
     data: dict[str, Data]
     """`main` is what the paper's ImageNet stands for."""
     students: dict[str, Student]
@@ -147,6 +150,8 @@ class Scale:
     def __post_init__(self) -> None:
         if "main" not in self.data:
             raise InputError("data: missing key 'main', the images that everything but transfer is about")
+        if self.subset_draw == "seed" and self.data["main"].order == "first":
+            raise InputError("subset_draw: seed draws a fraction, and data.main.order: first takes the first files")
         for kind in self.resources:
             if kind not in JOBS:
                 raise InputError(unknown(kind, JOBS, "kind of job", "resources"))

@@ -14,6 +14,11 @@ IN_FILES = ("folder", "flowers102", "cars")
 """Kinds of data that are image files, decoded anew in each epoch."""
 
 
+def subset_name(fraction: int, draw: int | None = None) -> str:
+    """Name of the list of a fraction's images; `draw`: the seed that drew them, None for the draw that all share."""
+    return f"train-{fraction}" if draw is None else f"train-{fraction}-seed{draw}"
+
+
 @spec
 class Data:
     """A data set, its split and its pixels. All three input channels share what is given once."""
@@ -361,6 +366,8 @@ class Stage:
     data_name: str = "main"
     fraction: int = 100
     subset_seed: int = 0
+    subset_draw: Literal["once", "seed"] = "once"
+    """seed: the run's seed draws which images the fraction has."""
     losses: tuple[tuple[str, float], ...]
     """(term of `objective.TERMS`, weight)."""
     teacher_name: str = ""
@@ -380,6 +387,10 @@ class Stage:
     freeze_rpe: bool = False
     attention_images: int = 0
     """0: no attention distance (a CNN)."""
+
+    def subset(self, seed: int) -> str:
+        """Name of the list of its real training images."""
+        return subset_name(self.fraction, seed if self.subset_draw == "seed" else None)
 
 
 @spec

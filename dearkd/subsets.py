@@ -11,19 +11,23 @@ from dearkd.data import Images
 from dearkd.keys import numpy_generator
 from dearkd.record import write_text
 from dearkd.schema import InputError
-from dearkd.spec import Data
+from dearkd.spec import Data, subset_name
 
 
-def choose(labels: Int[np.ndarray, " n"], data: Data, fractions: Sequence[int], seed: int) -> dict[str, np.ndarray]:
+def choose(
+    labels: Int[np.ndarray, " n"], data: Data, fractions: Sequence[int], seed: int, draws: Sequence[int] = ()
+) -> dict[str, np.ndarray]:
     """Indices of the validation split and of each fraction of the rest: class-balanced, and 10 % within 25 % and so on.
 
     Each class is shuffled once by (seed, class), or left in order (`order: first`); its first images are the
-    validation split's, and a fraction takes the first int(n fraction) of the others. Keys: validation, train-10, ...
+    validation split's, and a fraction takes the first int(n fraction) of the others. Each of `draws` shuffles those
+    others once more, for fractions of its own. Keys: validation, train-10, ..., train-10-seed0, ...
     """
+    fractions = tuple(dict.fromkeys(fractions))
     per_class, rest = divmod(data.validation, data.classes)
     if rest:
         raise InputError(f"validation: {data.validation} is no multiple of classes: {data.classes}")
-    chosen: dict[str, list[np.ndarray]] = {"validation": [], **{f"train-{f}": [] for f in fractions}}
+    chosen: dict[str, list[np.ndarray]] = {"validation": []}
     for label in range(data.classes):
         members = np.flatnonzero(labels == label)
         if data.order == "shuffled":
@@ -33,8 +37,11 @@ def choose(labels: Int[np.ndarray, " n"], data: Data, fractions: Sequence[int], 
                 f"class {label} has {len(members)} training images, too few for validation: {data.validation}"
             )
         chosen["validation"].append(members[:per_class])
-        for fraction in fractions:
-            chosen[f"train-{fraction}"].append(members[per_class:][: (len(members) - per_class) * fraction // 100])
+        others = members[per_class:]
+        orders = {None: others, **{d: numpy_generator(seed, "subset", label, d).permutation(others) for d in draws}}
+        for draw, order in orders.items():
+            for fraction in fractions if draw is None else (f for f in fractions if f < 100):
+                chosen.setdefault(subset_name(fraction, draw), []).append(order[: len(order) * fraction // 100])
     return {name: np.sort(np.concatenate(parts)) for name, parts in chosen.items()}
 
 

@@ -2,13 +2,15 @@
 
 import hashlib
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import copy_project
 from PIL import Image
 
-from dearkd import data, loader, subsets
+from dearkd import artifacts, data, jobs, loader, matrix, subsets
 from dearkd.data import Images
 from dearkd.keys import torch_generator
 from dearkd.loader import Schedule
@@ -133,9 +135,39 @@ def test_subsets_are_balanced_nested_and_apart_from_validation(digits):
     assert not set(chosen["validation"]) & set(chosen["train-100"])
     pool = np.bincount(labels) - 25
     assert np.bincount(labels[chosen["train-10"]]).tolist() == [n * 10 // 100 for n in pool]
-    again = subsets.choose(labels, DIGITS, (10,), seed=0)["train-10"]
+    again = subsets.choose(labels, DIGITS, (10, 10), seed=0)["train-10"]
     assert (again == chosen["train-10"]).all()
     assert set(subsets.choose(labels, DIGITS, (10,), seed=1)["train-10"]) != set(again)
+
+
+def test_each_seed_may_draw_its_own_fractions_and_validation_stays(digits):
+    labels = digits["train"].labels
+    once = subsets.choose(labels, DIGITS, (10, 50, 100), seed=0)
+    drawn = subsets.choose(labels, DIGITS, (10, 50, 100), seed=0, draws=(3, 4))
+    assert {n: v.tolist() for n, v in once.items()} == {n: v.tolist() for n, v in drawn.items() if "seed" not in n}
+    assert set(drawn) - set(once) == {f"train-{f}-seed{d}" for f in (10, 50) for d in (3, 4)}
+    for d in (3, 4):
+        tenth, half = drawn[f"train-10-seed{d}"], drawn[f"train-50-seed{d}"]
+        assert set(tenth) < set(half) < set(once["train-100"])
+        assert np.bincount(labels[tenth]).tolist() == np.bincount(labels[once["train-10"]]).tolist()
+    alone = subsets.choose(labels, DIGITS, (10,), seed=0, draws=(4,))
+    assert (alone["train-10-seed4"] == drawn["train-10-seed4"]).all(), "a draw depends on no other"
+    tenths = [set(chosen) for name, chosen in drawn.items() if name.split("-")[1:2] == ["10"]]
+    assert all(len(a & b) < 0.3 * len(a) for a in tenths for b in tenths if a is not b)
+
+
+def test_a_job_reads_the_draw_of_its_seed(tmp_path, monkeypatch):
+    copy_project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    Path("own.yaml").write_text("extends: smoke\nname: own\nseeds: [0, 1]\nsubset_draw: seed\nlabel_epochs: 2\n")
+    plan = matrix.load("own.yaml")
+    jobs.subset(plan, "main")
+    tenth, whole = (plan.runs[name].stages[0] for name in ("deit_distilled-Ti-fraction~10", "deit_distilled-Ti"))
+    for of, differ in ((tenth, True), (plan.labels_of(tenth), True), (whole, False), (plan.labels_of(whole), False)):
+        first, second = (artifacts.real_images(plan, of, seed) for seed in (0, 1))
+        assert (first[1] != second[1]) is (set(first[0].names) != set(second[0].names)) is differ
+    assert tenth != matrix.load("smoke").runs["deit_distilled-Ti-fraction~10"].stages[0]
+    assert whole == matrix.load("smoke").runs["deit_distilled-Ti"].stages[0]
 
 
 def test_counts_at_imagenets_class_sizes():

@@ -1,11 +1,18 @@
 """Class-balanced nested subsets of each data set, listed with their sha256; smaller copies of its images."""
 
 
+def subset_settings(data):
+    """What decides the lists of a data set; the seeds only where each draws its own."""
+    scale = PLAN.scale
+    drawn = (scale.seeds,) if scale.subset_draw == "seed" else ()
+    return (scale.data[data], scale.fractions, scale.subset_seed, *drawn)
+
+
 rule subset:
     output:
         PATHS.results / "subsets/{data}/data.json",
     params:
-        fingerprint=lambda w: fingerprint((PLAN.scale.data[w.data], PLAN.scale.fractions, PLAN.scale.subset_seed)),
+        fingerprint=lambda w: fingerprint(subset_settings(w.data)),
     log:
         f"{LOGS}/subset-{{data}}.log",
     threads: asks("data", "threads")
