@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from dearkd import diversity, record, subsets, teachers
+from dearkd import diversity, record, subsets, teachers, trunks
 from dearkd.artifacts import available_device, data_record, synthetic, teacher_weights
 from dearkd.checkpoint import write_bytes
 from dearkd.data import Images, read
@@ -40,7 +40,7 @@ def describe(plan: Plan, name: str, seed: int) -> None:
     else:
         images, images_sha = synthetic(plan, name, seed)
     device = available_device()
-    perceptual = _lpips(images, plan, seed, device) if scale.diversity.pairs else {"metrics": {}}
+    perceptual = _lpips(images, plan, seed, device, name == REAL) if scale.diversity.pairs else {"metrics": {}}
     found, weights = teacher_weights(plan, scale.synthesis.teacher)
     teacher = teachers.build(scale.teachers[scale.synthesis.teacher], main, weights).to(device)
     codes, verdict = _codes(teacher, images, plan, device)
@@ -71,28 +71,48 @@ def describe(plan: Plan, name: str, seed: int) -> None:
     )
 
 
-def _lpips(images: Images, plan: Plan, seed: int, device: torch.device) -> dict[str, Any]:
-    """What a record says about LPIPS within classes, plain and blurred."""
-    spec = plan.scale.diversity
-    lpips = diversity.Lpips(spec).to(device)
+def _lpips(images: Images, plan: Plan, seed: int, device: torch.device, controls: bool) -> dict[str, Any]:
+    """What a record says about LPIPS within classes, plain and blurred, by each net, and of `controls`."""
+    spec, data = plan.scale.diversity, plan.scale.data["main"]
     pairs = diversity.pairs(images.labels, spec.pairs, seed)
     used, places = np.unique(pairs, return_inverse=True)
-    pixels = _unit_pixels(images.take(used), plan.scale.data["main"])
+    pixels = _unit_pixels(images.take(used), data)
     within, classes = places.reshape(pairs.shape), images.labels[pairs[:, 0]]
-    plain, low = (
-        diversity.summary(diversity.distances(lpips, pixels, within, device=device, blurred=blurred), classes)
-        for blurred in (False, True)
-    )
+
+    def measured(by: diversity.Lpips, pixels: Tensor, blurred: bool = False) -> dict[str, Any]:
+        return diversity.summary(diversity.distances(by, pixels, within, device=device, blurred=blurred), classes)
+
+    lpips, *others = (diversity.Lpips(spec, net).to(device) for net in (spec.net, *spec.also))
+    plain, low = measured(lpips, pixels), measured(lpips, pixels, blurred=True)
+
+    def beside(pixels: Tensor) -> dict[str, float]:
+        return {f"lpips_{net}": measured(other, pixels)["mean"] for net, other in zip(spec.also, others, strict=True)}
+
     return {
-        "lpips": {"package": "lpips 0.1", "net": spec.net, "trunk_sha256": lpips.trunk_sha256},
+        "lpips": {
+            "package": "lpips 0.1",
+            "net": spec.net,
+            "trunk": spec.trunk or trunks.PACKAGE,
+            "trunk_sha256": lpips.trunk_sha256,
+            "also": {net: other.trunk_sha256 for net, other in zip(spec.also, others, strict=True)},
+            "colour": "RGB" if data.channels == 3 else "grey, the same in R, G and B",
+            "size": spec.size,
+            "interpolation": diversity.INTERPOLATION,
+        },
         "metrics": {
             "lpips": plain["mean"],
             "lpips_se": plain["se"],
             "lpips_blurred": low["mean"],
             "lpips_blurred_se": low["se"],
+            **beside(pixels),
         },
         "pairs": plain["n"],
         "per_class": plain["per_class"],
+        "controls": {
+            name: {"lpips": found["mean"], "lpips_se": found["se"], **beside(changed)}
+            for name, changed in (diversity.controls(pixels, spec, seed).items() if controls else ())
+            for found in [measured(lpips, changed)]
+        },
     }
 
 

@@ -9,19 +9,16 @@ import torch
 from jaxtyping import Float, Int
 from lpips import LPIPS
 from torch import Tensor, nn
-from torchvision import models
 from torchvision.transforms.functional import gaussian_blur, resize
 
+from dearkd import trunks
 from dearkd.keys import key_of, numpy_generator
 from dearkd.scale import Diversity
 from dearkd.schema import InputError
 from dearkd.teachers import load_weights, weights_sha256
 
-TRUNKS = {
-    "alex": (models.alexnet, models.AlexNet_Weights.IMAGENET1K_V1.url),
-    "vgg": (models.vgg16, models.VGG16_Weights.IMAGENET1K_V1.url),
-}
-"""By net: the torchvision network whose features are the trunk, and where its ImageNet weights lie."""
+INTERPOLATION = "bilinear, antialiased"
+"""How images are brought to the size of the scale."""
 
 
 def pairs(labels: Int[np.ndarray, " n"], per_class: int, *key: object) -> Int[np.ndarray, "pairs 2"]:
@@ -50,29 +47,25 @@ def pairs(labels: Int[np.ndarray, " n"], per_class: int, *key: object) -> Int[np
 class Lpips(nn.Module):
     """LPIPS version 0.1 as the `lpips` package computes it: frozen, fp32, always in evaluation mode.
 
-    The heads are those in the package. The trunk is torchvision's from its hub (`spec.trunk` empty), from a local file
-    with the whole network's state dict, or `random`: torchvision's initialisation from the key ("lpips trunk", net).
-    Attribute `trunk_sha256`: over names and values of the trunk's parameters. Raises InputError when the file is
-    missing, damaged, holds more than tensors or another network, or the hub cannot be reached.
+    The heads are those in the package. The trunk is the one that they were trained with, from `trunks` (`spec.trunk`
+    empty), that of torchvision's network in a local file, or `random`: torchvision's initialisation from the key
+    ("lpips trunk", net). net: another than `spec.net`. Attribute `trunk_sha256`: over names and values of the trunk's
+    parameters. Raises InputError when the file is missing, damaged, holds more than tensors or another network, or when
+    the trunk cannot be fetched.
     """
 
-    def __init__(self, spec: Diversity) -> None:
+    def __init__(self, spec: Diversity, net: str = "") -> None:
         super().__init__()
         self.spec = spec
+        net = net or spec.net
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             # lpips names an argument that torchvision has renamed
             warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
-            torch.default_generator.manual_seed(key_of("lpips trunk", spec.net))
-            # never pnet_rand=False: lpips would fetch the trunk itself, past load_weights
-            self.net = LPIPS(net=spec.net, version="0.1", pnet_rand=True, verbose=False)
+            torch.default_generator.manual_seed(key_of("lpips trunk", net))
+            # never pnet_rand=False: lpips would fetch the trunk itself, unchecked
+            self.net = LPIPS(net=net, version="0.1", pnet_rand=True, verbose=False)
             if spec.trunk != "random":
-                network, _ = TRUNKS[spec.net]
-                whole = network(weights=None)
-                try:
-                    load_weights(whole, Path(spec.trunk) if spec.trunk else _hub_file(spec.net))
-                except InputError as error:
-                    raise InputError(f"diversity.trunk: {error}") from None
-                copy_trunk(whole.features, self.net.net)
+                copy_trunk(_features(spec.trunk, net), self.net.net)
         self.float().eval().requires_grad_(False)
         self.trunk_sha256 = weights_sha256(self.net.net)
 
@@ -95,25 +88,16 @@ def copy_trunk(features: nn.Sequential, trunk: nn.Module) -> None:
             layer.load_state_dict(features[int(index)].state_dict())
 
 
-def trunk_file(net: str) -> Path:
-    """Where torch's cache (TORCH_HOME) has the weights of a trunk."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / TRUNKS[net][1].rpartition("/")[2]
-
-
-def _hub_file(net: str) -> Path:
-    """The file of a trunk's weights, fetched and checked if it is not in torch's cache."""
-    path, url = trunk_file(net), TRUNKS[net][1]
-    if not path.is_file():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # torchvision's files end in the first digits of their sha256
-            torch.hub.download_url_to_file(url, str(path), path.stem.rpartition("-")[2], progress=False)
-        except (OSError, RuntimeError) as error:
-            raise InputError(
-                f"{url} cannot be fetched ({' '.join(str(error).split())}); fetch it on a machine with internet and "
-                f"set `diversity.trunk: /path/to/{path.name}`"
-            ) from None
-    return path
+def _features(file: str, net: str) -> nn.Sequential:
+    """The trained layers of a net: from a file with the whole network's state dict, or from the package."""
+    if not file:
+        return trunks.features(net)
+    whole = trunks.TRUNKS[net].network(weights=None)
+    try:
+        load_weights(whole, Path(file))
+    except InputError as error:
+        raise InputError(f"diversity.trunk: {error}") from None
+    return whole.features
 
 
 def distances(
@@ -143,9 +127,25 @@ def _prepared(
     """Images in [0, 1] as LPIPS wants them: RGB in [-1, 1], `size` pixels a side."""
     images = resize(images.float(), [spec.size, spec.size], antialias=True)
     if blurred and spec.blur > 0:
-        kernel = 2 * math.ceil(3 * spec.blur) + 1
-        images = gaussian_blur(images, [kernel, kernel], [spec.blur, spec.blur])
+        images = _blurred(images, spec.blur)
     return 2 * images.expand(-1, 3, -1, -1) - 1
+
+
+def controls(
+    images: Float[Tensor, "n channels height width"], spec: Diversity, *key: object
+) -> dict[str, Float[Tensor, "n channels height width"]]:
+    """Images in [0, 1] with details taken away (`blurred`) and with noise added (`noisy`), so that what LPIPS makes of
+    both stands beside its figures; the noise depends on `key` alone."""
+    noise = torch.from_numpy(numpy_generator(*key, "lpips noise").standard_normal(images.shape, dtype=np.float32))
+    return {
+        "blurred": _blurred(images, spec.control_blur),
+        "noisy": (images + spec.control_noise * noise).clamp(0, 1),
+    }
+
+
+def _blurred(images: Float[Tensor, "n channels height width"], sd: float) -> Float[Tensor, "n channels height width"]:
+    kernel = 2 * math.ceil(3 * sd) + 1
+    return gaussian_blur(images, [kernel, kernel], [sd, sd])
 
 
 def summary(distances: Float[np.ndarray, " n"], labels: Int[np.ndarray, " n"]) -> dict:

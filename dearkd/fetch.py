@@ -1,6 +1,7 @@
 """What a scale needs from elsewhere: weights and data sets; which are missing, and how they are brought. Run layer."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import timm
 from huggingface_hub import try_to_load_from_cache
 from torchvision import datasets
 
-from dearkd import diversity, lite0
+from dearkd import lite0, trunks
 from dearkd.data import read, root_of
 from dearkd.plan import Plan
 from dearkd.schema import InputError
@@ -75,9 +76,10 @@ def _trunk(plan: Plan) -> Iterator[Need]:
     spec = plan.scale.diversity
     if spec.trunk == "random":
         return
-    path = Path(spec.trunk) if spec.trunk else diversity.trunk_file(spec.net)
-    missing = "" if path.is_file() else f"{path} is not there"
-    yield Need(f"LPIPS trunk {spec.net}", missing, None if spec.trunk else lambda: diversity.Lpips(spec))
+    for net in (spec.net, *spec.also):
+        path = Path(spec.trunk) if spec.trunk else trunks.path(net)
+        missing = "" if path.is_file() else f"{path} is not there"
+        yield Need(f"LPIPS trunk {net}", missing, None if spec.trunk else functools.partial(trunks.fetch, net))
 
 
 def fetch(plan: Plan, check: bool) -> None:

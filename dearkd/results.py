@@ -93,7 +93,8 @@ def architectures(plan: Plan, names: list[str]) -> pd.DataFrame:
 def diversity(plan: Plan, names: list[str]) -> pd.DataFrame:
     """One line per set of images and seed that has been described: run (the set), seed, dirty, and each metric.
 
-    Raises InputError when a record differs from today's plan. A set that has no record is left out.
+    A control of a set, what LPIPS makes of it blurred or noisy, has a line of its own: run `set~control`. A set without
+    a record is left out. Raises InputError when a record differs from today's plan.
     """
     lines = []
     for name in names:
@@ -107,7 +108,10 @@ def diversity(plan: Plan, names: list[str]) -> pd.DataFrame:
                 changed.append("the recipe of its images has changed")
             if changed:
                 raise _stale(plan, path, "; ".join(changed[:3]))
-            lines.append({"run": name, "seed": seed, "dirty": values["git"]["dirty"], **values["metrics"]})
+            line = {"run": name, "seed": seed, "dirty": values["git"]["dirty"]}
+            lines.append({**line, **values["metrics"]})
+            # records made before there were controls have none
+            lines += [{**line, "run": f"{name}~{k}", **v} for k, v in values.get("controls", {}).items()]
     return pd.DataFrame(lines, columns=None if lines else ["run", "seed", "dirty"])
 
 

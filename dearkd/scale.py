@@ -37,14 +37,27 @@ class Diversity:
     """LPIPS between images of a class (Table 6)."""
 
     net: Literal["alex", "vgg"] = "alex"
+    also: tuple[Literal["alex", "vgg"], ...] = ()
+    """Further nets, whose figure stands beside that of `net`."""
     trunk: str = ""
-    """File with the trunk's ImageNet weights, or `random`; empty: torchvision's hub."""
+    """Empty: the weights that LPIPS was trained with (`trunks`). Else a file with torchvision's weights of `net`, or
+    `random` for tests."""
     size: int = 224
     """Side in pixels to which images are resized."""
     pairs: int = 4
     """Disjoint pairs of each class; 0: LPIPS is not measured."""
     blur: float = 1.0
     """Standard deviation, in pixels at `size`, of the blur of the second figure: noise counts as diversity."""
+    control_blur: float = 1.0
+    """Standard deviation, in an image's own pixels, of the blur of the control `real images, blurred`."""
+    control_noise: float = 0.1
+    """Standard deviation of the noise added to pixels in [0, 1] for the control `real images, noisy`."""
+
+    def __post_init__(self) -> None:
+        if self.also and self.trunk not in ("", "random"):
+            raise InputError(f"trunk is a file, which has weights of {self.net} alone; leave out `also`, or `trunk`")
+        if self.net in self.also:
+            raise InputError(f"also: {self.net} is `net` already")
 
 
 @spec

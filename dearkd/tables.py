@@ -3,19 +3,24 @@
 Every number of ours comes from a record; the paper's own stand in their own column. Read layer: pandas; never torch.
 """
 
+import dataclasses
 import math
+import re
 from typing import Any
 
 import pandas as pd
 
-from dearkd import results
-from dearkd.plan import Plan, Row, Table
+from dearkd import escaping, results
+from dearkd.plan import Cell, Plan, Row, Table
+from dearkd.recipes import REAL
 from dearkd.record import write_text
 
 UNITS = {"top1": "top-1 (%)", "top5": "top-5 (%)", "lpips": "LPIPS"}
 HEADS = {
     "top5": "top-5",
     "lpips_se": "standard error",
+    "lpips_alex": "AlexNet",
+    "lpips_vgg": "VGG-16",
     "lpips_blurred": "blurred",
     "teacher_top1": "teacher's top-1",
     "easy_positive": "easy positive",
@@ -28,17 +33,21 @@ HEADS = {
 }
 """Column heads of metrics without a number in the paper."""
 PLACES = {
-    **dict.fromkeys(("lpips", "lpips_se", "lpips_blurred", "easy_positive"), 3),
+    **dict.fromkeys(("lpips", "lpips_se", "lpips_alex", "lpips_vgg", "lpips_blurred", "easy_positive"), 3),
     **dict.fromkeys(("gmacs", "ratio", "ratio_dense"), 2),
     "input_size": 0,
 }
 """Decimal places of a metric in a printed table; all others have one."""
 
 
+CONTROLS = {"blurred": "real images, blurred", "noisy": "real images, noisy"}
+"""Rows that Table 6 has below the matrix's where the records have them: what LPIPS makes of blur and of noise."""
+
+
 def write(plan: Plan, name: str) -> None:
     """Write results/<scale>/tables/<name>.{csv,md,tex} from the records."""
-    table = plan.tables[name]
     values = values_of(plan, name)
+    table = with_controls(plan.tables[name], values)
     frame = tidy(table, values)
     folder = plan.paths.results / "tables"
     write_text(folder / f"{name}.csv", frame.to_csv(index=False, float_format="%.4f"))
@@ -61,14 +70,26 @@ def values_of(plan: Plan, name: str) -> pd.DataFrame:
     return pd.concat([f for f in frames if len(f)] or frames[:1], ignore_index=True)
 
 
+def with_controls(table: Table, values: pd.DataFrame) -> Table:
+    """The table with a row for each control that the records have."""
+    rows = [
+        Row(label=label, method=run, student="", columns=(), cells=(Cell(keys=(), run=run, paper=None),))
+        for control, label in CONTROLS.items()
+        for run in [f"{REAL}~{control}"]
+        if table.reads == "diversity" and (values["run"] == run).any()
+    ]
+    return dataclasses.replace(table, rows=(*table.rows, *rows))
+
+
 def tidy(table: Table, values: pd.DataFrame) -> pd.DataFrame:
     """One line per cell: row, method, student, the table's keys, metric, mean, sd, n, paper, source.
 
     source: measured (from our records), pretrained (weights of others, evaluated by us) or quoted (only the paper's
-    number). Every row but the reference also has the metric `gap` (how much it falls short of `gap_to`) or `delta` (how
-    much it lies above `delta_to`), paired by seed.
+    number). A metric of `also` that no record has is left out. Every row but the reference also has the metric `gap`
+    (how much it falls short of `gap_to`) or `delta` (how much it lies above `delta_to`), paired by seed.
     """
     lines = []
+    measured = [metric for metric in table.also if metric in values and values[metric].notna().any()]
     for row in table.rows:
         for i, cell in enumerate(row.cells):
             ours = by_seed(values, cell.run, table.metric)
@@ -76,7 +97,7 @@ def tidy(table: Table, values: pd.DataFrame) -> pd.DataFrame:
             if len(ours) and _is_pretrained(values, cell.run):
                 line["source"] = "pretrained"
             lines.append(line)
-            for metric in table.also:
+            for metric in measured:
                 found = by_seed(values, row.architecture or cell.run, metric)
                 lines.append(_line(table, row, i, metric, found, None))
             for metric, sign, label in (("gap", 1, table.gap_to), ("delta", -1, table.delta_to)):
@@ -172,33 +193,42 @@ def _switch(value: Any) -> str:
 
 
 def to_markdown(plan: Plan, table: Table, shown: pd.DataFrame, dirty: bool) -> str:
-    """Markdown with a caption that says what the numbers are."""
-    lines = [
-        " | ".join(["", *shown.columns, ""]).strip(),
-        " | ".join(["", *("---" for _ in shown.columns), ""]).strip(),
-    ]
-    lines += [" | ".join(["", *row, ""]).strip() for row in shown.itertuples(index=False)]
+    """Markdown with a caption that says what the numbers are; names and captions of others are escaped."""
+    lines = [[*map(escaping.markdown, shown.columns)], ["---"] * len(shown.columns)]
+    lines += [[*map(escaping.markdown, row)] for row in shown.itertuples(index=False)]
     notes = (
-        f"{table.title}: {UNITS[table.metric]}. *ours*: mean ± standard deviation (number of seeds) at the scale "
-        f"`{plan.scale.name}`, {plan.scale.summary}. *paper*: the paper's own number, on ImageNet."
+        f"{escaping.paragraph(table.title)}: {UNITS[table.metric]}. *ours*: mean ± standard deviation (number of seeds)"
+        f" at the scale `{plan.scale.name}`, {escaping.markdown(plan.scale.summary)}. *paper*: the paper's own number, "
+        "on ImageNet."
     )
     if table.note:
-        lpips = plan.scale.diversity
-        notes += " " + table.note.format(
-            net=lpips.net, trunk=lpips.trunk or "torchvision's", size=lpips.size, images=plan.scale.synthesis.images
-        )
+        notes += " " + _filled(table.note, plan)
     verifier = plan.scale.synthesis.verifier
     if verifier and any(cell.run in plan.sources or "~adi" in cell.run for row in table.rows for cell in row.cells):
-        notes += f" ADI competes with the CNN {verifier!r}, trained on real images: its rows are not data-free."
+        notes += f" ADI competes with the CNN '{verifier}', trained on real images: its rows are not data-free."
     if dirty:
         notes += " † Made from sources that differ from the commit in the records."
-    return "\n".join(lines) + f"\n\n{notes}\n"
+    return "".join(" | ".join(["", *line, ""]).strip() + "\n" for line in lines) + f"\n{notes}\n"
+
+
+def _filled(note: str, plan: Plan) -> str:
+    """A table's note, which is Markdown, with this scale's values in place of {net} and the like; no HTML."""
+    lpips, channels = plan.scale.diversity, plan.scale.data["main"].channels
+    values = {
+        "net": lpips.net,
+        "trunk": lpips.trunk or "those that LPIPS was trained with",
+        "size": lpips.size,
+        "colour": "in colour" if channels == 3 else "grey in all three channels",
+        "images": plan.scale.synthesis.images,
+    }
+    text = escaping.line(note).replace("<", r"\<")
+    return re.sub(r"\{(\w+)\}", lambda name: escaping.markdown(values.get(name[1], name[0])), text)
 
 
 def to_latex(table: Table, shown: pd.DataFrame) -> str:
     """A booktabs tabular."""
-    text = shown.map(
-        lambda v: v.replace("✓", r"$\checkmark$").replace("±", r"$\pm$").replace("%", r"\%").replace("_", r"\_")
+    text = shown.map(escaping.latex)
+    text.columns = [*map(escaping.latex, shown.columns)]
+    return f"% {escaping.line(table.title)}\n" + text.to_latex(
+        index=False, column_format="l" + "r" * (len(text.columns) - 1)
     )
-    text.columns = [c.replace("%", r"\%").replace("_", r"\_") for c in text.columns]
-    return f"% {table.title}\n" + text.to_latex(index=False, column_format="l" + "r" * (len(text.columns) - 1))

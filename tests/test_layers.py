@@ -32,12 +32,13 @@ RUN += [
     "labels",
     "jobs",
     "synthesize",
+    "trunks",
     "diversity",
     "datafree",
     "export",
 ]
 RUN += ["export", "describe", "fetch", "warm", "devices"]
-READ = ["results", "tables", "comparisons", "claims", "diagrams", "latent", "figures"]
+READ = ["escaping", "results", "tables", "comparisons", "claims", "diagrams", "latent", "figures"]
 READ += ["verdicts", "status", "savings", "report", "curves", "heads"]
 ALLOWED = {
     **{m: [*PLAN[:i]] for i, m in enumerate(PLAN)},

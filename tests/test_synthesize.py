@@ -239,7 +239,13 @@ def test_a_set_of_images_is_described_and_a_changed_recipe_refuses_the_descripti
     np.testing.assert_allclose(np.linalg.norm(codes, axis=1), 1, atol=0.01)
     tables.write(whole, "table6")
     text = (whole.paths.results / "tables/table6.md").read_text()
-    assert "trunk weights: random" in text and "0.710" in text
+    assert "trunk weights: random. Images grey in all three channels, resized to 32 pixels" in text and "0.710" in text
+    assert "| real images, blurred |" in text and "| real images, noisy |" in text and "| VGG-16 |" not in text
+    said = record.read(whole.paths.diversity("real", 0))
+    assert said["lpips"].items() >= {"trunk": "random", "size": 32, "interpolation": "bilinear, antialiased"}.items()
+    real, blurred, noisy = (frame.loc[n, "lpips"] for n in ("real", "real~blurred", "real~noisy"))
+    assert blurred < real < noisy
+    assert "controls" not in {k for k, v in record.read(whole.paths.diversity("df_dearkd", 0)).items() if v}
     path = whole.paths.diversity("df_dearkd", 0)
     record.write(path, {**record.read(path), "source_fingerprint": "0"})
     with pytest.raises(InputError, match=r"stale record .the recipe of its images has changed"):

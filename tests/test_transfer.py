@@ -240,12 +240,14 @@ def test_what_is_missing_is_listed_with_the_command_that_brings_it(monkeypatch, 
     monkeypatch.setattr("dearkd.fetch.try_to_load_from_cache", lambda repository, file: None)
     assert main(["fetch", "--check", "--scale", "imagenet"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("dearkd fetch: scale imagenet lacks 20:")
+    assert said.startswith("dearkd fetch: scale imagenet lacks 21:")
     lines = said.splitlines()[1:]
-    assert len(lines) == 20 and all(line.endswith("]") for line in lines)
+    assert len(lines) == 21 and all(line.endswith("]") for line in lines)
     assert f"data main: {tmp_path}/imagenet: no such folder" in said
     assert "timm/regnety_160.deit_in1k is not in the hub's cache" in said
-    assert "LPIPS trunk alex" in said and "[python -m dearkd fetch --scale imagenet]" in said
+    assert (
+        "LPIPS trunk alex" in said and "LPIPS trunk vgg" in said and "[python -m dearkd fetch --scale imagenet]" in said
+    )
 
 
 def test_nothing_is_missing_at_the_laptops_scale(capsys):
