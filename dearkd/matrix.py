@@ -7,9 +7,9 @@ import csv
 import inspect
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import yaml
 
@@ -22,7 +22,7 @@ from dearkd.spec import Source
 MATRIX = Path("workflow/experiments.yaml")
 SCALES = Path("workflow/scales")
 PAPER = Path("paper")
-DESCRIPTION = ("label", "paper", "architecture")
+DESCRIPTION = ("label", "paper", "architecture", "extra")
 """Keys of a row that describe it and do not change what is trained."""
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """libyaml's where it is built in: every job reads the matrix, which takes it 20 ms and Python's own parser 200."""
@@ -136,6 +136,10 @@ class _Reader:
         for name in self.scale.only:
             if name not in known:
                 raise InputError(unknown(name, known, "table or figure", f"scale {self.scale.name}: only"))
+        tables = self.values.get("tables", {})
+        for name in self.scale.extra:
+            if name not in tables:
+                raise InputError(unknown(name, tables, "table", f"scale {self.scale.name}: extra"))
         papers = [*known, *(path.stem for path in PAPER.glob("table*.csv"))]
         for name in self.scale.quoted:
             if name not in papers:
@@ -151,16 +155,16 @@ class _Reader:
         paper = values.get("paper", {})
         reads = self._reads(values, ("metrics", "diversity"), where)
         rows = []
-        labels = [row.get("label") for row in values["rows"]]
-        for label in self.scale.quoted.get(name, ()):
-            if label not in labels:
-                raise InputError(unknown(label, labels, "row", f"scale {self.scale.name}: quoted.{name}"))
+        extra = self._named("extra", name, [row for row in values["rows"] if row.get("extra")])
+        quoted = self._named("quoted", name, values["rows"])
         for i, row in enumerate(values["rows"], 1):
+            if row.get("extra") and row.get("label") not in extra:
+                continue
             row, here = {**values.get("defaults", {}), **row}, f"{where}, row {i}"
             if reads == "diversity":
                 rows.append(self._images_row(row, paper, here))
             else:
-                ours = row.get("label") not in self.scale.quoted.get(name, ())
+                ours = row.get("label") not in quoted
                 rows.append(self._row(row, columns, self._across(values, where), paper, here, ours))
         for key in ("gap_to", "delta_to"):
             if values.get(key) and values[key] not in [row.label for row in rows]:
@@ -178,6 +182,14 @@ class _Reader:
             delta_to=values.get("delta_to", ""),
             rows=tuple(rows),
         )
+
+    def _named(self, key: Literal["extra", "quoted"], table: str, rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+        """The rows of a table that the scale names under a key of its own; they must be some of `rows`."""
+        named, labels = getattr(self.scale, key).get(table, ()), [row.get("label") for row in rows]
+        for label in named:
+            if label not in labels:
+                raise InputError(unknown(label, labels, "row", f"scale {self.scale.name}: {key}.{table}"))
+        return named
 
     def _across(self, values: Mapping[str, Any], where: str) -> "_Across":
         """What runs over a table's columns of numbers: {key, paper: its column in the CSV, values: ours to paper's}."""
@@ -325,7 +337,8 @@ class _Reader:
         before = ""
         if stages[0].initial:
             pretraining = switches.get("pretraining", defaults["pretraining"])
-            before = self._run({"method": pretraining, "student": values["student"], **dotted}, where).name
+            longer = {"long": switches["long"]} if "long" in switches else {}
+            before = self._run({"method": pretraining, "student": values["student"], **longer, **dotted}, where).name
         run = Run(
             name=run_name(values["method"], values["student"], deviating),
             method=values["method"],

@@ -18,8 +18,9 @@ TRANSFER = "transfer"
 UNSWITCHED = {"stage1_epochs": 0, "stage2_lr": "continue", "stage2_peak": 1.0}
 
 
-def deit(scale: Scale, student: str, fraction: int = 100, images: str = REAL) -> Stages:
+def deit(scale: Scale, student: str, fraction: int = 100, images: str = REAL, *, long: bool = False) -> Stages:
     """DeiT: cross-entropy alone, one stage."""
+    scale = _scheduled(scale, student, long)
     return (_stage(scale, "I", _student(scale, student, "deit"), fraction, images, losses=(("ce", 1.0),)),)
 
 
@@ -27,7 +28,7 @@ def deit_distilled(
     scale: Scale, student: str, fraction: int = 100, images: str = REAL, *, long: bool = False
 ) -> Stages:
     """DeiT with a distillation token that learns the teacher's hard decision, both losses at weight 1/2."""
-    scale = _lengthened(scale) if long else scale
+    scale = _scheduled(scale, student, long)
     model = _student(scale, student, "deit_distilled")
     return (_taught(scale, _stage(scale, "I", model, fraction, images, losses=(("ce", 0.5), ("token", 0.5)))),)
 
@@ -51,7 +52,7 @@ def dearkd(
     synthesis` takes the teacher that synthetic images come from; on synthetic images it is always that one. `long` is
     the schedule of 1000 epochs.
     """
-    scale = _lengthened(scale) if long else scale
+    scale = _scheduled(scale, student, long)
     if taught_by not in ("distillation", "synthesis"):
         raise InputError(unknown(taught_by, ("distillation", "synthesis"), "value", "taught_by"))
     if images != REAL or taught_by == "synthesis":
@@ -90,16 +91,19 @@ def peer(scale: Scale, student: str) -> Stages:
     return (dataclasses.replace(stage, attention_images=0),)
 
 
-def transfer(scale: Scale, student: str, *, target: str = "", pretraining: str = "dearkd") -> Stages:
+def transfer(
+    scale: Scale, student: str, *, target: str = "", pretraining: str = "dearkd", long: bool = False
+) -> Stages:
     """Fine-tuning of a finished student on other data (Table 4): no teacher, a new head, positions interpolated.
 
-    The distilled student has two heads, which are averaged at test; both learn the true labels.
+    The distilled student has two heads, which are averaged at test; both learn the true labels. `long` is the schedule
+    of its pretraining.
     """
     if pretraining not in ("deit", "deit_distilled", "dearkd"):
         raise InputError(unknown(pretraining, ("deit", "deit_distilled", "dearkd"), "value", "pretraining"))
     if target not in scale.transfer.targets:
         raise InputError(unknown(target, scale.transfer.targets, "value", "target"))
-    before = METHODS[pretraining](scale, student)
+    before = METHODS[pretraining](scale, student, long=long)
     data, training = scale.data[target], scale.transfer.recipes[scale.transfer.recipe]
     model = before[-1].model
     changed = {"img_size": data.image_size, "num_classes": data.classes, "drop_path_rate": training.drop_path}
@@ -210,10 +214,15 @@ def _stage(
     )
 
 
-def _lengthened(scale: Scale) -> Scale:
-    """The scale with its long schedule."""
-    epochs, switch = scale.long
-    return dataclasses.replace(scale, training=dataclasses.replace(scale.training, epochs=epochs, stage1_epochs=switch))
+def _scheduled(scale: Scale, student: str, long: bool) -> Scale:
+    """The scale with the learning rate of a student's size, and with the long schedule where it is asked for."""
+    training = scale.training
+    if student in scale.students:
+        training = dataclasses.replace(training, lr=training.lr * scale.students[student].lr_factor)
+    if long:
+        epochs, switch = scale.long
+        training = dataclasses.replace(training, epochs=epochs, stage1_epochs=switch)
+    return dataclasses.replace(scale, training=training)
 
 
 def _taught(scale: Scale, stage: Stage, knobs: Distillation | None = None) -> Stage:

@@ -30,6 +30,12 @@ class Student:
     """Blocks with MHCA, from the first; the rest is MHSA."""
     init: Literal["deit", "fan_in"] = "deit"
     """deit: truncated normal, std 0.02. fan_in: std 1/sqrt(fan in), positions 0.5, for widths far below 192."""
+    lr_factor: float = 1.0
+    """Multiplies `training.lr` at this size, whatever the method: a wider network may want a lower rate."""
+
+    def __post_init__(self) -> None:
+        if self.lr_factor <= 0:
+            raise InputError(f"lr_factor: {self.lr_factor} is not above 0")
 
 
 @spec
@@ -144,6 +150,8 @@ class Scale:
     """Systems of Table 3 that this scale trains or evaluates, by their label; the others are quoted."""
     quoted: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     """By table: labels of rows that this scale does not run."""
+    extra: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    """By table: labels of the matrix's `extra` rows that this scale has; no other scale shows them."""
     throughput: Throughput = dataclasses.field(default_factory=Throughput)
     attention_images: int = 512
     """Fixed validation images on which the attention distance is measured each epoch (Figure 4)."""

@@ -252,6 +252,43 @@ def test_extends_merges_key_by_key(tmp_path):
     assert own.training.epochs == 61 and own.training.lr == base.training.lr and own.data == base.data
 
 
+def test_an_extra_row_is_only_of_the_scale_that_names_it(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("extends: digits\nname: own\nextra: {table2: ['MHCA, no teacher'], table4: [DearKD-B-1000]}\n")
+    own, base = load(str(path)), load("digits")
+    assert [row.label for row in own.tables["table2"].rows][-1] == "MHCA, no teacher"
+    alone = "dearkd-Ti-distill~no-{}hidden~no-two_stage~no"
+    new = {alone.format(f"fraction~{f}-") for f in (10, 25, 50)} | {"dearkd-B-long~yes"}
+    new |= {f"transfer-B-long~yes-target~{target}" for target in base.scale.transfer.targets}
+    assert set(own.runs) - set(base.runs) == new and alone.format("") in base.runs
+    longer = own.runs["transfer-B-long~yes-target~parity"]
+    assert longer.initial == "dearkd-B-long~yes" and longer.stages[0].initial[-1].training.epochs == base.scale.long[0]
+    assert own.runs["transfer-B-target~parity"] == base.runs["transfer-B-target~parity"]
+    for text, message in (
+        ("{table2: [DeiT-Ti]}", "extra.table2: unknown row 'DeiT-Ti'"),
+        ("{tabel2: [DeiT-Ti]}", "extra: unknown table 'tabel2'; did you mean 'table2'"),
+    ):
+        path.write_text(f"extends: digits\nname: own\nextra: {text}\n")
+        with pytest.raises(InputError, match=message):
+            load(str(path))
+
+
+def test_a_size_may_have_a_learning_rate_of_its_own(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("extends: digits\nname: own\nstudents: {B: {lr_factor: 0.5}}\n")
+    own, base = load(str(path)), load("digits")
+    for name, run in own.runs.items():
+        first = (*run.stages[0].initial, *run.stages)[0]
+        expected = (0.5 if run.student == "B" else 1) * base.runs[name].stages[0].training.lr
+        if run.method != "transfer":
+            assert first.training.lr == expected, name
+    wide = own.runs["transfer-B-target~parity"].stages[0]
+    assert wide.initial[0].training.lr == base.scale.training.lr / 2 and wide.training.lr == 1e-3
+    path.write_text("extends: digits\nname: own\nstudents: {B: {lr_factor: 0}}\n")
+    with pytest.raises(InputError, match=r"students.B: lr_factor: 0.0 is not above 0"):
+        load(str(path))
+
+
 def test_run_names_are_safe_paths():
     name = run_name("dearkd", "Ti", {"distillation.pairs": [[4, 2]], "rpe.init": "$(rm -rf ~) '\"/..", "mhca": False})
     assert (
