@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dearkd import models, optimise
-from dearkd.attention import unfuse_few_tokens
+from dearkd.attention_cpu import unfuse_few_tokens
 from dearkd.board import Board
 from dearkd.checkpoint import Checkpoints, write_bytes
 from dearkd.data import Images

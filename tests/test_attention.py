@@ -8,7 +8,9 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from dearkd.attention import MHCA, QuadraticBias, SharedBiasAttention, dropped_entries, head_centres, unfuse_few_tokens
+from dearkd import attention_cpu
+from dearkd.attention import MHCA, QuadraticBias, head_centres
+from dearkd.attention_cpu import SharedBiasAttention, dropped_entries, unfuse_few_tokens
 from dearkd.schema import InputError
 from dearkd.spec import Rpe
 
@@ -143,7 +145,7 @@ def test_one_bf16_copy_would_not_do():
 
 @pytest.mark.parametrize("small", [0, 2**16], ids=["by image", "at once"])
 def test_the_gradient_of_a_shared_bias_is_that_of_autograd(small, monkeypatch):
-    monkeypatch.setattr(SharedBiasAttention, "SMALL", small)
+    monkeypatch.setattr(attention_cpu, "SMALL", small)
     torch.manual_seed(0)
     shapes = [(3, 2, 5, 4)] * 3 + [(2, 5, 5)]
     inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
@@ -172,7 +174,7 @@ def test_plain_attention_of_few_tokens_is_not_fused(side, fused):
     images = torch.randn(2, 3, side, side)
     before = student(images)
     unfuse_few_tokens(student)
-    assert [block.attn.fused_attn for block in student.blocks] == [fused, fused]
+    assert [block.attn.fused_attn for block in student.blocks] == [True, fused], "MHCA chooses by itself"
     torch.testing.assert_close(student(images), before)
 
 
@@ -195,6 +197,65 @@ def test_evaluation_remembers_the_bias_until_something_changes():
             expected = F.scaled_dot_product_attention(q, k, v, layer.rpe.dense()[None])
             torch.testing.assert_close(layer.attend(q, k, v), expected)
     assert "kept" not in "".join(layer.state_dict())
+
+
+MASKS = {
+    "bool": torch.rand(17, 17, generator=torch.Generator().manual_seed(0)) > 0.3,
+    "added": torch.randn(17, 17, generator=torch.Generator().manual_seed(1)),
+    "one an image": torch.randn(2, 1, 17, 17, generator=torch.Generator().manual_seed(2)),
+}
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("mask", [*MASKS, "causal"])
+def test_a_mask_is_added_to_the_bias_as_timm_adds_it_to_the_logits(mask, fused):
+    torch.manual_seed(3)
+    layer = MHCA(36, 9, (4, 4)).double().eval()
+    layer.fused_attn = fused
+    x, given = torch.randn(2, 17, 36, dtype=torch.float64), MASKS.get(mask, torch.ones(17, 17).tril().bool())
+    added = given.double() if given.is_floating_point() else torch.zeros(17, 17).double().masked_fill(~given, -math.inf)
+    _, _, v = layer.project(x)
+    out = ((layer.logits(x).double() + added).softmax(-1) @ v).transpose(1, 2).reshape(2, 17, 36)
+    got = layer(x, is_causal=True) if mask == "causal" else layer(x, attn_mask=added if mask != "bool" else given)
+    torch.testing.assert_close(got, layer.proj(out), rtol=1e-5, atol=1e-5)
+
+
+PATHS = [
+    # asked, drop_mode, training, learns, input learns, tokens, masked, attention dropout -> path on a CPU
+    ("auto", "element", False, False, False, 17, False, 0.0, "dense"),
+    ("auto", "element", False, True, False, 17, False, 0.0, "folded"),
+    ("auto", "element", True, True, False, 17, False, 0.0, "shared"),
+    ("auto", "element", True, True, False, 17, False, 0.1, "dense"),
+    ("auto", "query", True, True, False, 17, False, 0.0, "folded"),
+    ("auto", "query", True, True, False, 17, True, 0.0, "dense"),
+    ("auto", "element", False, False, True, 17, False, 0.0, "shared"),
+    ("auto", "element", False, False, True, 65, False, 0.0, "dense"),
+    ("dense", "query", True, True, False, 17, False, 0.0, "shared"),
+    ("folded", "query", False, False, False, 17, False, 0.0, "folded"),
+    ("folded", "query", False, False, False, 17, True, 0.0, "dense"),
+]
+
+
+@pytest.mark.parametrize("asked, mode, training, learns, input_learns, tokens, masked, attn_drop, expected", PATHS)
+def test_which_path_is_taken(asked, mode, training, learns, input_learns, tokens, masked, attn_drop, expected):
+    """And that it gives, without dropout, the numbers of the explicit one."""
+    side = math.isqrt(tokens - 1)
+    layer = MHCA(36, 9, (side, side), rpe=Rpe(path=asked, drop_mode=mode), attn_drop=attn_drop).train(training)
+    layer.requires_grad_(learns)
+    q = torch.randn(2, 9, tokens, 4, requires_grad=input_learns)
+    assert layer.path(q, masked) == expected
+    layer.fused_attn = False
+    assert layer.path(q, masked) == "explicit"
+    x, mask = torch.randn(2, tokens, 36), torch.zeros(tokens, tokens).fill_diagonal_(1.0) if masked else None
+    layer.eval()
+    explicit = layer(x, attn_mask=mask)
+    layer.fused_attn = True
+    torch.testing.assert_close(layer(x, attn_mask=mask), explicit, rtol=1e-4, atol=1e-5)
+
+
+def test_on_a_gpu_a_fixed_bias_folds():
+    layer = MHCA(36, 9, (4, 4)).eval().requires_grad_(False)
+    assert layer.path(torch.empty(1, 9, 17, 4, device="meta")) == "folded"
 
 
 def test_nine_heads_express_any_3x3_convolution():
@@ -222,14 +283,14 @@ def test_element_dropout_zeroes_entries_of_the_bias_and_shares_the_mask():
     layer = MHCA(36, 9, (4, 4), rpe=Rpe(drop=0.5)).train()
     dense = layer.rpe.dense()
     torch.manual_seed(0)
-    dropped = layer._dropped_bias()
+    dropped = layer.rpe.dropped(3)
     kept = dropped != 0
     assert torch.allclose(dropped[kept], 2 * dense[kept])
     assert 0.3 < (kept & (dense != 0)).sum() / (dense != 0).sum() < 0.7
     torch.manual_seed(0)
     same = layer(torch.ones(3, 17, 36))
     assert torch.equal(same[0], same[1]), "one mask for the batch"
-    assert torch.equal(layer.eval()._dropped_bias(), dense)
+    assert torch.equal(layer.eval().rpe.dropped(3), dense)
 
 
 @pytest.mark.parametrize("side", [4, 200])  # torch's own dropout, and 16 bits a number
@@ -261,14 +322,18 @@ def test_factored_dropout_is_the_same_on_both_paths(mode):
     assert not torch.allclose(layer(x), outputs[1], atol=1e-3), "another draw, another output"
 
 
-def test_per_sample_dropout_differs_between_images():
-    layer = MHCA(36, 9, (4, 4), rpe=Rpe(drop=0.5, drop_mode="query", per_sample=True)).train()
+@pytest.mark.parametrize("path", ["dense", "folded"])
+@pytest.mark.parametrize("mode", ["query", "key", "head"])
+def test_per_sample_dropout_differs_between_images(path, mode):
+    layer = MHCA(36, 9, (4, 4), rpe=Rpe(drop=0.5, drop_mode=mode, per_sample=True, path=path)).train()
+    torch.manual_seed(0)
     out = layer(torch.ones(1, 17, 36).expand(2, -1, -1).clone())
-    plain = MHCA(36, 9, (4, 4), rpe=Rpe(drop=0.5, drop_mode="query")).train()
+    assert not torch.equal(out[0], out[1])
+    plain = MHCA(36, 9, (4, 4), rpe=Rpe(drop=0.5, drop_mode=mode, path=path)).train()
     shared = plain(torch.ones(1, 17, 36).expand(2, -1, -1).clone())
     assert torch.equal(shared[0], shared[1])
     assert out.shape == shared.shape
-    query = layer._mask(2, layer.rpe.folded()[0])
+    query = layer.rpe.drop_mask(2, layer.rpe.folded()[0])
     assert not torch.equal(query[0], query[1])
 
 
@@ -279,8 +344,6 @@ def test_refusals():
         Rpe(per_sample=True)
     with pytest.raises(InputError, match=r"rpe.path: folded cannot drop single elements"):
         MHCA(36, 9, (4, 4), rpe=Rpe(path="folded")).train()(torch.ones(1, 17, 36))
-    with pytest.raises(ValueError, match="no attention mask"):
-        MHCA(36, 9, (4, 4))(torch.ones(1, 17, 36), attn_mask=torch.ones(17, 17))
 
 
 def test_free_parameters_start_at_the_same_bias():

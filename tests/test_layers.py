@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PLAN = ["schema", "spec", "scale", "recipes", "plan", "matrix", "record", "cost"]
-MODEL = ["keys", "attention", "aligner", "losses", "priors", "t2t", "models", "lite0", "teachers"]
+MODEL = ["keys", "attention_cpu", "attention", "aligner", "losses", "priors", "t2t", "models", "lite0", "teachers"]
 RUN = [
     "data",
     "augment",
