@@ -5,17 +5,18 @@ whose first blocks attend by `MHCA`; everything timm does with a ViT works on it
 """
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import timm
 import torch
 from jaxtyping import Float
-from timm.layers import resample_abs_pos_embed
+from timm.layers import Attention, LayerNorm, get_norm_layer, resample_abs_pos_embed
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 from timm.models.deit import checkpoint_filter_fn
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
 from torch import Tensor, nn
 
 from dearkd import t2t  # noqa: F401  registers its models in timm
@@ -44,18 +45,18 @@ class DearKD(VisionTransformer):
         n_mhca: blocks with MHCA; 0 gives plain DeiT with this number of heads.
         rpe: knobs of the position encoding, as `spec.Rpe` or a mapping of its fields.
         All else as timm's VisionTransformer; image sizes vary through `img_size` and `set_input_size`.
+
+    Raises InputError for an argument that MHCA cannot serve: dynamic_img_size, patch_drop_rate, another attn_layer or
+    block_fn, n_mhca beyond the depth, an unknown knob.
     """
 
     def __init__(
         self, *args: Any, n_mhca: int = 8, rpe: Rpe | Mapping[str, Any] | tuple = Rpe(), **kwargs: Any
     ) -> None:
-        if kwargs.get("dynamic_img_size"):
-            raise InputError(
-                "dynamic_img_size: the position encoding is built for one grid; call set_input_size instead"
-            )
+        _refuse(n_mhca, kwargs)
         super().__init__(*args, **{**kwargs, "weight_init": "skip"})
-        if n_mhca > len(self.blocks):
-            raise InputError(f"n_mhca {n_mhca} is more than the {len(self.blocks)} blocks of the model")
+        if not 0 <= n_mhca <= len(self.blocks):
+            raise InputError(f"n_mhca {n_mhca} is more than the {len(self.blocks)} blocks of the model, or less than 0")
         rpe = rpe if isinstance(rpe, Rpe) else build(Rpe, dict(rpe), "rpe")
         self.n_mhca, self.rpe = n_mhca, rpe
         for block in self.blocks[:n_mhca]:
@@ -67,11 +68,18 @@ class DearKD(VisionTransformer):
                 self.num_prefix_tokens,
                 rpe,
                 qkv_bias=plain.qkv.bias is not None,
+                qk_norm=kwargs.get("qk_norm", False),
+                scale_norm=kwargs.get("scale_attn_norm", False),
+                proj_bias=plain.proj.bias is not None,
                 attn_drop=plain.attn_drop.p,
                 proj_drop=plain.proj_drop.p,
+                norm_layer=get_norm_layer(kwargs.get("norm_layer")) or LayerNorm,
+                device=kwargs.get("device"),
+                dtype=kwargs.get("dtype"),
             )
-        self.weight_init_mode = kwargs.get("weight_init", "")
-        if self.weight_init_mode != "skip":
+        mode = kwargs.get("weight_init", "")
+        self.weight_init_mode = "reset" if mode == "skip" else mode
+        if mode != "skip":
             self.init_weights(needs_reset=False)
 
     @torch.jit.ignore
@@ -90,6 +98,50 @@ class DearKD(VisionTransformer):
         super().set_input_size(img_size, patch_size)
         for block in self.blocks[: self.n_mhca]:
             block.attn.rpe.set_grid(self.patch_embed.grid_size)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As torch's, so that timm's `checkpoint_path` and `pretrained` take what fits a ViT; a warning says so.
+
+        Positions of another grid and patches of another size are resampled as timm does. The weights of a plain ViT
+        have no position encoding: alpha and Delta of all MHCA blocks keep their values.
+        """
+        own = self.state_dict()
+        moved = [n for n in _RESAMPLED if n in own and n in state_dict and own[n].shape != state_dict[n].shape]
+        if moved:
+            state_dict = checkpoint_filter_fn(dict(state_dict), self)
+            warnings.warn(f"{', '.join(moved)}: resampled to {self.patch_embed.grid_size} patches", stacklevel=2)
+        positions = {name: value for name, value in own.items() if ".rpe." in name}
+        if positions and not positions.keys() & state_dict.keys():
+            state_dict = {**state_dict, **positions}
+            warnings.warn(
+                f"weights of a plain ViT: alpha and Delta of the {self.n_mhca} MHCA blocks keep the values they have",
+                stacklevel=2,
+            )
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def __prepare_scriptable__(self) -> "DearKD":
+        raise InputError("torch.jit.script cannot read MHCA; use torch.export, torch.compile or torch.jit.trace")
+
+
+_RESAMPLED = ("pos_embed", "patch_embed.proj.weight")
+"""Weights whose shape follows from the image's and the patches' size."""
+
+
+def _refuse(n_mhca: int, kwargs: Mapping[str, Any]) -> None:
+    """InputError for an argument of timm's VisionTransformer that MHCA cannot serve."""
+    if kwargs.get("dynamic_img_size"):
+        raise InputError("dynamic_img_size: the position encoding is built for one grid; call set_input_size instead")
+    if not n_mhca:
+        return
+    if kwargs.get("patch_drop_rate"):
+        raise InputError(
+            "patch_drop_rate: MHCA must know where each token comes from, and timm's PatchDropout does not tell; "
+            "leave it at 0, or set n_mhca: 0"
+        )
+    if kwargs.get("attn_layer", "attn") not in ("", "attn", Attention):
+        raise InputError("attn_layer: MHCA is the first blocks' attention; leave it out, or set n_mhca: 0")
+    if kwargs.get("block_fn", Block) not in (Block, ResPostBlock):
+        raise InputError("block_fn: MHCA takes the place of a block's attn; use timm's Block or ResPostBlock")
 
 
 def _dearkd(size: str, pretrained: bool, **kwargs: Any) -> nn.Module:

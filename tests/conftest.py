@@ -18,6 +18,16 @@ def pytest_configure():
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.fixture
+def traceable():
+    """Shapes in signatures are checked in tests alone, and torch.fx's stand-ins for tensors have none."""
+    import jaxtyping
+
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
 def pattern(module):
     """Fill every parameter and running statistic with a fixed pattern, the same on any machine and torch version."""
     import torch

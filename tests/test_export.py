@@ -113,11 +113,14 @@ def test_what_is_missing_is_named_and_nothing_is_written(project, tmp_path, caps
     assert not (tmp_path / "out").exists()
 
 
-def test_every_block_of_code_in_the_documentation_runs():
+def test_every_block_of_code_in_the_documentation_runs(traceable):
     page = Path("docs/model.md").read_text()
     names = {}
-    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        exec(block, names)
+    with pytest.warns(UserWarning, match="pos_embed: resampled to"):
+        for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+            exec(block, names)
     assert names["logits"].shape == (1, 1000) and [m.shape for m in names["maps"]] == [(1, 192, 14, 14)] * 2
     assert names["model"](torch.zeros(1, 3, 160, 160)).shape == (1, 10)
+    assert [m.shape for m in names["attention"].values()] == [(1, 12, 37, 37)] * 12
+    assert names["larger"](torch.zeros(1, 3, 48, 48)).shape == (1, 10)
     assert [m.shape[-1] for m in names["backbone"](torch.zeros(1, 3, 96, 96))] == [6, 6, 6]

@@ -89,8 +89,9 @@ def test_deit_weights_in_timms_layout_load_unchanged_and_give_the_same_logits():
     image = torch.randn(1, 3, 224, 224)
     assert torch.equal(ours(image), published(image))
     mixed = timm.create_model("dearkd_tiny_patch16_224", num_heads=3, num_classes=10)
-    missing, unexpected = mixed.load_state_dict(published.state_dict(), strict=False)
-    assert not unexpected and all(".rpe." in name for name in missing)
+    with pytest.warns(UserWarning, match="alpha and Delta of the 8 MHCA blocks keep the values they have"):
+        mixed.load_state_dict(published.state_dict(), strict=True)
+    assert torch.equal(mixed.blocks[0].attn.qkv.weight, published.blocks[0].attn.qkv.weight)
 
 
 def test_alpha_and_delta_are_out_of_weight_decay_by_name():
@@ -192,4 +193,4 @@ def test_unknown_model():
 
 def test_rpe_spec_reaches_the_layers():
     model = small(rpe={"drop": 0.3, "init": "zero"})
-    assert model.blocks[0].attn.rpe.rpe == Rpe(drop=0.3, init="zero") and not model.blocks[0].attn.rpe.delta.any()
+    assert model.blocks[0].attn.rpe.knobs == Rpe(drop=0.3, init="zero") and not model.blocks[0].attn.rpe.delta.any()
