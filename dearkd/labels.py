@@ -61,7 +61,14 @@ def shard(plan: Plan, name: str, seed: int, index: int, save_seconds: float | No
         first, steps = index * epochs * schedule.steps_per_epoch, epochs * schedule.steps_per_epoch
         mixup, dtype = optimise.mixing(spec.augment, spec.data.classes), precision(spec.precision, device)
         batches = training_loader(
-            images, spec.data, spec.augment, schedule, first + state["step"], first + steps, plan.scale.loader_workers
+            images,
+            spec.data,
+            spec.augment,
+            schedule,
+            first + state["step"],
+            first + steps,
+            plan.scale.loader_workers,
+            device,
         )
         with Progress(title, steps, state["step"]) as progress:
             for batch, pixels, truth in batches:
@@ -70,7 +77,7 @@ def shard(plan: Plan, name: str, seed: int, index: int, save_seconds: float | No
                 with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
                     decisions = teacher(pixels).decisions.cpu()
                 state["labels"][batch.epoch - index * epochs, list(batch.positions)] = decisions.int()
-                state["right"] += int((decisions == truth).sum())
+                state["right"] += int((decisions == truth.cpu()).sum())
                 if batch.group + 1 < schedule.groups:
                     continue
                 state["step"] = batch.step + 1 - first

@@ -5,7 +5,7 @@ of workers or processes. Run layer.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -112,10 +112,16 @@ class Decisions:
 class TrainingImages(torch.utils.data.Dataset):
     """Augmented micro-batches: `__getitems__` takes a MicroBatch, so that workers decode and augment whole ones."""
 
-    def __init__(self, images: Images, data: Data, augment: Augment, seed: int) -> None:
-        self.images, self.data, self.augment, self.seed = images, data, augment, seed
+    def __init__(
+        self, images: Images, data: Data, augment: Augment, seed: int, device: torch.device = torch.device("cpu")
+    ) -> None:
+        self.images, self.data, self.augment, self.seed, self.device = images, data, augment, seed, device
         self.transform = Transform(data, augment) if augment.kind == "timm" else None
-        self.mean, self.std = _moments(data)
+        self.mean, self.std = (v.to(device) for v in _moments(data))
+        self.labels = torch.from_numpy(images.labels).to(device)
+        self.pixels = None
+        if self.transform is None and images.pixels is not None and images.pixels.shape[1] == data.image_size:
+            self.pixels = torch.from_numpy(images.pixels).permute(0, 3, 1, 2).to(device)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -126,7 +132,10 @@ class TrainingImages(torch.utils.data.Dataset):
             pixels = self._per_image(batch) if self.transform else self._whole(batch)
         except InputError as error:
             return error
-        return batch, pixels, torch.from_numpy(self.images.labels[list(batch.indices)])
+        return batch, pixels, self.labels[self._chosen(batch)]
+
+    def _chosen(self, batch: MicroBatch) -> Int[Tensor, " batch"]:
+        return torch.tensor(batch.indices).to(self.device, non_blocking=True)
 
     def _per_image(self, batch: MicroBatch) -> Float[Tensor, "batch channels height width"]:
         side = self.data.image_size
@@ -137,7 +146,10 @@ class TrainingImages(torch.utils.data.Dataset):
         return pixels
 
     def _whole(self, batch: MicroBatch) -> Float[Tensor, "batch channels height width"]:
-        pixels = whole_pixels(self.images, batch.indices, self.data)
+        if self.pixels is None:
+            pixels = whole_pixels(self.images, batch.indices, self.data).to(self.device)
+        else:
+            pixels = self.pixels[self._chosen(batch)].float() / 255
         if self.augment.kind == "affine":
             pixels = affine(
                 pixels, self.augment, torch_generator(self.seed, "augment", batch.epoch, batch.step, batch.group)
@@ -156,29 +168,48 @@ def whole_pixels(images: Images, indices: Sequence[int], data: Data) -> Float[Te
 def affine(
     pixels: Float[Tensor, "batch channels height width"], augment: Augment, generator: torch.Generator
 ) -> Float[Tensor, "batch channels height width"]:
-    """Each image shifted, rotated and zoomed by its own uniform draw; what comes from outside is 0."""
+    """Each image shifted, rotated and zoomed by its own uniform draw; what comes from outside is 0.
+
+    `generator` is the CPU's, whatever device the pixels are on, so that the draws are the same everywhere.
+    """
     batch, _, side, _ = pixels.shape
     angle, zoom, down, right = 2 * torch.rand(4, batch, generator=generator) - 1
     angle, zoom = angle * augment.rotate * torch.pi / 180, 1 + zoom * augment.zoom
     cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
     unit = 2 * augment.shift / side
     theta = torch.stack([torch.stack([cos, -sin, right * unit], 1), torch.stack([sin, cos, down * unit], 1)], 1)
-    grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
+    grid = F.affine_grid(theta.to(pixels.device, non_blocking=True), list(pixels.shape), align_corners=False)
     return F.grid_sample(pixels, grid, align_corners=False)
 
 
 def training_loader(
-    images: Images, data: Data, augment: Augment, schedule: Schedule, first_step: int, last_step: int, workers: int
+    images: Images,
+    data: Data,
+    augment: Augment,
+    schedule: Schedule,
+    first_step: int,
+    last_step: int,
+    workers: int,
+    device: torch.device = torch.device("cpu"),
 ) -> Iterator[tuple[MicroBatch, Tensor, Tensor]]:
-    """Micro-batches of a span of steps, decoded by `workers` processes; their number does not change a pixel."""
-    loader = torch.utils.data.DataLoader(
-        TrainingImages(images, data, augment, schedule.seed),
-        batch_sampler=schedule.batches(first_step, last_step),
-        num_workers=workers,
-        collate_fn=_unchanged,
-        pin_memory=torch.cuda.is_available(),
-    )
-    for item in loader:
+    """Micro-batches of a span of steps, decoded by `workers` processes; their number does not change a pixel.
+
+    Images that are in memory live on the `device` and are augmented there; others arrive in memory that it can fetch
+    from by itself.
+    """
+    batches = schedule.batches(first_step, last_step)
+    made: Iterable[tuple[MicroBatch, Tensor, Tensor] | InputError]
+    if device.type != "cpu" and augment.kind != "timm" and images.pixels is not None:
+        made = map(TrainingImages(images, data, augment, schedule.seed, device).__getitems__, batches)
+    else:
+        made = torch.utils.data.DataLoader(
+            TrainingImages(images, data, augment, schedule.seed),
+            batch_sampler=batches,
+            num_workers=workers,
+            collate_fn=_unchanged,
+            pin_memory=torch.cuda.is_available(),
+        )
+    for item in made:
         if isinstance(item, InputError):
             raise item
         yield item

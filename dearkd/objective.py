@@ -1,6 +1,7 @@
 """From a stage's losses to one number: the weighted sum of its terms, each kept by name. Run layer."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +49,14 @@ class FeatureScale(nn.Module):
     def __init__(self, mode: str, pairs: int) -> None:
         super().__init__()
         self.mode = mode
+        self.known = False
+        """Whether there is a mean square yet; asking the buffer would wait for the device in every step."""
         self.register_buffer("mean_square", torch.zeros(pairs))
+
+    def load_state_dict(self, state: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        """As torch's; a scale that has seen features goes on from theirs."""
+        self.known = bool(state["mean_square"].any())
+        return super().load_state_dict(state, *args, **kwargs)
 
     def normalise(self, features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Features in fp32 at the scale of the mode; rms uses the value before this step's update."""
@@ -62,10 +70,11 @@ class FeatureScale(nn.Module):
     @torch.no_grad()
     def update(self, squares: Float[Tensor, " pairs"]) -> None:
         """Take over the first mean squares ever given; afterwards move by 1 % towards those of a whole batch."""
-        if self.mean_square.any():
+        if self.known:
             self.mean_square.lerp_(squares, 0.01)
         else:
             self.mean_square.copy_(squares)
+            self.known = True
 
 
 def mean_squares(features: tuple[Tensor, ...]) -> Float[Tensor, " pairs"]:

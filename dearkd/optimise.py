@@ -1,5 +1,8 @@
 """Optimiser, learning rate and mixing of images, as DeiT has them, from torch and timm. Run layer."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from timm.data.mixup import Mixup, mixup_target
 from timm.optim import param_groups_weight_decay
@@ -20,7 +23,21 @@ def optimiser(trainee: Trainee, recipe: Training) -> torch.optim.Optimizer:
     groups = [g for g in groups if g["params"]]
     if recipe.optimiser == "sgd":
         return torch.optim.SGD(groups, lr=recipe.peak_lr, momentum=recipe.momentum)
-    return torch.optim.AdamW(groups, lr=recipe.peak_lr, betas=recipe.betas, eps=1e-8, fused=True)
+    on_gpu = groups[0]["params"][0].device.type == "cuda"  # there a CUDA graph may hold the step (replay.py)
+    return torch.optim.AdamW(groups, lr=recipe.peak_lr, betas=recipe.betas, eps=1e-8, fused=True, capturable=on_gpu)
+
+
+def restore_moments(
+    optimiser: torch.optim.Optimizer, trainee: Trainee, moments: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Give each parameter that learns its moments, by name, on the devices where the optimiser keeps them.
+
+    torch's own `load_state_dict` decides where: a fused AdamW wants even its count of steps beside the parameter.
+    """
+    names = {parameter: name for name, parameter in trainee.named_parameters()}
+    order = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    state = {i: dict(moments[names[p]]) for i, p in enumerate(order) if p.requires_grad and names[p] in moments}
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
 
 
 def learning_rate(optimiser: torch.optim.Optimizer, stage: Stage) -> "LearningRate":
@@ -52,6 +69,11 @@ class LearningRate:
 
     def step(self, epoch: int) -> None:
         self.cosine.step(epoch - self.start)
+
+    @property
+    def now(self) -> float:
+        """The rate of the epoch under way."""
+        return self.cosine.optimizer.param_groups[0]["lr"]
 
 
 def mix(mixup: Mixup, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

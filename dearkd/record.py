@@ -89,7 +89,7 @@ def provenance(device: str = "") -> dict[str, Any]:
 
 
 def git_state() -> dict[str, Any]:
-    """Commit and whether the sources differ from it; None outside a checkout."""
+    """Commit and whether the sources differ from it. Outside a checkout the commit is what DEARKD_COMMIT says."""
 
     def git(*args: str) -> str | None:
         try:
@@ -100,7 +100,7 @@ def git_state() -> dict[str, Any]:
 
     sha = git("rev-parse", "HEAD")
     changed = git("status", "--porcelain", "--", *(s for s in SOURCES if Path(s).exists()))
-    return {"sha": sha, "dirty": None if changed is None else bool(changed)}
+    return {"sha": sha or os.environ.get("DEARKD_COMMIT"), "dirty": None if changed is None else bool(changed)}
 
 
 def _version(package: str) -> str | None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,15 @@ from dearkd.data import Images
 from dearkd.evaluate import accuracy, attention_distance, predict
 from dearkd.keys import key_of
 from dearkd.loader import Decisions, MicroBatch, Schedule, evaluation_loader
-from dearkd.objective import FeatureScale, mean_squares
+from dearkd.meters import Meters
+from dearkd.objective import FeatureScale, mean_squares, objective
+from dearkd.replay import Replayed
 from dearkd.schema import InputError
 from dearkd.spec import Stage
 from dearkd.teachers import Seen, Teacher
+
+LOOK = 20
+"""Steps between two looks at whether all terms are finite: each makes the host wait for the device."""
 
 
 @dataclasses.dataclass
@@ -103,8 +107,9 @@ class Session:
         self.scaler = torch.amp.GradScaler(
             work.device.type, enabled=recipe.precision == "fp16" and work.device.type == "cuda"
         )
+        self.loss_scale = self.scaler.get_scale()
         self.mixup = optimise.mixing(recipe.augment, stage.data.classes)
-        self.sums: dict[str, float] = {}
+        self.meters = Meters(("loss", *dict(stage.losses)), work.device)
         self.squares: list[Tensor] = []
         self.curve: list[dict[str, Any]] = []
         self.heads: list[list[float]] = []
@@ -114,9 +119,14 @@ class Session:
         self.board = None
         if work.tensorboard and work.rank == 0:
             self.board = Board(work.tensorboard, self.curve, stage.first_epoch + 1)
+        if recipe.compile == "blocks":
+            for part in student.blocks if isinstance(student, VisionTransformer) else [student]:
+                part.compile(dynamic=False)
         self.parallel: nn.Module = self.trainee
         if work.processes > 1:
             self.parallel = DistributedDataParallel(self.trainee, broadcast_buffers=False)
+        alone = work.processes == self.schedule.groups == 1 and not self.scaler.is_enabled()
+        self.replayed = Replayed(self._learn) if work.device.type == "cuda" and alone else None
 
     # ------------------------------------------------------------------------------------------ a step
 
@@ -132,57 +142,78 @@ class Session:
         """(images, soft targets) after mixup or cutmix and label smoothing."""
         return optimise.mix(self.mixup, images, labels)
 
-    def look(self, batch: MicroBatch, images: Tensor) -> Seen | None:
+    def decided(self, batch: MicroBatch) -> Tensor | None:
+        """The teacher's decisions on a micro-batch where they are computed ahead; None where it is asked."""
+        decisions = self.work.decisions
+        return decisions.of(batch).to(self.work.device, non_blocking=True) if decisions else None
+
+    def learn(self, images: Tensor, targets: Tensor, decisions: Tensor | None, last: bool) -> None:
+        """Forward and backward of a micro-batch; the `last` of this process's share of a batch takes the step."""
+        if self.replayed:
+            self.replayed(self.rate.now, images, targets, decisions)
+        else:
+            self._learn(images, targets, decisions, last)
+
+    def _learn(self, images: Tensor, targets: Tensor, decisions: Tensor | None, last: bool = True) -> None:
+        share = self.schedule.groups // self.work.processes
+        with self.autocast():
+            seen = self._look(images, decisions)
+            self._observe(seen)
+            with contextlib.nullcontext() if last or self.work.processes == 1 else self.parallel.no_sync():
+                parts = objective(dict(self.stage.losses), self.parallel(images), targets, seen, self.scale)
+                self.scaler.scale(parts["loss"] / share).backward()
+        self.meters.add(parts, share)
+        if last:
+            self._apply()
+
+    def _look(self, images: Tensor, decisions: Tensor | None) -> Seen | None:
         """What the teacher says of a micro-batch; only its early stages run where its decisions are known."""
-        teacher, decisions = self.work.teacher, self.work.decisions
+        teacher = self.work.teacher
         if teacher is None or decisions is None:
             return teacher and teacher(images)
-        return Seen(decisions.of(batch).to(images.device), teacher.features(images))
+        return Seen(decisions, teacher.features(images))
 
-    def without_sync(self) -> contextlib.AbstractContextManager:
-        return self.parallel.no_sync() if self.work.processes > 1 else contextlib.nullcontext()
-
-    def backward(self, loss: Tensor) -> None:
-        self.scaler.scale(loss).backward()
-
-    def observe(self, seen: Seen | None) -> None:
+    def _observe(self, seen: Seen | None) -> None:
         """Collect the scale of the teacher's features; the very first micro-batch of the batch sets it for all."""
         if self.scale is None:
             return
         squares = mean_squares(seen.features)
         self.squares.append(squares)
-        if not self.scale.mean_square.any():
+        if not self.scale.known:
             first = squares.clone()
             if self.work.processes > 1:
                 dist.broadcast(first, 0)
             self.scale.update(first)
 
-    def note(self, parts: dict[str, Tensor], step: int, share: int) -> None:
-        """Add a micro-batch's terms to the epoch's means; stop on a term that is not finite."""
-        for name, value in parts.items():
-            number = value.item()
-            if not math.isfinite(number):
-                self.work.checkpoints.discard(self.step)  # the weights that gave this number, where they were saved
-                raise InputError(
-                    f"{self.work.title}: {name} is {number} at step {step}; the checkpoint before it is intact. Lower "
-                    f"training.lr, or set training.clip: 1.0 or training.precision: bf16 or fp32"
-                )
-            self.sums[name] = self.sums.get(name, 0.0) + number / share
-
-    def apply(self) -> None:
-        """One optimiser step."""
+    def _apply(self) -> None:
+        """One optimiser step. Where fp16 overflowed, it leaves weights, their average and the feature scale alone."""
         self.scaler.unscale_(self.optimiser)
         if self.stage.training.clip:
             nn.utils.clip_grad_norm_(self.parameters, self.stage.training.clip)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
+        self.meters.step += 1
+        squares, self.squares = self.squares, []
+        before, self.loss_scale = self.loss_scale, self.scaler.get_scale()
+        if self.loss_scale < before:
+            return
         if self.ema:
             self.ema.update(self.trainee.student)
-        if self.squares:
-            squares = self._mean(torch.stack(self.squares).mean(0))
-            self.scale.update(squares)
-            self.squares = []
+        if squares:
+            self.scale.update(self._mean(torch.stack(squares).mean(0)))
+
+    def require_finite(self) -> None:
+        """InputError naming the first term that was not finite, and the step; waits for the device."""
+        found = self.meters.bad()
+        if found is None:
+            return
+        step, name, number = found
+        self.work.checkpoints.discard(step)  # the weights that gave this number, where they were saved
+        raise InputError(
+            f"{self.work.title}: {name} is {number} at step {step}; the checkpoint before it is intact. Lower "
+            f"training.lr, or set training.clip: 1.0 or training.precision: bf16 or fp32"
+        )
 
     def any_process(self, flag: bool) -> bool:
         """Whether any of the processes that share the batch says so: they must leave at the same step."""
@@ -197,6 +228,7 @@ class Session:
     def end_epoch(self, epoch: int) -> str:
         """Add a line to the curve: means of the terms, learning rate, validation accuracy, attention distance."""
         stage = self.stage
+        self.require_finite()
         means = self._means()
         entry: dict[str, Any] = {"epoch": epoch + 1, "lr": self.optimiser.param_groups[0]["lr"], **means}
         last = epoch + 1 == stage.last_epoch
@@ -210,7 +242,7 @@ class Session:
         self.curve.append(entry)
         if self.board:
             self.board.add(entry)
-        self.sums = {}
+        self.meters.start(self.step)
         return "  ".join(
             [
                 f"epoch {epoch + 1}",
@@ -246,8 +278,8 @@ class Session:
         return work.validation.take(range(work.rank, min(count, len(work.validation)), work.processes))
 
     def _means(self) -> dict[str, float]:
-        values = torch.tensor([v / self.schedule.steps_per_epoch for v in self.sums.values()], dtype=torch.float64)
-        return {k: round(v, 6) for k, v in zip(self.sums, self._mean(values).tolist(), strict=True)}
+        means = self._mean(self.meters.total / self.schedule.steps_per_epoch)
+        return {k: round(v, 6) for k, v in zip(self.meters.names, means.tolist(), strict=True)}
 
     def _mean(self, values: Tensor) -> Tensor:
         """Mean over the processes that share the batch."""
@@ -256,7 +288,7 @@ class Session:
     def _sum(self, values: Tensor) -> Tensor:
         """Sum over the processes that share the batch."""
         if self.work.processes > 1:
-            values = values.to(self.work.device)
+            values = values.to(self.work.device, copy=True)
             dist.all_reduce(values)
         return values
 
@@ -267,6 +299,7 @@ class Session:
 
     def save(self) -> None:
         """Write a checkpoint from the first process; the others hold the same weights."""
+        self.require_finite()
         if self.work.rank == 0:
             self.work.checkpoints.save(self.step, self.state())
         self.saved = time.monotonic()
@@ -286,7 +319,7 @@ class Session:
             "moments": moments,
             "ema": self.ema.module.state_dict() if self.ema else {},
             "scaler": self.scaler.state_dict(),
-            "sums": self.sums,
+            "sums": self.meters.sums(),
             "curve": self.curve,
             "heads": self.heads,
             "seconds": self.spent + time.monotonic() - self.started,
@@ -304,24 +337,23 @@ class Session:
         if saved is not None:
             self.trainee.auxiliary.load_state_dict(saved["auxiliary"])
             self.scaler.load_state_dict(saved["scaler"])
+            self.loss_scale = self.scaler.get_scale()
             if self.scale:
                 self.scale.load_state_dict(saved["scale"])
-            self.step, self.sums, self.curve, self.heads = (saved[k] for k in ("step", "sums", "curve", "heads"))
+            self.step, self.curve, self.heads = (saved[k] for k in ("step", "curve", "heads"))
             self.spent = saved["seconds"]
+        self.meters.start(self.step, saved and saved["sums"])
         source = saved or self.work.previous
         if source is None:
             return
         self.trainee.student.load_state_dict(source["student"])
         if self.ema and source["ema"]:
             self.ema.module.load_state_dict(source["ema"])
-        for name, parameter in self.trainee.named_parameters():
-            if name in source["moments"] and parameter.requires_grad:
-                self.optimiser.state[parameter] = {
-                    k: v.to(self.work.device) if k != "step" else v for k, v in source["moments"][name].items()
-                }
+        optimise.restore_moments(self.optimiser, self.trainee, source["moments"])
 
     def finish(self) -> dict[str, Any]:
         """The final state, saved as the last checkpoint."""
+        self.require_finite()
         state = self.state()
         if self.board:
             self.board.close()

@@ -130,6 +130,8 @@ class Training:
     """Decay of the averaged weights; 0: none are kept. Reported weights are the raw ones, as DeiT's."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Autocast on a GPU; on a CPU always fp32."""
+    compile: Literal["off", "blocks"] = "off"
+    """blocks: torch.compile of each block of the student, or of a CNN as a whole; it rounds otherwise."""
     augment: Augment = dataclasses.field(default_factory=Augment)
 
     def __post_init__(self) -> None:

@@ -16,9 +16,8 @@ import torch.distributed as dist
 
 from dearkd.keys import seed_all
 from dearkd.loader import training_loader
-from dearkd.objective import objective
 from dearkd.progress import Progress
-from dearkd.session import Session, Work
+from dearkd.session import LOOK, Session, Work
 from dearkd.spec import Stage
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGURG, signal.SIGINT)
@@ -36,32 +35,26 @@ def train(stage: Stage, seed: int, work: Work) -> dict[str, Any]:
     """
     work.teacher = work.teacher and work.teacher.to(work.device)
     run = Session(stage, seed, work)
-    losses, recipe = dict(stage.losses), stage.training
+    recipe, share = stage.training, run.schedule.groups // work.processes
     with stop_requests() as stop, Progress(work.title, run.last_step, run.step, work.rank == 0) as progress:
         micro_batches = training_loader(
-            work.train, stage.data, recipe.augment, run.schedule, run.step, run.last_step, work.workers
+            work.train, stage.data, recipe.augment, run.schedule, run.step, run.last_step, work.workers, work.device
         )
         for step, group in itertools.groupby(micro_batches, key=lambda item: item[0].step):
             epoch, within = divmod(step, run.schedule.steps_per_epoch)
             run.set_epoch(epoch)
-            share = run.schedule.groups // work.processes
-            for i, (batch, images, labels) in enumerate(group):
+            for i, (batch, images, labels) in enumerate(group, 1):
                 seed_all(seed, "forward", step, batch.group)
                 images, targets = run.mix(
                     images.to(work.device, non_blocking=True), labels.to(work.device, non_blocking=True)
                 )
-                with run.autocast():
-                    seen = run.look(batch, images)
-                    run.observe(seen)
-                    with contextlib.nullcontext() if i + 1 == share else run.without_sync():
-                        parts = objective(losses, run.parallel(images), targets, seen, run.scale)
-                        run.backward(parts["loss"] / share)
-                run.note(parts, step, share)
-            run.apply()
+                run.learn(images, targets, run.decided(batch), last=i == share)
             run.step = step + 1
             if run.schedule.steps_per_epoch == within + 1:
                 progress.line(run.end_epoch(epoch))
             progress.advance(step + 1)
+            if run.step % LOOK == 0:
+                run.require_finite()
             asked = run.any_process(bool(stop))
             if asked or run.save_is_due():
                 run.save()
@@ -88,9 +81,12 @@ def stop_requests() -> Iterator[list[int]]:
 def device_and_rank() -> tuple[torch.device, int, int]:
     """(device, rank, processes) of this process; joins the group when torchrun has started several."""
     processes, rank, local = (int(os.environ.get(k, d)) for k, d in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
-    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    device = torch.device("cuda", local % cards) if cards else torch.device("cpu")
+    if cards:
+        torch.cuda.set_device(device)
     if processes > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if processes <= cards else "gloo")  # NCCL wants a card for each process
     return device, rank, processes
 
 

@@ -1,0 +1,348 @@
+"""On a real GPU: every torch job of the smoke scale to its end, resumes, precisions, folds, processes, and no waiting.
+
+`DEARKD_GPU_REHEARSAL=1` runs what does not need CUDA itself on the CPU, so that these tests are known to be sound
+before a GPU is at hand.
+"""
+
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from dearkd import jobs, labels, matrix, models, optimise, teachers
+from dearkd.artifacts import available_device
+from dearkd.attention import MHCA
+from dearkd.checkpoint import Checkpoints
+from dearkd.keys import seed_all
+from dearkd.loader import Schedule, training_loader
+from dearkd.session import Session
+from dearkd.spec import Augment, Data, Rpe
+
+ON_GPU = torch.cuda.is_available()
+pytestmark = pytest.mark.skipif(
+    not ON_GPU and "DEARKD_GPU_REHEARSAL" not in os.environ, reason="needs a GPU (torch.cuda.is_available() is False)"
+)
+needs_cuda = pytest.mark.skipif(not ON_GPU, reason="is about CUDA itself")
+DEVICE = available_device()
+ROOT = Path(__file__).parents[2]
+SCALE = {"extends": "smoke", "name": "gpu", "summary": "a few steps on a GPU", "label_epochs": 1}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A copy of the project with subsets, teacher, labels and both stages of DearKD-Ti, all made on the GPU."""
+    folder = tmp_path_factory.mktemp("gpu")
+    for name in ("dearkd", "workflow", "profiles", "paper"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "gpu.yaml").write_text(yaml.safe_dump(SCALE))
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        plan = matrix.load("gpu.yaml")
+        jobs.subset(plan, "main")
+        jobs.train(plan, plan.runs["teacher-main"], 0, "I")
+        jobs.teacher(plan, "main")
+        run = plan.runs["dearkd-Ti"]
+        for shard in plan.label_shards(run.stage("I")):
+            labels.shard(plan, plan.labels_of(run.stage("I")).name, 0, shard)
+        for stage in ("I", "II"):
+            jobs.train(plan, run, 0, stage)
+        jobs.evaluate(plan, run, 0)
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def plan(study, monkeypatch):
+    monkeypatch.chdir(study)
+    return matrix.load("gpu.yaml")
+
+
+def weights(plan, stage, run="dearkd-Ti"):
+    return load_file(plan.paths.state(run, 0, stage) / "student.safetensors")
+
+
+def apart(first, second):
+    """Largest difference between two sets of weights, and whether they are the same bits."""
+    return max((first[k].float() - second[k].float()).abs().max().item() for k in first), all(
+        torch.equal(first[k], second[k]) for k in first
+    )
+
+
+def test_both_stages_are_trained_and_evaluated(plan):
+    from dearkd import record
+
+    for stage in ("I", "II"):
+        made = record.read(plan.paths.stage("dearkd-Ti", 0, stage))
+        assert np.isfinite([e["loss"] for e in made["curve"]]).all()
+        assert (made["gpu_seconds"] > 0) == ON_GPU
+    found = record.read(plan.paths.metrics("dearkd-Ti", 0))["metrics"]
+    assert 0 <= found["top1"] <= found["top5"] <= 100
+
+
+def session(plan, stage_name="I", previous=None, device=DEVICE, **changes):
+    """A session of DearKD-Ti with its teacher asked, that saves nowhere."""
+    run = plan.runs["dearkd-Ti"]
+    stage = run.stage(stage_name)
+    stage = dataclasses.replace(stage, training=dataclasses.replace(stage.training, **changes))
+    work, _ = jobs._gather(plan, run, 0, run.stage(stage_name))
+    work = dataclasses.replace(
+        work, device=device, previous=previous, checkpoints=Checkpoints(Path("nowhere")), decisions=None
+    )
+    work.teacher = work.teacher and work.teacher.to(device)
+    return Session(stage, 0, work)
+
+
+def steps(run, count, first=0):
+    """So many steps of the loop, without its bookkeeping."""
+    recipe, share = run.stage.training, run.schedule.groups
+    batches = training_loader(
+        run.work.train, run.stage.data, recipe.augment, run.schedule, first, first + count, 0, run.work.device
+    )
+    for batch, images, truth in batches:
+        run.set_epoch(batch.step // run.schedule.steps_per_epoch)
+        seed_all(0, "forward", batch.step, batch.group)
+        images, targets = run.mix(images.to(run.work.device), truth.to(run.work.device))
+        run.learn(images, targets, run.decided(batch), last=batch.group + 1 == share)
+        run.step = batch.step + 1
+
+
+def test_a_restored_state_lies_where_torch_would_put_it(plan):
+    """Stage II takes over AdamW's moments, its count of steps included, on the parameter's device, and then steps."""
+    before = Checkpoints(plan.paths.state("dearkd-Ti", 0, "I")).load()
+    resumed = session(plan, "II", before)
+    for parameter, state in resumed.optimiser.state.items():
+        assert {v.device for v in state.values()} == {parameter.device}
+    steps(resumed, 2, resumed.step)
+    assert resumed.meters.bad() is None
+
+
+def test_a_killed_run_ends_with_the_same_weights(plan, study, tmp_path):
+    """SIGKILL in mid-run, on the GPU; the same command goes on."""
+    folder = tmp_path / "killed"
+    shutil.copytree(study, folder)
+    state = folder / plan.paths.state("dearkd-Ti", 0, "II")
+    shutil.rmtree(state)
+    command = [sys.executable, "-m", "dearkd", "train", "dearkd-Ti", "--scale", "gpu.yaml", "--seed", "0"]
+    command += ["--stage", "II", "--save-seconds", "0", "--wait"]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(2400):
+        if list(state.glob("step-*.pt")):
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    difference, same = apart(weights(plan, "II"), load_file(state / "student.safetensors"))
+    print(f"killed and resumed: largest difference {difference:.2e}, same bits: {same}")
+    assert difference < 1e-3
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_learns(plan, precision):
+    run = session(plan, precision=precision)
+    steps(run, 2)
+    first = run.meters.sums()["ce"] / 2
+    for _ in range(3):
+        steps(run, 10)
+    run.meters.start(0)
+    steps(run, 2)
+    assert run.meters.bad() is None
+    assert run.meters.sums()["ce"] / 2 < first
+
+
+@needs_cuda
+def test_a_step_that_fp16_skips_leaves_everything_alone(plan):
+    run = session(plan, precision="fp16", ema=0.9)
+    run.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**40)
+    run.loss_scale = run.scaler.get_scale()
+    student = {k: v.clone() for k, v in run.trainee.student.state_dict().items()}
+    average = {k: v.clone() for k, v in run.ema.module.state_dict().items()}
+    steps(run, 1)
+    scale = run.scale.mean_square.clone()
+    steps(run, 1, 1)
+    assert all(torch.equal(v, student[k]) for k, v in run.trainee.student.state_dict().items())
+    assert all(torch.equal(v, average[k]) for k, v in run.ema.module.state_dict().items())
+    assert torch.equal(scale, run.scale.mean_square)
+    assert run.scaler.get_scale() < 2.0**40
+
+
+@needs_cuda
+def test_a_step_never_makes_the_host_wait(plan):
+    """Launched one by one, and with labels ahead: after two steps no call of a step waits for the device."""
+    run = session(plan)
+    run.replayed = None
+    steps(run, 3)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        steps(run, 3, 3)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@needs_cuda
+@pytest.mark.parametrize("stage", ["I", "II"])
+def test_a_replayed_step_is_the_launched_one(plan, stage):
+    """A CUDA graph of the step, captured anew for each learning rate, gives the weights of kernels launched singly."""
+    before = Checkpoints(plan.paths.state("dearkd-Ti", 0, "I")).load() if stage == "II" else None
+    runs = [session(plan, stage, before, batch=32, micro_batch=32) for _ in range(2)]
+    assert runs[0].replayed
+    runs[1].replayed = None
+    for run in runs:
+        steps(run, 2 * run.schedule.steps_per_epoch + 3, run.step)
+    difference, same = apart(*(run.trainee.state_dict() for run in runs))
+    print(f"replayed against launched, stage {stage}: largest difference {difference:.2e}, same bits: {same}")
+    assert difference < 1e-4
+    sums = [run.meters.sums() for run in runs]
+    assert sums[0] == pytest.approx(sums[1], rel=1e-4)
+
+
+def test_pixels_on_the_device_are_the_cpus_to_rounding(plan):
+    images = jobs.held_out(plan, "main", "validation")
+    data = plan.scale.data["main"]
+    augment = plan.scale.training.augment
+    schedule = Schedule(len(images), len(images), 10, 5, 1, seed=3)
+    there, here = (training_loader(images, data, augment, schedule, 0, 4, 0, d) for d in (DEVICE, torch.device("cpu")))
+    for (one, theirs, their_labels), (two, ours, our_labels) in zip(there, here, strict=True):
+        assert one == two and torch.equal(their_labels.cpu(), our_labels)
+        torch.testing.assert_close(theirs.cpu(), ours, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_fold_is_the_dense_bias_at_197_tokens(dtype):
+    """Output and gradients of MHCA by its folded and dense paths, against fp64."""
+    torch.manual_seed(0)
+    grid, tokens, heads, dim = (14, 14), 197, 12, 192
+    found = {}
+    reference = MHCA(dim, heads, grid, rpe=Rpe(path="dense", drop=0.0)).double()
+    with torch.no_grad():
+        reference.rpe.alpha.uniform_(0.2, 2)
+        reference.rpe.delta.normal_()
+    x = torch.randn(4, tokens, dim)
+    up = torch.randn(4, tokens, dim)
+    for path in ("exact", "dense", "folded"):
+        layer = reference if path == "exact" else MHCA(dim, heads, grid, rpe=Rpe(path=path, drop=0.0)).to(DEVICE)
+        layer.load_state_dict(reference.state_dict())
+        layer.zero_grad()
+        given = x.to(next(layer.parameters()))
+        with torch.autocast(DEVICE.type, dtype, enabled=dtype != torch.float32 and path != "exact"):
+            out = layer(given)
+        (out.double() * up.to(out.device).double()).sum().backward()
+        found[path] = [v.double().cpu() for v in (out, layer.rpe.alpha.grad, layer.rpe.delta.grad)]
+    bounds = (1e-4, 1e-3, 1e-3) if dtype == torch.float32 else (2e-2, 2e-1, 2e-1)
+    for path in ("dense", "folded"):
+        for mine, exact, bound in zip(found[path], found["exact"], bounds, strict=True):
+            error = ((mine - exact).norm() / exact.norm()).item()
+            print(f"{path} {dtype}: relative error {error:.1e}")
+            assert error < bound, path
+
+
+def test_labels_ahead_are_those_of_the_teacher_asked(plan):
+    """Shards hold the teacher's decision on the very pixels of the loop, and training with either ends alike."""
+    run = plan.runs["dearkd-Ti"]
+    stage = run.stage("I")
+    work, _ = jobs._gather(plan, run, 0, stage)
+    asked = session(plan)
+    whole = teachers.build(stage.teacher, stage.data, plan.paths.teacher_weights("main")).fold().to(DEVICE)
+    batches = training_loader(work.train, stage.data, stage.training.augment, asked.schedule, 0, 10, 0, DEVICE)
+    differ = total = 0
+    for batch, images, truth in batches:
+        seed_all(0, "forward", batch.step, batch.group)
+        images, _ = asked.mix(images.to(DEVICE), truth.to(DEVICE))
+        with asked.autocast():
+            decisions = whole(images).decisions.cpu()
+        differ += int((decisions != work.decisions.of(batch)).sum())
+        total += len(decisions)
+    assert differ == 0, f"{differ} of {total} labels differ"
+
+
+@needs_cuda
+def test_two_processes_on_one_card_train_the_same(plan, study, tmp_path):
+    folder = tmp_path / "two"
+    shutil.copytree(study, folder)
+    shutil.rmtree(folder / plan.paths.state("dearkd-Ti", 0, "II"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "dearkd"]
+    command += ["train", "dearkd-Ti", "--scale", "gpu.yaml", "--seed", "0", "--stage", "II"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = load_file(folder / plan.paths.state("dearkd-Ti", 0, "II") / "student.safetensors")
+    difference, _ = apart(weights(plan, "II"), found)
+    print(f"two processes against one: largest difference {difference:.2e}")
+    assert difference < 2e-2
+
+
+@needs_cuda
+def test_compiled_blocks_agree_with_eager_ones():
+    from dearkd.spec import Model
+
+    data = Data(kind="folder", classes=10, image_size=64)
+    args = (("depth", 2), ("drop_path_rate", 0.0), ("img_size", 64), ("n_mhca", 1), ("num_classes", 10))
+    model = Model(name="dearkd_tiny_patch16_224", args=(*args, ("rpe", (("drop", 0.0),))))
+    images = torch.randn(4, data.channels, 64, 64, device=DEVICE)
+    eager, compiled = (models.create(model, 0).to(DEVICE) for _ in range(2))
+    for block in compiled.blocks:
+        block.compile()
+    a, b = eager(images), compiled(images)
+    torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    for out in (a, b):
+        out.square().sum().backward()
+    pairs = zip(eager.named_parameters(), compiled.parameters(), strict=True)
+    for (name, mine), theirs in pairs:
+        torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-3, rtol=1e-2, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_other_jobs_run_to_their_records(plan):
+    """Synthesis, its student, diversity, evaluation of throughput, export: to finished records."""
+    from dearkd import datafree, describe, record
+    from dearkd.export import export
+
+    datafree.shard(plan, "deepinversion", 0, 0)
+    datafree.shard(plan, "df_dearkd", 0, 0)
+    for index in range(1, plan.sources["deepinversion"].recipe.shards):
+        datafree.shard(plan, "deepinversion", 0, index)
+    run = plan.run("dearkd-Ti-images~deepinversion")
+    for stage in run.stages:
+        jobs.train(plan, run, 0, stage.name)
+    jobs.evaluate(plan, run, 0)
+    for images in ("real", "deepinversion"):
+        describe.describe(plan, images, 0)
+        assert record.read(plan.paths.diversity(images, 0))["metrics"]["lpips"] > 0
+    export(plan, plan.runs["dearkd-Ti"], 0, Path("exported"))
+    assert Path("exported/model.safetensors").is_file()
+
+
+def test_optimiser_of_a_frozen_encoding_restores(plan):
+    """A parameter without gradient has no moments; restoring the others leaves it alone."""
+    run = session(plan)
+    steps(run, 3)
+    state = run.state()
+    other = session(plan)
+    optimise.restore_moments(other.optimiser, other.trainee, state["moments"])
+    names = {p: n for n, p in other.trainee.named_parameters()}
+    for parameter, moments in other.optimiser.state.items():
+        for key, value in moments.items():
+            assert torch.equal(value, state["moments"][names[parameter]][key])
+
+
+def test_a_gpus_augmentation_draws_what_the_cpu_draws():
+    """Affine maps are drawn on the CPU, so no number of them depends on the device."""
+    from dearkd.keys import torch_generator
+    from dearkd.loader import affine
+
+    images = torch.rand(6, 1, 12, 12)
+    augment = Augment(kind="affine", shift=2.0, rotate=10.0, zoom=0.1)
+    here = affine(images, augment, torch_generator(1))
+    there = affine(images.to(DEVICE), augment, torch_generator(1))
+    torch.testing.assert_close(there.cpu(), here, atol=2e-6, rtol=1e-5)
