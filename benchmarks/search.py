@@ -29,6 +29,7 @@ from typing import Any
 import torch
 
 from dearkd import data, matrix, models, recipes, record, subsets, teachers
+from dearkd.artifacts import available_device
 from dearkd.checkpoint import Checkpoints
 from dearkd.plan import Paths
 from dearkd.scale import Scale
@@ -129,7 +130,7 @@ def run(task: Task, until: float, checkpoints: Path) -> dict[str, Any] | None:
         "train_ce": last["ce"],
         "steps": state["step"],
         "seconds": round(seconds, 1),
-        "cpu": record.provenance()["hardware"]["cpu"],
+        "cpu": torch.cuda.get_device_name() if torch.cuda.is_available() else record.provenance()["hardware"]["cpu"],
         "torch": torch.__version__,
         "fingerprint": fingerprint(task.stages),
     }
@@ -162,6 +163,7 @@ def _work(task: Task, stage: Stage, identity: str, checkpoints: Path) -> Work:
         features=features,
         checkpoints=Checkpoints(checkpoints / identity / f"seed{task.seed}"),
         fingerprint=identity,
+        device=available_device(),
         title=f"{task.trial}: {task.row}, seed {task.seed}",
     )
 

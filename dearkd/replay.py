@@ -41,11 +41,20 @@ class Replayed:
             self.inputs = tuple(t if t is None else t.clone() for t in tensors)
         if self.key != key or self.graph is None:
             self.graph = None  # gives its memory to the next one
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self.pool):
-                self.work(*self.inputs)
-            self.key, self.graph = key, graph
+            self.key, self.graph = key, self._capture()
         for kept, given in zip(self.inputs, tensors, strict=True):
             if kept is not None:
                 kept.copy_(given, non_blocking=True)
         self.graph.replay()
+
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        """The graph of `work` on the inputs; nothing runs. `torch.cuda.graph` would collect garbage each time."""
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        with torch.cuda.stream(self.stream):
+            graph.capture_begin(pool=self.pool)
+            try:
+                self.work(*self.inputs)
+            finally:
+                graph.capture_end()
+        return graph

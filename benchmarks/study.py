@@ -1,0 +1,96 @@
+"""Train what tables of a scale show, in several processes of one machine, without Snakemake.
+
+    python -m benchmarks.study fashion table1 table2 --processes 8 --minutes 5
+
+For a machine that has a GPU for minutes and no Snakemake. Jobs and records are those of the workflow; a job whose
+record is there is not repeated, so `snakemake` or the same command goes on where the time ran out. Seed by seed, so
+that what is finished are whole columns of seeds.
+"""
+
+import argparse
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import torch
+
+from dearkd import jobs, matrix, record
+from dearkd.schema import InputError
+from dearkd.train import Interrupted
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__.split("\n")[0])
+    parser.add_argument("scale")
+    parser.add_argument("tables", nargs="+")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--minutes", type=float, default=60.0, help="after which nothing is started or goes on")
+    parser.add_argument("--seeds", default="", help="comma-separated; default: the scale's")
+    given = parser.parse_args()
+    until = time.time() + 60 * given.minutes
+    plan = matrix.load(given.scale)
+    seeds = [int(s) for s in given.seeds.split(",")] if given.seeds else plan.scale.seeds
+    prepare(plan)
+    runs = [run for run in plan.runs_of(*given.tables) if not run.initial]
+    wanted = [(run.name, seed) for seed in seeds for run in runs]
+    left = 0
+    with ProcessPoolExecutor(given.processes, multiprocessing.get_context("spawn")) as pool:
+        running = {pool.submit(work, given.scale, name, seed, until): (name, seed) for name, seed in wanted}
+        for future in as_completed(running):
+            left += not future.result()
+    print(f"{len(wanted) - left} of {len(wanted)} runs are finished")
+    return 0
+
+
+def prepare(plan: matrix.Plan) -> None:
+    """Lists of images and teachers, where they are not there yet."""
+    if not (plan.paths.subsets("main") / "data.json").is_file():
+        jobs.subset(plan, "main")
+    for name in plan.scale.teachers:
+        run = plan.teacher_run(name)
+        if run and not plan.paths.stage(run.name, 0, "I").is_file():
+            jobs.train(plan, run, 0, "I")
+        if not plan.paths.teacher(name).is_file():
+            jobs.teacher(plan, name)
+
+
+def work(scale: str, name: str, seed: int, until: float) -> bool:
+    """Train and evaluate a run of a seed as far as it is not; whether it is finished."""
+    began = time.time()
+    timer = threading.Timer(max(until - began, 0), os.kill, (os.getpid(), signal.SIGURG))
+    timer.daemon = True
+    timer.start()
+    torch.set_flush_denormal(True)
+    plan = matrix.load(scale)
+    run = plan.runs[name]
+    try:
+        for stage in run.stages:
+            if time.time() > until:
+                return False
+            if not _made(plan.paths.stage(name, seed, stage.name), run.fingerprint(stage.name)):
+                with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+                    jobs.train(plan, run, seed, stage.name)
+        if not _made(plan.paths.metrics(name, seed), run.fingerprint(run.stages[-1].name)):
+            jobs.evaluate(plan, run, seed)
+    except (Interrupted, InputError) as error:
+        print(f"{name}, seed {seed}: {error}", file=sys.stderr, flush=True)
+        return False
+    finally:
+        timer.cancel()
+    top1 = record.read(plan.paths.metrics(name, seed))["metrics"]["top1"]
+    print(f"{name}, seed {seed}: finished, {time.time() - began:.0f} s, top-1 {top1:.2f} %", flush=True)
+    return True
+
+
+def _made(path: Path, fingerprint: str) -> bool:
+    return path.is_file() and record.read(path)["fingerprint"] == fingerprint
+
+
+if __name__ == "__main__":
+    sys.exit(main())
