@@ -28,7 +28,7 @@ from dearkd.train import Interrupted
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__.split("\n")[0])
     parser.add_argument("scale")
-    parser.add_argument("tables", nargs="+")
+    parser.add_argument("tables", nargs="*", help="none: only lists of images and teachers")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=60.0, help="after which nothing is started or goes on")
     parser.add_argument("--seeds", default="", help="comma-separated; default: the scale's")

@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Everything that wants a GPU, in one go and without the internet: benchmarks/gpu.sh OUT [STEP ...]
+#
+#   tests    tests/gpu                                                          about two minutes
+#   speed    images/s and memory of students, stage I, synthesis (gpu.jsonl)    SPEED_SECONDS, 150 by default
+#   search   the teacher of `fashion`, and trials of its recipe on validation   SEARCH_MINUTES, 2 by default
+#   study    Tables 1 and 2 of `fashion`                                        STUDY_MINUTES, 4 by default
+#
+# Needs torch, timm, lpips, scikit-learn, pandas and pytest; Fashion-MNIST's files in /usr/share/datasets. Without a GPU
+# it rehearses: the same commands at sizes for a CPU. Results are packed in OUT: logs, gpu.jsonl, and an archive of
+# records, predictions and students. PROCESSES train side by side, 6 by default.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+out=$(mkdir -p "$1" && cd "$1" && pwd) && shift
+steps=${*:-tests speed search study}
+processes=${PROCESSES:-6}
+export OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1
+began=$SECONDS
+failed=0
+
+python3 - <<'PYTHON' 2>&1 | tee "$out/machine.txt"
+import torch
+print("torch", torch.__version__, "|", torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: a rehearsal")
+PYTHON
+grep -q rehearsal "$out/machine.txt" && export DEARKD_GPU_REHEARSAL=1
+
+for step in $steps; do
+    echo "== $step, after $((SECONDS - began)) s"
+    case $step in
+        tests)
+            python3 -m pytest tests/gpu -o addopts= -q -s -p no:cacheprovider > "$out/tests.txt" 2>&1 || failed=1
+            tail -n 40 "$out/tests.txt"
+            ;;
+        speed)
+            python3 -m benchmarks.gpu --out "$out/gpu.jsonl" --seconds "${SPEED_SECONDS:-150}" 2> "$out/speed.err" || failed=1
+            ;;
+        search)
+            python3 -m benchmarks.study fashion --processes 1 || failed=1
+            python3 -m benchmarks.search workflow/search/fashion.yaml --processes "$processes" \
+                --minutes "${SEARCH_MINUTES:-2}" --out results/fashion/search || failed=1
+            cat results/fashion/search/fashion.md
+            ;;
+        study)
+            python3 -m benchmarks.study fashion ${STUDY_TABLES:-table2 table1} --processes "$processes" \
+                --minutes "${STUDY_MINUTES:-4}" || failed=1
+            ;;
+        *)
+            echo "no step $step; there are tests, speed, search and study" >&2
+            exit 2
+            ;;
+    esac
+done
+if [ -d results/fashion ]; then
+    students=$(find checkpoints/fashion -path '*seed0*' -name student.safetensors 2> /dev/null)
+    tar czf "$out/fashion.tar.gz" results/fashion $students
+fi
+echo "== done after $((SECONDS - began)) s"
+exit $failed
