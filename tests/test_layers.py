@@ -21,6 +21,8 @@ RUN = [
     "evaluate",
     "optimise",
     "board",
+    "meters",
+    "replay",
     "session",
     "train",
 ]
