@@ -6,14 +6,14 @@ whose first blocks attend by `MHCA`; everything timm does with a ViT works on it
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import timm
 import torch
 from jaxtyping import Float
 from timm.layers import Attention, LayerNorm, get_norm_layer, resample_abs_pos_embed
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, group_parameters, register_model
 from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 from timm.models.deit import checkpoint_filter_fn
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
@@ -311,6 +311,15 @@ class Trainee(nn.Module):
             grid = student.patch_embed.grid_size
             for (block, _), f in zip(knobs.pairs, features, strict=True):
                 self.auxiliary[f"aligner{block}"] = Aligner(student.embed_dim, grid, f.channels, f.size, f.nonnegative)
+
+    def no_weight_decay(self) -> set[str]:
+        """The student's, by the names they have here."""
+        return {f"student.{name}" for name in getattr(self.student, "no_weight_decay", set)()}
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
+        """timm's layer of a parameter: the student's, `auxiliary` being in the last one."""
+        layers = group_parameters(self.student, self.student.group_matcher(coarse), reverse=True)
+        return lambda name: layers.get(name.removeprefix("student."), max(layers.values()))
 
     def forward(self, images: Float[Tensor, "batch rgb height width"]) -> Outputs:
         """One pass; hidden block outputs come back from timm's `forward_intermediates`, not from hooks."""

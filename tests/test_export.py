@@ -122,5 +122,6 @@ def test_every_block_of_code_in_the_documentation_runs(traceable):
     assert names["logits"].shape == (1, 1000) and [m.shape for m in names["maps"]] == [(1, 192, 14, 14)] * 2
     assert names["model"](torch.zeros(1, 3, 160, 160)).shape == (1, 10)
     assert [m.shape for m in names["attention"].values()] == [(1, 12, 37, 37)] * 12
+    assert names["task"].stage == 2 and names["result"]["output"].shape == (8, 10)
     assert names["larger"](torch.zeros(1, 3, 48, 48)).shape == (1, 10)
     assert [m.shape[-1] for m in names["backbone"](torch.zeros(1, 3, 96, 96))] == [6, 6, 6]

@@ -20,6 +20,7 @@ RUN = [
     "progress",
     "evaluate",
     "optimise",
+    "task",
     "board",
     "meters",
     "replay",
