@@ -1,15 +1,20 @@
 """python -m dearkd VERB: every job of the workflow as a command that a person, a test and a cluster can run."""
 
 import argparse
+import contextlib
 import errno
-import itertools
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
+if sys.platform == "win32":
+    sys.exit("dearkd runs on Linux and macOS; on Windows, install and run it inside WSL 2")
+
 from dearkd import devices, warm
 from dearkd.schema import InputError, unknown
+from dearkd.stop import Interrupted
 
 AGAIN = 75
 """Exit status of a job that was asked to stop and has saved: run it again (EX_TEMPFAIL)."""
@@ -23,21 +28,44 @@ HEAVY += ("synthesize", "diversity")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one verb; returns the exit status. An InputError becomes one sentence on stderr and status 2."""
+    """Run one verb; returns the exit status. What can end a verb early becomes one sentence on stderr, here alone.
+
+    Status 2: an InputError, or a disk that refuses. 75: asked to stop, everything is saved. 130: Ctrl-C where there
+    was nothing to save. 141: the reader of the output has left, as in `| head`.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     args = _parser().parse_args(arguments, argparse.Namespace(arguments=arguments))
     try:
         with devices.claimed(getattr(args, "gpu", 0)):
-            return args.verb_function(args) or 0
+            status = args.verb_function(args) or 0
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        status, said = 128 + signal.SIGPIPE, ""
+    except Interrupted as stop:
+        status, said = AGAIN, str(stop)
     except InputError as error:
-        print(f"dearkd {args.verb}: {error}", file=sys.stderr)
-        return 2
+        status, said = 2, f"dearkd {args.verb}: {error}"
+    except KeyboardInterrupt:
+        status, said = 128 + signal.SIGINT, f"dearkd {args.verb}: stopped by Ctrl-C; nothing finished was lost"
     except OSError as error:
         if error.errno not in DISK:
             raise
         place = error.filename or "a file"
-        print(f"dearkd {args.verb}: {place}: {error.strerror}; nothing finished was lost", file=sys.stderr)
-        return 2
+        status, said = 2, f"dearkd {args.verb}: {place}: {error.strerror}; nothing finished was lost"
+    _say(said)
+    return status
+
+
+def _say(sentence: str) -> None:
+    """On stderr. Nobody may be there to read it."""
+    with contextlib.suppress(OSError):
+        if sentence:
+            print(sentence, file=sys.stderr, flush=True)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -194,36 +222,24 @@ def _teacher(args: argparse.Namespace) -> None:
     jobs.teacher(plan, args.name)
 
 
-def _train(args: argparse.Namespace) -> int:
+def _train(args: argparse.Namespace) -> None:
     if args.gpu > 1 and "RANK" not in os.environ:
         devices.become_processes(args.gpu, args.arguments)
     from dearkd import jobs
-    from dearkd.train import Interrupted
 
     plan = _load(args)
     run = plan.run(args.run)
     _unchanged(args.fingerprint, run.fingerprint(run.stage(args.stage).name), args.run)
-    try:
-        jobs.train(plan, run, args.seed, args.stage, args.save_seconds, args.wait, args.tensorboard)
-    except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        return AGAIN
-    return 0
+    jobs.train(plan, run, args.seed, args.stage, args.save_seconds, args.wait, args.tensorboard)
 
 
-def _labels(args: argparse.Namespace) -> int:
+def _labels(args: argparse.Namespace) -> None:
     plan = _load(args)
     if args.name not in plan.labels:
         raise InputError(unknown(args.name, plan.labels, "set of labels", f"scale {args.scale}"))
     from dearkd import labels
-    from dearkd.train import Interrupted
 
-    try:
-        labels.shard(plan, args.name, args.seed, args.shard, args.save_seconds, args.wait)
-    except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        return AGAIN
-    return 0
+    labels.shard(plan, args.name, args.seed, args.shard, args.save_seconds, args.wait)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -243,24 +259,17 @@ def _export(args: argparse.Namespace) -> None:
     print(f'timm.create_model("local-dir:{args.out}", pretrained=True)')
 
 
-def _synthesize(args: argparse.Namespace) -> int:
+def _synthesize(args: argparse.Namespace) -> None:
     from dearkd import datafree
     from dearkd.schema import fingerprint
-    from dearkd.train import Interrupted
 
-    try:
-        if args.teacher:
-            _invert(args)
-            return 0
-        plan = _load(args)
-        if args.source not in plan.sources:
-            raise InputError(unknown(str(args.source), plan.sources, "source", f"scale {args.scale}"))
-        _unchanged(args.fingerprint, fingerprint(plan.sources[args.source]), args.source)
-        datafree.shard(plan, args.source, args.seed, args.shard, args.save_seconds, args.wait)
-    except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        return AGAIN
-    return 0
+    if args.teacher:
+        return _invert(args)
+    plan = _load(args)
+    if args.source not in plan.sources:
+        raise InputError(unknown(str(args.source), plan.sources, "source", f"scale {args.scale}"))
+    _unchanged(args.fingerprint, fingerprint(plan.sources[args.source]), args.source)
+    datafree.shard(plan, args.source, args.seed, args.shard, args.save_seconds, args.wait)
 
 
 def _invert(args: argparse.Namespace) -> None:
@@ -373,8 +382,7 @@ def _start() -> int:
 
     Not for several GPUs: such a job becomes torchrun, whose processes are its own.
     """
-    asked = dict(itertools.pairwise(sys.argv))
-    if warm.SERVER in os.environ and sys.argv[1:2] and sys.argv[1] in HEAVY and asked.get("--gpu", "0") in ("0", "1"):
+    if warm.SERVER in os.environ and sys.argv[1:2] and sys.argv[1] in HEAVY and _parser().parse_args().gpu < 2:
         status = warm.ask(sys.argv[1:])
         if status is not None:
             return status

@@ -20,7 +20,7 @@ from dearkd.plan import Plan
 from dearkd.progress import Progress
 from dearkd.schema import InputError, fingerprint, to_json, unknown
 from dearkd.spec import Data, Phase, Source, Synthesis, Teacher
-from dearkd.train import Interrupted, stop_requests
+from dearkd.stop import Interrupted, stop_requests
 
 
 def shard(plan: Plan, name: str, seed: int, index: int, save_seconds: float | None = None, wait: bool = False) -> None:

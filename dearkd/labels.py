@@ -22,7 +22,7 @@ from dearkd.progress import Progress
 from dearkd.schema import InputError, fingerprint, to_json
 from dearkd.session import precision
 from dearkd.spec import Stage
-from dearkd.train import Interrupted, stop_requests
+from dearkd.stop import Interrupted, stop_requests
 
 LARGEST = np.iinfo(np.uint16).max + 1
 

@@ -1,5 +1,10 @@
-"""Progress of long work: a bar on a terminal, plain lines in a log. Run layer."""
+"""Progress of long work: a bar on a terminal, plain lines in a log. Run layer.
 
+Output that cannot be written never ends the work: a reader that leaves and a terminal that closes ask the process to
+stop (`dearkd.stop`), and a log on a full disk misses lines.
+"""
+
+import contextlib
 import sys
 import time
 
@@ -36,7 +41,7 @@ class Progress:
             self.bar.start()
             self.task = self.bar.add_task(self.title, total=self.total, completed=self.done)
         elif self.shown and self.done:
-            print(f"{self.title}: goes on at step {self.done} of {self.total}", flush=True)
+            self.line(f"goes on at step {self.done} of {self.total}")
         return self
 
     def advance(self, done: int) -> None:
@@ -52,10 +57,13 @@ class Progress:
         """A line that stays."""
         if self.shown:
             self.told = time.monotonic()
-            print(f"{self.title}: {text}", flush=True) if self.bar is None else self.bar.console.print(
-                f"{self.title}: {text}"
-            )
+            with contextlib.suppress(OSError):
+                if self.bar:
+                    self.bar.console.print(f"{self.title}: {text}", markup=False, highlight=False)
+                else:
+                    print(f"{self.title}: {text}", flush=True)
 
     def __exit__(self, *_: object) -> None:
         if self.bar:
-            self.bar.stop()
+            with contextlib.suppress(OSError):
+                self.bar.stop()

@@ -7,8 +7,6 @@ so the processes that share a batch, gradient accumulation and restarts change n
 import contextlib
 import itertools
 import os
-import signal
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,13 +17,7 @@ from dearkd.loader import training_loader
 from dearkd.progress import Progress
 from dearkd.session import LOOK, Session, Work
 from dearkd.spec import Stage
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGURG, signal.SIGINT)
-"""Sent before a cluster's time limit or by hand: save at the next step, then leave."""
-
-
-class Interrupted(Exception):
-    """Asked to stop; everything is saved and the same command goes on from here."""
+from dearkd.stop import Interrupted, stop_requests
 
 
 def train(stage: Stage, seed: int, work: Work) -> dict[str, Any]:
@@ -64,18 +56,6 @@ def train(stage: Stage, seed: int, work: Work) -> dict[str, Any]:
                     f"the same command goes on from here"
                 )
     return run.finish()
-
-
-@contextlib.contextmanager
-def stop_requests() -> Iterator[list[int]]:
-    """A list that fills when the process is asked to stop."""
-    received: list[int] = []
-    before = {s: signal.signal(s, lambda number, _: received.append(number)) for s in STOP_SIGNALS}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def device_and_rank() -> tuple[torch.device, int, int]:

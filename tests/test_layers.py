@@ -15,6 +15,7 @@ RUN = [
     "subsets",
     "loader",
     "objective",
+    "stop",
     "lease",
     "checkpoint",
     "progress",

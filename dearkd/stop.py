@@ -1,0 +1,25 @@
+"""Being asked to stop, and leaving with everything saved. Standard library only. Run layer."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGURG, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE)
+"""By hand, before a cluster's time limit, when the terminal closes, when the reader of the output leaves (`| head`)."""
+
+
+class Interrupted(Exception):
+    """Asked to stop; everything is saved and the same command goes on from here."""
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """A list that fills when the process is asked to stop. A hangup that `nohup` ignores stays ignored."""
+    received: list[int] = []
+    asking = [s for s in STOP_SIGNALS if s != signal.SIGHUP or signal.getsignal(s) is not signal.SIG_IGN]
+    before = {s: signal.signal(s, lambda number, _: received.append(number)) for s in asking}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
