@@ -390,4 +390,7 @@ def _start() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_start())
+    try:
+        sys.exit(_start())
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)

@@ -35,20 +35,26 @@ def visible() -> list[str]:
 def claimed(count: int, locks: Path | None = None) -> Iterator[None]:
     """Within, `count` GPUs are the only visible ones and no other job has them; waits until so many are free.
 
-    Nothing is locked where exactly so many are visible, as in a job of a cluster, on a machine without any, and in
-    the processes that torchrun has started. Raises InputError where there are some, but fewer.
+    Nothing is locked where exactly so many are visible, as in a job of a cluster, and in the processes that torchrun
+    has started. A job for one GPU runs on the CPU of a machine without any. Raises InputError where several are asked
+    for and fewer are visible.
     """
+    if count < 0:
+        raise InputError(f"--gpu {count}: 0 is the fewest")
     names = [] if count == 0 or "RANK" in os.environ else visible()
+    if count > max(len(names), 1) and "RANK" not in os.environ:
+        found = f"{len(names)} visible ({', '.join(names)})" if names else "none visible"
+        raise InputError(
+            f"{count} GPUs asked for, {found}: lower `gpu` under `resources` in the scale, or --gpu; results do not "
+            f"depend on the number beyond rounding"
+        )
     if not names or len(names) == count:
         yield
         return
-    if len(names) < count:
-        raise InputError(
-            f"{count} GPUs asked for, {len(names)} visible ({', '.join(names)}): lower `gpu` under `resources` in the "
-            f"scale, or --gpu; results do not depend on the number beyond rounding"
-        )
     folder = locks or Path(tempfile.gettempdir()) / f"dearkd-gpus-{os.getuid()}"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.lstat().st_uid != os.getuid():
+        raise InputError(f"{folder}: belongs to another user; set TMPDIR to a folder of your own")
     told = False
     while len(taken := _take(names, count, folder)) < count:
         _close(taken)

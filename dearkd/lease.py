@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -21,7 +22,11 @@ from dearkd.schema import InputError
 
 BEAT_SECONDS = 10.0
 LEASE_SECONDS = 120.0
-"""A lease held on another machine is dead after this long without a beat."""
+"""A lease held on another machine is under suspicion after this long without a beat."""
+WATCH_SECONDS = 30.0
+"""Then it is watched this long, three beats, before it is taken over: clocks of two machines may differ."""
+READ_TRIES, READ_SECONDS = 5, 1.0
+"""A network file system may refuse a read once (ESTALE): how often one is repeated, and after how long."""
 ASK_SECONDS = 2.0
 """How often a job that waits looks again."""
 
@@ -29,8 +34,9 @@ ASK_SECONDS = 2.0
 class Lease:
     """Keeps two jobs off one run, for example when a killed Snakemake is started again and submits a duplicate.
 
-    It is taken over when its holder is dead: a process that is gone on this machine, or no beat for two minutes from
-    another. A holder that was only suspended that long finds out at its next save, and stops without one.
+    It is taken over when its holder is dead: a process of this machine and PID namespace that is gone, or, from
+    anywhere else, no beat for two minutes and none while it is watched. A holder that was only suspended that long
+    finds out at its next save, and stops without one.
 
     Args:
         folder: of the run's checkpoints.
@@ -43,6 +49,7 @@ class Lease:
         self.folder, self.identity, self.wait, self.active = folder, identity, wait, active
         self.path = folder / "lease.json"
         self._stop = threading.Event()
+        self._silent: tuple[str, int] | None = None
 
     def __enter__(self) -> "Lease":
         """Raises InputError when another job holds the run and `wait` is off."""
@@ -51,21 +58,18 @@ class Lease:
         self.me = json.dumps(
             {
                 "host": socket.gethostname(),
+                "machine": _machine(),
                 "pid": os.getpid(),
                 "job": os.environ.get("SLURM_JOB_ID", ""),
                 "boot": _started(os.getpid()),
             }
         )
-        told = False
-        while (holder := self._take()) is not None:
-            who = f"process {holder['pid']} on {holder['host']}" + (f" (job {holder['job']})" if holder["job"] else "")
-            if not self.wait:
-                raise InputError(f"{self.folder}: in use by {who}; wait for it or stop it")
-            if not told:
-                print(f"{self.folder}: in use by {who}; waiting for it", flush=True)
-            told = True
-            time.sleep(ASK_SECONDS)
-        number = 1 + max((int(p.stem.split("-")[1]) for p in self.folder.glob("attempt-*.json")), default=0)
+        try:
+            self._wait_or_refuse()
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be read or written ({error.strerror}); run again") from None
+        numbers = (re.fullmatch(r"attempt-(\d+)", p.stem) for p in self.folder.glob("attempt-*.json"))
+        number = 1 + max((int(found[1]) for found in numbers if found), default=0)
         self.attempt = self.folder / f"attempt-{number:04d}.json"
         self.began = time.time()
         self.saved()
@@ -74,14 +78,21 @@ class Lease:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        if self.active and self._is_mine():
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            if self.active and self._is_mine():
                 os.utime(self.attempt)
-            self.path.unlink(missing_ok=True)
+                self.path.unlink(missing_ok=True)
 
     def check(self) -> None:
-        """Raises InputError when another job has taken the run over."""
-        if self.active and not self._is_mine():
+        """Raises InputError when another job has taken the run over, or nobody can tell."""
+        try:
+            mine = not self.active or self._is_mine()
+        except OSError as error:
+            raise InputError(
+                f"{self.path}: cannot be read ({error.strerror}), so another job may have taken this run over; "
+                f"checkpoints before this one are kept, run again"
+            ) from None
+        if not mine:
             raise InputError(
                 f"{self.folder}: another job has taken this run over, because this one gave no sign of life for "
                 f"{LEASE_SECONDS:.0f} seconds; it stops and leaves the other's checkpoints alone"
@@ -102,10 +113,14 @@ class Lease:
         """
         spent, lost, count = 0.0, 0.0, 0
         for path in self.folder.glob("attempt-*.json"):
-            values = _read(path)
-            if values is None or values["of"] != self.identity:
+            state = None
+            with contextlib.suppress(OSError):
+                state = _state(path)
+            values = _parsed(state[0]) if state else {}
+            numbers = [values.get(k) for k in ("began", "saved")]
+            if values.get("of") != self.identity or not all(isinstance(n, int | float) for n in numbers):
                 continue
-            seen = time.time() if path == self.attempt else path.stat().st_mtime
+            seen = time.time() if path == self.attempt else state[1] / 1e9
             count, spent = count + 1, spent + max(seen - values["began"], 0.0)
             lost += 0.0 if path == self.attempt else max(seen - values["saved"], 0.0)
         return {"attempts": count, "seconds_all": round(spent, 2), "seconds_lost": round(lost, 2)}
@@ -120,11 +135,36 @@ class Lease:
                 f"{self.folder}: cannot be written ({error.strerror}); make room or set permissions and run again"
             ) from None
         with _alone(self.folder / "lease.lock"):
-            holder = _read(self.path)
-            if holder is not None and self._alive(holder):
+            state = _state(self.path)
+            if state is not None and state != self._silent and not _gone(holder := _holder(state[0])):
                 return holder
             write_text(self.path, self.me)
         return None
+
+    def _wait_or_refuse(self) -> None:
+        """Take the lease, after its holder where `wait` is on; InputError where it is off and the holder lives."""
+        told: set[str] = set()
+        while (holder := self._take()) is not None:
+            who = f"{self.folder}: in use by {_name(holder)}"
+            doing = "waiting for it" if self._alive(holder) else "looking for a sign of life"
+            if doing not in told and (self.wait or doing != "waiting for it"):
+                print(f"{who}; {doing}", flush=True)
+            told.add(doing)
+            if doing != "waiting for it" and not self._beats():
+                continue
+            if not self.wait:
+                raise InputError(f"{who}; wait for it or stop it")
+            time.sleep(ASK_SECONDS)
+
+    def _beats(self) -> bool:
+        """Whether the holder beats while it is watched. If not, `_take` takes the lease if it is still the same."""
+        before, end = _state(self.path), time.monotonic() + WATCH_SECONDS
+        while before is not None and not _gone(_holder(before[0])) and time.monotonic() < end:
+            time.sleep(min(ASK_SECONDS, WATCH_SECONDS))
+            if _state(self.path) != before:
+                return True
+        self._silent = before
+        return False
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):
@@ -135,24 +175,25 @@ class Lease:
                     os.utime(self.attempt)
 
     def _is_mine(self) -> bool:
-        with contextlib.suppress(OSError):
-            return self.path.read_text() == self.me
-        return False
+        state = _state(self.path)
+        return state is not None and state[0] == self.me
 
     def _alive(self, holder: dict[str, Any]) -> bool:
-        if holder["host"] == socket.gethostname():
-            return _started(holder["pid"]) == holder["boot"] is not None
-        try:
-            return time.time() - self.path.stat().st_mtime < LEASE_SECONDS
-        except FileNotFoundError:
-            return False
+        """For sure where the holder's process can be seen, else as the clocks have it."""
+        if holder.get("machine") == _machine():
+            return not _gone(holder)
+        state = _state(self.path)
+        return state is not None and abs(time.time() - state[1] / 1e9) < LEASE_SECONDS
 
 
 def held(folder: Path) -> bool:
-    """Whether a living job has a run's folder."""
+    """Whether a living job has a run's folder; True where its lease cannot be read."""
     lease = Lease(folder)
-    holder = _read(lease.path)
-    return holder is not None and lease._alive(holder)
+    try:
+        state = _state(lease.path)
+        return state is not None and lease._alive(_holder(state[0]))
+    except OSError:
+        return True
 
 
 @contextlib.contextmanager
@@ -164,11 +205,61 @@ def _alone(path: Path) -> Iterator[None]:
         yield
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _state(path: Path) -> tuple[str, int] | None:
+    """(text, nanoseconds of the last beat) of a lease, None where there is none; OSError when it stays unreadable.
+
+    It is opened, not only asked for its time: a network file system answers that from a cache.
+    """
+    for tries_left in reversed(range(READ_TRIES)):
+        try:
+            with path.open(errors="replace") as file:
+                return file.read(), os.fstat(file.fileno()).st_mtime_ns
+        except FileNotFoundError:
+            return None
+        except OSError:
+            if not tries_left:
+                raise
+            time.sleep(READ_SECONDS)
+    raise AssertionError("unreachable")
+
+
+def _holder(text: str) -> dict[str, Any]:
+    """Who a lease names; {} where it is damaged, so that only its beat tells whether there is somebody."""
+    values = _parsed(text)
+    return values if {"host", "pid", "job", "boot"} <= values.keys() and isinstance(values["pid"], int) else {}
+
+
+def _name(holder: dict[str, Any]) -> str:
+    if not holder:
+        return "a job that its damaged lease.json does not name"
+    return f"process {holder['pid']} on {holder['host']}" + (f" (job {holder['job']})" if holder["job"] else "")
+
+
+def _gone(holder: dict[str, Any]) -> bool:
+    """Whether a holder's process is known to be gone: it was one of this machine and namespace."""
+    if holder.get("machine") != _machine():
+        return False
+    started = _started(holder["pid"])
+    return started is None or (started != holder["boot"] and "running" not in (started, holder["boot"]))
+
+
+def _machine() -> str:
+    """Where a process id means a process: this boot of this machine, and the PID namespace, as of a container."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    with contextlib.suppress(OSError):
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
+    return " ".join(parts)
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """A JSON object; {} for anything else."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError):
-        return None
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def _started(pid: int) -> str | None:

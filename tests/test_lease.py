@@ -1,5 +1,6 @@
 """One job at a time for a run, whatever happens to it; what its attempts cost; and GPUs that no two jobs share."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -57,20 +59,117 @@ def test_a_job_of_the_workflow_waits_for_it(tmp_path, holder, monkeypatch, capsy
     assert capsys.readouterr().out.count("waiting for it") == 1
 
 
-def test_another_machine_is_believed_for_two_minutes(tmp_path):
+def elsewhere(tmp_path, age=0.0, **values):
+    """The lease of a job on another machine, so many seconds after its last beat."""
     path = tmp_path / "lease.json"
-    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "job": "7", "boot": "1"}))
+    path.write_text(json.dumps({"host": "elsewhere", "machine": "m", "pid": 1, "job": "7", "boot": "1", **values}))
+    os.utime(path, (time.time() - age,) * 2)
+    return path
+
+
+@pytest.fixture
+def short_watch(monkeypatch):
+    monkeypatch.setattr(lease, "WATCH_SECONDS", 0.5)
+    monkeypatch.setattr(lease, "ASK_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "READ_SECONDS", 0.01)
+
+
+def test_another_machine_is_believed_for_two_minutes_and_then_watched(tmp_path, short_watch):
+    elsewhere(tmp_path)
     with pytest.raises(InputError, match=r"process 1 on elsewhere \(job 7\)"), Lease(tmp_path):
         pass
-    os.utime(path, (time.time() - lease.LEASE_SECONDS - 1,) * 2)
+    elsewhere(tmp_path, lease.LEASE_SECONDS + 1)
+    began = time.monotonic()
+    with Lease(tmp_path):
+        assert time.monotonic() - began > 0.4
+
+
+@pytest.mark.parametrize("ahead", [180, 86_400, -180, -86_400])
+def test_a_living_holder_keeps_the_run_whatever_the_clocks_say(tmp_path, short_watch, ahead):
+    """Its machine's clock and ours differ; its beats are seen while it is watched."""
+    path, over = elsewhere(tmp_path, ahead), threading.Event()
+
+    def beat():
+        while not over.wait(0.1):
+            os.utime(path, (time.time() - ahead,) * 2)
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        with pytest.raises(InputError, match="in use by process 1"), Lease(tmp_path):
+            pass
+    finally:
+        over.set()
+        thread.join()
     with Lease(tmp_path):
         pass
 
 
-def test_of_many_that_find_a_dead_holder_one_gets_it(tmp_path):
+def test_a_process_of_another_namespace_is_not_looked_up_here(tmp_path, holder):
+    """A container may have this host's name, and a process with the holder's number may or may not be in ours."""
+    path = tmp_path / "lease.json"
+    values = json.loads(path.read_text())
+    assert values["machine"] == lease._machine()
+    for number in (holder.pid, 2**22 + 1):
+        path.write_text(json.dumps({**values, "pid": number, "machine": values["machine"] + "0"}))
+        with pytest.raises(InputError, match=f"in use by process {number}"), Lease(tmp_path):
+            pass
+
+
+def test_a_process_that_cannot_be_looked_at_lives(tmp_path, monkeypatch):
+    """/proc mounted with hidepid=2 shows no process of another user."""
+    elsewhere(tmp_path, machine=lease._machine(), boot="123")
+    monkeypatch.setattr(lease, "_started", lambda pid: "running")
+    with pytest.raises(InputError, match="in use by process 1"), Lease(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "7", '{"pid": 1}', "[" * 9999, '{"host": 1, "pid": "x"}', "\0ÿ"]
+)
+def test_a_damaged_lease_is_somebodys_until_it_is_silent(tmp_path, short_watch, text):
+    path = tmp_path / "lease.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"a job that its damaged lease\.json does not name"), Lease(tmp_path):
+        pass
+    assert lease.held(tmp_path)
+    os.utime(path, (0, 0))
+    (tmp_path / "attempt-0007.json").write_text(text)
+    (tmp_path / "attempt-x.json").write_text(text)
+    with Lease(tmp_path) as mine:
+        assert mine.costs()["attempts"] == 1 and mine.attempt.name == "attempt-0008.json"
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_read_that_fails_takes_nothing_over(tmp_path, holder, short_watch, monkeypatch, times):
+    """ESTALE of a network file system: neither a reason to take a run over nor to believe that one's own was taken."""
+    failures, opened = [], Path.open
+
+    def stale(self, *arguments, **options):
+        if self.name == "lease.json" and len(failures) < times:
+            failures.append(self)
+            raise OSError(errno.ESTALE, "Stale file handle", str(self))
+        return opened(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", stale)
+    with pytest.raises(InputError, match=f"in use by process {holder.pid}"), Lease(tmp_path):
+        pass
+    assert len(failures) == times
+    holder.kill()
+    holder.wait()
+    with Lease(tmp_path) as mine:
+        failures.clear()
+        mine.check()
+        assert len(failures) == times
+        times = 10**9
+        with pytest.raises(InputError, match=r"lease.json: cannot be read \(Stale file handle\)"):
+            mine.check()
+        times = 0
+
+
+def test_of_many_that_find_a_dead_holder_one_gets_it(tmp_path, short_watch):
     """Sixteen processes meet a stale lease at the same moment; the one that takes it keeps it until all have tried."""
-    (tmp_path / "lease.json").write_text(json.dumps({"host": "elsewhere", "pid": 1, "job": "", "boot": "1"}))
-    os.utime(tmp_path / "lease.json", (0, 0))
+    elsewhere(tmp_path, age=time.time())
     context = multiprocessing.get_context("fork")
     ready, won = context.Barrier(16), context.Queue()
 
@@ -156,7 +255,7 @@ def test_jobs_on_one_machine_take_different_gpus_and_wait_for_free_ones(tmp_path
         process.wait(30)
 
 
-def test_too_few_gpus_is_said_and_none_is_a_cpu(monkeypatch):
+def test_too_few_gpus_is_said_and_one_on_a_machine_without_is_a_cpu(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     said = r"8 GPUs asked for, 2 visible \(0, 1\): lower `gpu` under `resources`"
     with pytest.raises(InputError, match=said), devices.claimed(8):
@@ -164,5 +263,9 @@ def test_too_few_gpus_is_said_and_none_is_a_cpu(monkeypatch):
     with devices.claimed(2):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with devices.claimed(8):
+    with pytest.raises(InputError, match="8 GPUs asked for, none visible: lower"), devices.claimed(8):
+        pass
+    with pytest.raises(InputError, match="--gpu -1: 0 is the fewest"), devices.claimed(-1):
+        pass
+    with devices.claimed(1):
         pass

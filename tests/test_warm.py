@@ -1,13 +1,21 @@
 """Jobs forked from one warm process: same output, same exit status, same signals, as if each had started by itself."""
 
+import contextlib
+import json
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+
+from dearkd import __main__ as command_line
+from dearkd import warm
 
 JOB = f"{sys.executable} -m dearkd"
 TRAIN = f"{JOB} train teacher-main --scale slow.yaml --seed 0 --stage I"
@@ -85,3 +93,100 @@ def test_the_server_ends_with_what_started_it():
     while Path(f"/proc/{server}").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not Path(f"/proc/{server}").exists()
+
+
+def test_a_job_has_its_clients_umask_and_limits(project):
+    """The file system's limit on a file's size is 1 KB for one job, smaller than what it writes."""
+    data = "results/smoke/subsets/main/data.json"
+    subset = f"rm -r results/smoke/subsets; {JOB} subset main --scale smoke"
+    script = f"umask 077; {subset}; stat -c %a {data}; umask 022; {subset}; stat -c %a {data}; ulimit -f 1; {subset}"
+    done = run(f"{script}; echo status $?; nice -n 7 {JOB} subset main --scale smoke")
+    assert done.stdout.split() == ["600", "644", "status", "2"]
+    assert done.stderr.startswith("dearkd subset: ") and "File too large" in done.stderr
+
+
+def test_all_that_a_process_inherits_reaches_the_job():
+    """Settled in a child of this process, which then has what its request says, and reports it."""
+    wanted = warm._surroundings()
+    wanted["umask"], wanted["nice"], wanted["cores"] = 0o027, wanted["nice"] + 1, wanted["cores"][:1]
+    wanted["limits"] |= {"RLIMIT_STACK": (1 << 20, 1 << 21), "RLIMIT_CORE": (0, 0)}
+    code = (
+        "import json, sys; from dearkd import warm; warm._settle(json.loads(sys.argv[1]));"
+        "print(json.dumps(warm._surroundings()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(wanted)], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == json.loads(json.dumps(wanted))
+
+
+@pytest.fixture
+def listener(tmp_path, monkeypatch):
+    """A socket in a folder of the given mode, of the given user; what arrives at it, and all it answers is success."""
+    arrived = []
+
+    def listen(mode, user):
+        folder = tmp_path / "folder"
+        folder.mkdir()
+        folder.chmod(mode)
+        server = socket.socket(socket.AF_UNIX)
+        server.bind(str(folder / "socket"))
+        os.seteuid(user)
+        server.listen()  # the kernel notes who listens
+        os.seteuid(0 if os.getuid() == 0 else os.getuid())
+        monkeypatch.setenv(warm.SERVER, str(folder / "socket"))
+
+        def answer():
+            connection, _ = server.accept()
+            arrived.append(connection.recv(8))
+            with contextlib.suppress(OSError):
+                connection.sendall(bytes(5))
+
+        threading.Thread(target=answer, daemon=True).start()
+
+    return listen, arrived
+
+
+@pytest.mark.parametrize("mode, user", [(0o755, os.getuid()), (0o770, os.getuid()), (0o700, 65534)])
+def test_another_users_socket_learns_nothing_and_answers_nothing(listener, capsys, mode, user):
+    listen, arrived = listener
+    if user != os.getuid() and os.getuid() != 0:
+        pytest.skip("only root can pretend to be somebody else")
+    listen(mode, user)
+    assert warm.ask(["train"]) is None
+    assert "not a server of this user alone; the job runs by itself" in capsys.readouterr().err
+    time.sleep(0.1)
+    assert arrived == [b""]
+
+
+@pytest.mark.parametrize("spelt", [["--gpu", "2"], ["--gpu=2"], ["--gp", "2"], ["--gpu", "02"]])
+def test_a_job_for_several_gpus_is_no_fork_however_it_is_spelt(spelt, monkeypatch):
+    """It becomes torchrun, and the client of a fork would take that for its end."""
+    asked = []
+    monkeypatch.setenv(warm.SERVER, "/somewhere")
+    monkeypatch.setattr(warm, "ask", lambda arguments: asked.append(arguments) or 0)
+    monkeypatch.setattr(command_line, "main", lambda: 7)
+    monkeypatch.setattr(sys, "argv", ["dearkd", "train", "r", "--seed", "0", "--stage", "I", *spelt])
+    assert command_line._start() == 7 and not asked
+    sys.argv[-1] = sys.argv[-1].replace("2", "1")
+    assert command_line._start() == 0 and len(asked) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_whatever_asks_snakemake_to_stop_it_stops_once_and_saves(slow, project, number):
+    """Sent to the process that a person sees, twice: one sentence, no lock, no orphan, and the weights are kept."""
+    command = [sys.executable, "-m", "dearkd", "warm", str(Path(sys.executable).with_name("snakemake")), "-c2"]
+    target = ["--config", "scale=slow.yaml", "--", "results/slow/runs/teacher-main/seed0/I.json"]
+    process = subprocess.Popen([*command, *target], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    log, deadline = project / "logs/slow/teacher-main/seed0-I.log", time.monotonic() + 100
+    while not (log.exists() and "epoch 2" in log.read_text()):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    for _ in range(2):
+        os.killpg(process.pid, number)
+        time.sleep(0.05)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert said.count("Stopped: running jobs have saved") == 1 and "Traceback" not in said
+    assert not list(project.glob(".snakemake/locks/*"))
+    state = project / "checkpoints/slow/teacher-main/seed0/I"
+    assert list(state.glob("step-*.pt")) and not (state / "lease.json").exists()
+    assert "saved" in log.read_text()
