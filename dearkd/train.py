@@ -4,7 +4,6 @@ A step is a global batch of `groups` micro-batches. Each micro-batch has its own
 so the processes that share a batch, gradient accumulation and restarts change nothing but the order of sums. Run layer.
 """
 
-import contextlib
 import itertools
 import os
 from typing import Any
