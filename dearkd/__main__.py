@@ -129,6 +129,12 @@ def _parser() -> argparse.ArgumentParser:
     own.add_argument("--pick", default="", help="names or numbers of the classes wanted, comma-separated; default: all")
     own.add_argument("--images", type=int, default=42, help="how many, rounded up to whole batches")
     own.add_argument("--recipe", default="", help="YAML with the keys of `synthesis` in a scale")
+    own.add_argument("--quick", action="store_true", help="a tenth of the iterations, for a first look")
+    own.add_argument("--image-size", type=int, default=0, help="side in pixels; default: the recipe's, or the tag's")
+    for name in ("mean", "std"):
+        own.add_argument(
+            f"--{name}", default="", help=f"{name} of the pixels it learned from, comma-separated; default: the tag's"
+        )
     own.add_argument("--out", default="synthetic", help="folder for images.zip, images.csv and images.json")
     verb(_pretrained, "evaluate weights that others have trained, a row of Table 3", "label")
     verb(_throughput, "size and images/s of every architecture of Table 3 on this machine")
@@ -265,6 +271,11 @@ def _synthesize(args: argparse.Namespace) -> None:
 
     if args.teacher:
         return _invert(args)
+    own = ("weights", "classes", "pick", "recipe", "quick", "image_size", "mean", "std")
+    for name in (name for name in own if getattr(args, name)):
+        raise InputError(f"--{name.replace('_', '-')} is about a CNN of your own: name it with --teacher")
+    if args.source is None:
+        raise InputError("name a method of the matrix (deepinversion, adi, df_dearkd), or a CNN with --teacher")
     plan = _load(args)
     if args.source not in plan.sources:
         raise InputError(unknown(str(args.source), plan.sources, "source", f"scale {args.scale}"))
@@ -273,26 +284,46 @@ def _synthesize(args: argparse.Namespace) -> None:
 
 
 def _invert(args: argparse.Namespace) -> None:
-    from dearkd import datafree, matrix
+    from dearkd import invert, matrix
     from dearkd.schema import build
-    from dearkd.spec import Synthesis
+    from dearkd.spec import Synthesis, Teacher
 
-    in_file = "," not in args.classes and Path(args.classes).is_file()
-    names = Path(args.classes).read_text().splitlines() if in_file else args.classes.split(",")
-    recipe = build(Synthesis, matrix.read_yaml(Path(args.recipe)), args.recipe) if args.recipe else None
-    path = datafree.invert(
-        args.teacher,
-        args.weights,
-        [n.strip() for n in names if n.strip()],
-        [n.strip() for n in args.pick.split(",") if n.strip()],
-        Path(args.out),
-        args.source or "df_dearkd",
-        recipe,
-        args.images,
-        args.seed,
-        300.0 if args.save_seconds is None else args.save_seconds,
+    recipe = None
+    if args.recipe:
+        path = Path(args.recipe).expanduser()
+        recipe = build(Synthesis, invert.read_recipe(matrix.read_yaml(path), args.recipe), args.recipe)
+    if args.images < 1 or args.image_size < 0:
+        raise InputError(
+            f"--images {args.images}, --image-size {args.image_size}: at least one image, of at least one pixel"
+        )
+    weights = str(Path(args.weights).expanduser()) if args.weights else ""
+    print(
+        invert.invert(
+            Teacher(
+                model=args.teacher, weights=weights, top1=0.0, mean=_numbers("mean", args), std=_numbers("std", args)
+            ),
+            invert.class_names(args.classes),
+            [name.strip() for name in args.pick.split(",") if name.strip()],
+            Path(args.out).expanduser(),
+            args.source or "df_dearkd",
+            recipe,
+            args.images,
+            args.seed,
+            args.image_size,
+            args.quick,
+            300.0 if args.save_seconds is None else args.save_seconds,
+        )
     )
-    print(path)
+
+
+def _numbers(name: str, args: argparse.Namespace) -> tuple[float, ...]:
+    """The values of a comma-separated argument."""
+    try:
+        return tuple(float(value) for value in getattr(args, name).split(",") if value.strip())
+    except ValueError:
+        raise InputError(
+            f"--{name} {getattr(args, name)}: give numbers separated by commas, as in 0.5,0.5,0.5"
+        ) from None
 
 
 def _pretrained(args: argparse.Namespace) -> None:

@@ -1,25 +1,22 @@
-"""Making synthetic images: the job for a shard of a source, and the inversion of a user's own CNN. Run layer."""
+"""Making synthetic images: the job for a shard of a source, and what it shares with `invert`. Run layer."""
 
-import dataclasses
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from dearkd import archive, recipes, record, synthesize, teachers
+from dearkd import archive, record, synthesize, teachers
 from dearkd.artifacts import available_device, teacher_weights, trained_student
 from dearkd.checkpoint import Checkpoints
 from dearkd.lease import Lease
 from dearkd.plan import Plan
 from dearkd.progress import Progress
-from dearkd.schema import InputError, fingerprint, to_json, unknown
-from dearkd.spec import Data, Phase, Source, Synthesis, Teacher
+from dearkd.schema import InputError, fingerprint, to_json
+from dearkd.spec import Source
 from dearkd.stop import Interrupted, stop_requests
 
 
@@ -150,11 +147,15 @@ def make(
         f"{n},{t},{v},{p:.4f}\n" for n, t, v, p in rows
     )
     cuda = device.type == "cuda"
+    believed = 100 * (verdict == labels).float().mean().item()
+    if warning := synthesize.doubt(source, believed):
+        print(f"{title}: {warning}", flush=True)
     return {
         "manifest": manifest,
         "images": len(labels),
         "iterations": steps,
-        "teacher_accuracy": round(100 * (verdict == labels).float().mean().item(), 4),
+        "teacher_accuracy": round(believed, 4),
+        "warning": warning,
         "advice": synthesize.advice(source.recipe, {"r_bn": [t["first_r_bn"] for t in state["terms"]]}),
         "archive_sha256": archive_sha256,
         "seconds": round(seconds, 2),
@@ -181,86 +182,3 @@ def _verdict(
     ]
     best = torch.cat(sure).max(1)
     return best.indices, best.values
-
-
-def invert(
-    model: str,
-    weights: str,
-    classes: Sequence[str],
-    picked: Sequence[str],
-    out: Path,
-    method: str = "df_dearkd",
-    recipe: Synthesis | None = None,
-    images: int = 42,
-    seed: int = 0,
-    save_seconds: float = 300.0,
-) -> Path:
-    """Images of a timm CNN's classes in `out`/images.zip, a folder of PNG a class, with a record beside it.
-
-    Args:
-        model: timm tag. weights: a local file, or empty for timm's hub. classes: a name for each output, or none.
-        picked: names or numbers of the classes wanted; none: all. recipe: knobs; the paper's, at the CNN's own image
-        size, where None.
-
-    Raises InputError when the CNN has no BatchNorm, or the names do not fit it.
-    """
-    data = _data_of(model, len(classes), weights)
-    names = [_folder_name(name) for name in classes] or [f"{i:04d}" for i in range(data.classes)]
-    if len(names) != data.classes:
-        raise InputError(f"--classes names {len(names)} classes, but {model} has {data.classes} outputs")
-    indices = [_index(name, classes, data.classes) for name in picked] or list(range(data.classes))
-    half = data.image_size // 2
-    recipe = recipe or Synthesis(
-        phases=(Phase(size=half, iterations=2000, lr=0.5), Phase(size=data.image_size, iterations=2000, lr=0.01))
-    )
-    recipe = dataclasses.replace(
-        recipe, images=images, batch_classes=min(recipe.batch_classes, len(indices)), shard_batches=images
-    )
-    spec = Teacher(model=model, weights=weights, top1=0.0)
-    source = Source(
-        name=method,
-        terms=recipes.terms(recipe, method),
-        recipe=recipe,
-        data=data,
-        teacher_name=model,
-        teacher=spec,
-    )
-    teacher = teachers.build(spec, data)
-    path = out / "images.zip"
-    identity = f"{fingerprint((source, tuple(indices), seed))}-{teachers.weights_sha256(teacher.net)}"
-    made = make(
-        source, seed, 0, indices, teacher, None, path, identity, f"{method} from {model}", save_seconds, folders=names
-    )
-    record.write_text(out / "images.csv", made.pop("manifest"))
-    record.write(out / "images.json", {"spec": to_json(source), "seed": seed, "classes": names, **made})
-    Checkpoints(path.with_suffix("")).discard()
-    return path
-
-
-def _data_of(model: str, named: int, weights: str) -> Data:
-    """Image size, channels, pixel statistics and number of classes of a timm CNN."""
-    if not timm.is_model(model):
-        raise InputError(unknown(model, timm.list_models(), "timm model", "--teacher"))
-    config = teachers.pretrained_cfg(model)
-    channels, side, _ = config.input_size
-    return Data(
-        kind="folder",
-        classes=named if named and weights else config.num_classes,
-        image_size=side,
-        channels=channels,
-        mean=tuple(config.mean),
-        std=tuple(config.std),
-    )
-
-
-def _index(name: str, classes: Sequence[str], count: int) -> int:
-    if name in classes:
-        return list(classes).index(name)
-    if name.isdigit() and int(name) < count:
-        return int(name)
-    raise InputError(unknown(name, classes or [f"0 to {count - 1}"], "class", "--pick"))
-
-
-def _folder_name(name: str) -> str:
-    """A class name as the name of a folder inside the archive, without anything that could point elsewhere."""
-    return re.sub(r"[^\w .-]+", "_", name.strip()).strip(". ") or "_"

@@ -6,7 +6,7 @@ docs/decisions.md.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from dearkd.schema import InputError, Pairs, spec
 
@@ -230,8 +230,20 @@ class Teacher:
     start: str = ""
     """Weights from which that training starts, the classifier being new: `timm` for those of its tag, or a local file;
     empty: none."""
+    mean: tuple[float, ...] = ()
+    """Of the pixels, in [0, 1], that weights from elsewhere were trained on; empty: that of its timm tag."""
+    std: tuple[float, ...] = ()
+    """Their standard deviation, given together with `mean`."""
+    image_size: int = 0
+    """Side in pixels to which the teacher's images are resized; 0: it sees the student's."""
+    channels: int = 0
+    """1 or 3, where its first convolution does not have the channels of the data; 0: it has them."""
+    outputs: tuple[Any, ...] = ()
+    """Class folder that each output stands for, in order, where that is not the sorted order of the folders. There may
+    be more outputs than folders. `[numeric]`: the folders in the order of the numbers in their names."""
 
     def __post_init__(self) -> None:
+        self._check_pixels()
         if self.training is not None and self.weights:
             raise InputError(
                 f"teacher {self.model} has weights and training; name weights that its training starts from `start`, "
@@ -239,6 +251,24 @@ class Teacher:
             )
         if self.start and self.training is None:
             raise InputError(f"teacher {self.model} has start but no training; weights as they are stand in `weights`")
+
+    def _check_pixels(self) -> None:
+        """What is said about weights from elsewhere must fit itself, and a training of ours must need none of it."""
+        own = [name for name in ("mean", "std", "image_size", "channels", "outputs") if getattr(self, name)]
+        if own and self.training is not None:
+            raise InputError(
+                f"teacher {self.model} has {own[0]}, which says how weights from elsewhere were trained, but the "
+                f"workflow trains it on the scale's own images; delete {own[0]}, or set training: null"
+            )
+        if len(self.mean) != len(self.std) or not all(value > 0 for value in self.std):
+            raise InputError("mean and std are given together, a value for each channel, and each std is above 0")
+        if self.channels not in (0, 1, 3) or (self.mean and self.channels and len(self.mean) != self.channels):
+            raise InputError(f"channels is {self.channels}; it is 1 or 3, as many as mean has values")
+        if self.image_size < 0:
+            raise InputError(f"image_size is {self.image_size}; it is a side in pixels, or 0 for the student's")
+        for output in self.outputs:
+            if not isinstance(output, str | int) or isinstance(output, bool):
+                raise InputError(f"outputs: {output!r} is no text to YAML; put the name of the class in quotes")
 
 
 @spec

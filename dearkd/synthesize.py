@@ -4,7 +4,9 @@ Batches are independent: each has its own keys for start, classes and augmentati
 its own best iterate. How many of them share a forward pass, or a job, changes nothing but the order of sums.
 """
 
+import dataclasses
 import math
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -222,9 +224,40 @@ def advice(recipe: Synthesis, terms: dict[str, Sequence[float]]) -> str:
     if 1 <= value <= 10:
         return ""
     return (
-        f"R_BN starts at {value:.3g}, outside 1 to 10; for this teacher try synthesis.r_bn: "
-        f"{recipe.r_bn * math.sqrt(10) / max(value, 1e-12):.2g}"
+        f"R_BN starts at {value:.3g}, outside 1 to 10; for this teacher try another weight in the recipe, "
+        f"`r_bn: {recipe.r_bn * math.sqrt(10) / max(value, 1e-12):.2g}` (in a scale under `synthesis`)"
     )
+
+
+def doubt(source: Source, believed: float) -> str:
+    """A sentence when the teacher takes less than half of its images (`believed`, percent) for their class; else ''."""
+    if believed >= 50:
+        return ""
+    mean, std = ([round(v, 4) for v in values] for values in (source.data.mean, source.data.std))
+    return (
+        f"the CNN takes only {believed:.0f} % of these images for the class they were made for; likely causes: too few "
+        f"iterations, an R_BN that drowns the classes (`r_bn`), or pixels of another mean and std than the CNN was "
+        f"trained on (now {mean} and {std})"
+    )
+
+
+def expected_seconds(
+    source: Source, seed: int, labels: Int[Tensor, "groups batch"], teacher: Teacher, device: torch.device
+) -> float:
+    """How long a group of batches takes: one iteration of each phase, timed, after one that is not."""
+    phases = source.recipe.phases
+    once = tuple(dataclasses.replace(phase, iterations=1) for phase in (phases[0], *phases))
+    trial = dataclasses.replace(source, recipe=dataclasses.replace(source.recipe, phases=once))
+    inversion = Inversion(trial, seed, range(len(labels)), labels, teacher, None, device)
+    inversion.advance()
+    seconds = 0.0
+    for phase in phases:
+        started = time.monotonic()
+        inversion.advance()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds += phase.iterations * (time.monotonic() - started)
+    return seconds
 
 
 def groups(source: Source, shard: int) -> Iterator[list[int]]:

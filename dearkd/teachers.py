@@ -7,10 +7,10 @@ and must reach its published accuracy before anything learns from it. Model laye
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import timm
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -19,7 +19,7 @@ from timm.models import clean_state_dict
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from dearkd import lite0, spec
+from dearkd import hub, lite0, spec
 from dearkd.models import FeatureShape
 from dearkd.schema import InputError, unknown
 
@@ -46,16 +46,26 @@ class Teacher(nn.Module):
         net: a timm CNN with `forward_intermediates`.
         stages: which feature maps to return, the stem being 0 and each next one at half the side.
         given, own: (mean, std) of the images it will get and of those it was trained on, where the two differ.
+        side: of the square images that it is shown, in pixels; 0: as they come.
     """
 
     def __init__(
-        self, net: nn.Module, stages: tuple[int, ...] = (), given: "Moments | None" = None, own: "Moments | None" = None
+        self,
+        net: nn.Module,
+        stages: tuple[int, ...] = (),
+        given: "Moments | None" = None,
+        own: "Moments | None" = None,
+        side: int = 0,
     ) -> None:
         super().__init__()
         self.net = net.eval().requires_grad_(False)
-        self.stages = stages
+        self.stages, self.side = stages, side
+        grey = None
+        if given is not None and own is not None and len(given[0]) == 3 and len(own[0]) == 1:
+            grey, given = _to_grey(given)
         differs = given is not None and own is not None and given != own
         gain, offset = _renormalisation(given, own) if differs else (None, None)
+        self.register_buffer("grey", grey, persistent=False)
         self.register_buffer("gain", gain, persistent=False)
         self.register_buffer("offset", offset, persistent=False)
 
@@ -63,9 +73,15 @@ class Teacher(nn.Module):
         """Stays in evaluation mode: BatchNorm statistics must not move."""
         return super().train(False)
 
-    def normalised(self, images: Float[Tensor, "batch rgb height width"]) -> Float[Tensor, "batch rgb height width"]:
-        """The student's pixels with the mean and std that the network was trained on."""
-        return images if self.gain is None else images * self.gain + self.offset
+    def normalised(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch own high wide"]:
+        """The student's pixels as the network was trained on them: channels, mean and std, side."""
+        if self.grey is not None:
+            images = (images * self.grey).sum(1, keepdim=True)
+        if self.gain is not None:
+            images = images * self.gain + self.offset
+        if self.side and images.shape[-1] != self.side:
+            images = F.interpolate(images, self.side, mode="bilinear", antialias=True)
+        return images
 
     def fold(self) -> "Teacher":
         """Fold each BatchNorm into the convolution before it: the same network but for rounding, for who only asks it.
@@ -112,12 +128,15 @@ class Teacher(nn.Module):
     ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch classes"]]:
         """Pooled penultimate features and logits, with gradients to the images: what synthesis looks at."""
         images = self.normalised(images)
-        codes = self.net.forward_head(self.net.forward_features(images), pre_logits=True)
-        return codes, self.net.get_classifier()(codes)
+        codes = self.net.forward_head(self.net.forward_features(images), pre_logits=True).flatten(1)
+        classifier = self.net.get_classifier()
+        if isinstance(classifier, nn.Conv2d):  # of one pixel, as in DLA, DPN and ResNetV2
+            return codes, classifier(codes[:, :, None, None]).flatten(1)
+        return codes, classifier(codes)
 
     def feature_shapes(self, images: Float[Tensor, "batch rgb height width"]) -> list[FeatureShape]:
         """Shape and sign of every stage's features, read off real images."""
-        _, features = self.net.forward_intermediates(images)
+        _, features = self.net.forward_intermediates(self.normalised(images))
         return [FeatureShape(f.shape[1], (f.shape[2], f.shape[3]), bool((f >= 0).all())) for f in features]
 
 
@@ -135,32 +154,56 @@ class Classifier(nn.Module):
 def build(teacher: spec.Teacher, data: spec.Data, weights: Path | None = None, stages: tuple[int, ...] = ()) -> Teacher:
     """A teacher with its weights from a local file, or, when `weights` is None, from where its spec says.
 
+    Its outputs are then in the order of `teacher.outputs`; `weights` of ours are in that of the data's classes, as
+    `reorder` leaves them.
     Raises InputError naming the file, package or tag when the weights are missing, damaged or of another network.
     """
-    rename = None
+    rename, theirs = None, weights is None
     if weights is None and teacher.weights.startswith("package:"):
         if teacher.weights != lite0.WEIGHTS:
             raise InputError(unknown(teacher.weights, (lite0.WEIGHTS,), "package", f"teacher {teacher.model}: weights"))
         weights, rename = lite0.path(), lite0.timm_name
     elif weights is None and teacher.weights:
         weights = Path(teacher.weights)
-    args = {**dict(teacher.args), "in_chans": data.channels, "num_classes": data.classes}
-    net = _create(teacher.model, weights is None, args, "weights")
+    channels = teacher.channels or data.channels
+    classes = len(teacher.outputs) if theirs and len(teacher.outputs) > 1 else data.classes
+    args = {**dict(teacher.args), "in_chans": channels, "num_classes": classes}
+    known = None if weights else hub.pretrained_cfg(teacher.model).num_classes
+    if known not in (None, classes):
+        raise InputError(
+            f"teacher {teacher.model}: its weights have {known} outputs, but {classes} classes are asked for; "
+            f"fine-tune them (start: timm, and a training), or name each of its `outputs`"
+        )
+    net = hub.create(teacher.model, weights is None, args, "weights")
     if weights is not None:
         load_weights(net, weights, rename)
-    if teacher.sha256 and teacher.training is None and weights_sha256(net) != teacher.sha256:
+    if teacher.sha256 and theirs and weights_sha256(net) != teacher.sha256:
         raise InputError(
             f"teacher {teacher.model}: its weights have sha256 {weights_sha256(net)}, but the scale expects "
             f"{teacher.sha256}; fetch the right ones, or correct sha256 in the scale"
         )
-    if data.image_size >= CHANNELS_LAST:
+    if (teacher.image_size or data.image_size) >= CHANNELS_LAST:
         net = net.to(memory_format=torch.channels_last)
-    own = None
-    if teacher.training is None:
-        moments = (net.pretrained_cfg["mean"], net.pretrained_cfg["std"])
-        # timm adds a first layer's weights up for grey images, so what it wants of them is the channels' average.
-        own = tuple(tuple(m) if len(m) == data.channels else (sum(m) / len(m),) for m in moments)
-    return Teacher(net, stages, (data.mean, data.std), own)
+    return Teacher(net, stages, (data.mean, data.std), moments(teacher, net, channels), teacher.image_size)
+
+
+def moments(teacher: spec.Teacher, net: nn.Module, channels: int) -> Moments | None:
+    """(mean, std) of the pixels that a teacher was trained on; None where the workflow trains it on the data's.
+
+    Raises InputError where the scale gives another number of values than there are channels.
+    """
+    if teacher.training is not None:
+        return None
+    if teacher.mean:
+        if len(teacher.mean) != channels:
+            raise InputError(
+                f"teacher {teacher.model}: mean has {len(teacher.mean)} values, but its images have {channels} "
+                f"channels; set its `channels` too"
+            )
+        return teacher.mean, teacher.std
+    tag = (net.pretrained_cfg["mean"], net.pretrained_cfg["std"])
+    # timm adds a first layer's weights up for grey images, so what it wants of them is the channels' average.
+    return tuple(tuple(m) if len(m) == channels else (sum(m) / len(m),) * channels for m in tag)
 
 
 def start(model: spec.Model) -> dict[str, Tensor]:
@@ -168,7 +211,7 @@ def start(model: spec.Model) -> dict[str, Tensor]:
 
     Raises InputError as `build`.
     """
-    net = _create(model.name, model.start == "timm", dict(model.args), "start")
+    net = hub.create(model.name, model.start == "timm", dict(model.args), "start")
     names = net.pretrained_cfg["classifier"]
     classifier = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
     if model.start != "timm":
@@ -176,28 +219,11 @@ def start(model: spec.Model) -> dict[str, Tensor]:
     return {name: value for name, value in net.state_dict().items() if not name.startswith(classifier)}
 
 
-def _create(name: str, pretrained: bool, args: dict[str, Any], key: str) -> nn.Module:
-    """A network of timm, with the weights of its tag where `pretrained`; errors name the `key` that takes a file."""
-    try:
-        return timm.create_model(name, pretrained=pretrained, **args)
-    except (RuntimeError, TypeError, AssertionError) as error:
-        raise InputError(f"teacher {name}: {' '.join(str(error).split())}") from None
-    except OSError:
-        raise InputError(
-            f"teacher {name}: its weights are not on this machine and the hub cannot be reached; run "
-            f"`python -m dearkd fetch` for this scale where there is internet, or set `{key}` to a local file"
-        ) from None
-
-
-def pretrained_cfg(model: str) -> Any:
-    """timm's description of a model's weights: input size, crop, interpolation, mean and std."""
-    try:
-        config = timm.get_pretrained_cfg(model)
-    except RuntimeError:  # a tag that the architecture has not
-        config = None
-    if config is None:
-        raise InputError(f"timm has no model {model!r}; take a name with its tag from timm.list_pretrained()")
-    return config
+def _to_grey(given: Moments) -> tuple[Tensor, Moments]:
+    """(factors that make normalised RGB pixels one grey channel by ITU-R 601, the moments of what they make)."""
+    luma, (mean, std) = (0.299, 0.587, 0.114), given
+    factors = torch.tensor([share * s for share, s in zip(luma, std, strict=True)]).view(-1, 1, 1)
+    return factors, ((sum(share * m for share, m in zip(luma, mean, strict=True)),), (1.0,))
 
 
 def _renormalisation(given: Moments, own: Moments) -> tuple[Tensor, Tensor]:
@@ -225,7 +251,27 @@ def load_weights(
     """Load a state dict strictly, from safetensors or a plain tensor file; nothing is ever unpickled.
 
     `rename` turns the file's names into the network's. Names that begin as one of `but` are left as they are.
-    Raises InputError naming the file when it is missing, cut short, a pickle that runs code, or of another network.
+    Raises InputError as `read_weights`, and when the weights are of another network.
+    """
+    state = read_weights(path)
+    if rename is not None:
+        state = {rename(name): value for name, value in state.items()}
+    own, state = ({k: v for k, v in s.items() if not k.startswith(but)} for s in (net.state_dict(), state))
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    shapes = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
+    if missing or extra or shapes:
+        example = (missing or extra or shapes)[0]
+        raise InputError(
+            f"{path}: weights of another network ({len(missing)} names missing, {len(extra)} unknown, "
+            f"{len(shapes)} of another shape, for example {example})"
+        )
+    net.load_state_dict(state, strict=not but)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file by name.
+
+    Raises InputError naming the file when it is missing, cut short, or a pickle that runs code.
     """
     try:
         state = (
@@ -243,16 +289,4 @@ def load_weights(
         raise InputError(
             f"{path}: refused, it holds more than tensors ({type(error).__name__}); save it as safetensors"
         ) from None
-    state = clean_state_dict(next((state[k] for k in ("state_dict_ema", "model", "state_dict") if k in state), state))
-    if rename is not None:
-        state = {rename(name): value for name, value in state.items()}
-    own, state = ({k: v for k, v in s.items() if not k.startswith(but)} for s in (net.state_dict(), state))
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shapes = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
-    if missing or extra or shapes:
-        example = (missing or extra or shapes)[0]
-        raise InputError(
-            f"{path}: weights of another network ({len(missing)} names missing, {len(extra)} unknown, "
-            f"{len(shapes)} of another shape, for example {example})"
-        )
-    net.load_state_dict(state, strict=not but)
+    return clean_state_dict(next((state[k] for k in ("state_dict_ema", "model", "state_dict") if k in state), state))

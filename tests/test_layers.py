@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 PLAN = ["schema", "spec", "scale", "recipes", "plan", "matrix", "record", "cost"]
+<<<<<<< HEAD
 MODEL = ["keys", "attention_cpu", "attention", "aligner", "losses", "priors", "t2t", "models", "lite0", "teachers"]
+=======
+MODEL = ["keys", "attention", "aligner", "losses", "priors", "t2t", "models", "lite0", "hub", "teachers"]
+>>>>>>> c50254d (Let a CNN of one's own say its pixels and the order of its outputs; say at the gate what would fit)
 RUN = [
     "data",
     "augment",
@@ -20,6 +24,7 @@ RUN = [
     "checkpoint",
     "progress",
     "evaluate",
+    "gate",
     "optimise",
     "task",
     "board",
@@ -39,6 +44,7 @@ RUN += [
     "trunks",
     "diversity",
     "datafree",
+    "invert",
     "export",
 ]
 RUN += ["export", "describe", "fetch", "warm", "devices"]

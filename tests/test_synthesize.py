@@ -3,25 +3,31 @@
 import csv
 import dataclasses
 import io
-import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import unicodedata
 import zipfile
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
-from conftest import PROJECT
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import save_file
 
 from dearkd import (
     archive,
     artifacts,
     datafree,
     describe,
+    invert,
     jobs,
     matrix,
     recipes,
@@ -31,8 +37,10 @@ from dearkd import (
     tables,
     teachers,
 )
+from dearkd.__main__ import main
+from dearkd.checkpoint import Checkpoints
 from dearkd.schema import InputError, override
-from dearkd.spec import Phase, Synthesis
+from dearkd.spec import Phase, Synthesis, Teacher
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +147,7 @@ def test_a_network_without_batchnorm_is_refused_with_the_reason(whole):
 
 def test_advice_names_a_better_weight():
     assert synthesize.advice(Synthesis(r_bn=0.05), {"r_bn": [3.0]}) == ""
-    assert "synthesis.r_bn: 0.0016" in synthesize.advice(Synthesis(r_bn=0.05), {"r_bn": [100.0]})
+    assert "`r_bn: 0.0016`" in synthesize.advice(Synthesis(r_bn=0.05), {"r_bn": [100.0]})
 
 
 def test_a_loss_that_is_not_finite_names_its_term(project, whole):
@@ -320,13 +328,6 @@ def test_a_killed_shard_goes_on_to_the_same_images(project, tmp_path):
 # ---------------------------------------------------------------------------------------------- a CNN of one's own
 
 
-def invert(*arguments, cwd):
-    command = [sys.executable, "-m", "dearkd", "synthesize", *arguments]
-    return subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(PROJECT)}
-    )
-
-
 RECIPE = """
 per_class: 2
 batch_classes: 2
@@ -335,47 +336,160 @@ jitter: 2
 """
 
 
-def test_a_users_own_cnn_and_class_names(tmp_path):
-    import timm
-    from safetensors.torch import save_file
+@pytest.fixture
+def own(tmp_path, monkeypatch, capsys):
+    """`own(arguments)`: synthesize with a CNN of three outputs; (exit status, what it said, its record or None)."""
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text(RECIPE)
 
-    torch.manual_seed(0)
-    net = timm.create_model("resnet18", num_classes=3)
-    save_file(net.state_dict(), tmp_path / "mine.safetensors")
-    (tmp_path / "recipe.yaml").write_text(RECIPE)
-    own = ("--teacher", "resnet18", "--weights", "mine.safetensors", "--recipe", "recipe.yaml", "--images", "4")
-    done = invert(*own, "--classes", "cat,my dog/..,bird", "--pick", "cat,bird", "--out", "out", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    with zipfile.ZipFile(tmp_path / "out/images.zip") as members:
-        assert {n.split("/")[0] for n in members.namelist()} == {"cat", "bird"}
-        assert Image.open(io.BytesIO(members.read(members.namelist()[0]))).size == (224, 224)
-    made = record.read(tmp_path / "out/images.json")
+    def weights(model="resnet10t", **args):
+        torch.manual_seed(0)
+        save_file(timm.create_model(model, **{"num_classes": 3, **args}).state_dict(), "mine.safetensors")
+        return ("--teacher", model, "--weights", "mine.safetensors", "--recipe", "recipe.yaml", "--images", "4")
+
+    def run(*arguments, out="out", cnn=None):
+        status = main(["synthesize", *(weights() if cnn is None else cnn), *arguments, "--out", out])
+        said, path = capsys.readouterr(), Path(out, "images.json")
+        return status, said.out + said.err, record.read(path) if path.is_file() else None
+
+    run.weights = weights
+    return run
+
+
+def members(out="out"):
+    with zipfile.ZipFile(f"{out}/images.zip") as archive:
+        return {n: Image.open(io.BytesIO(archive.read(n))) for n in archive.namelist()}
+
+
+def test_a_users_own_cnn_and_class_names(own):
+    named = ("--classes", "cat,my dog/..,bird", "--pick", "cat,bird")
+    status, said, made = own(*named)
+    assert status == 0 and "4 images (1 x 4) of 2 of 2 classes, 32 pixels, 2 iterations: about" in said
+    assert {n.split("/")[0] for n in members()} == {"cat", "bird"}
+    assert {image.size for image in members().values()} == {(32, 32)}, "what the recipe asks for, not the tag's 176"
     assert made["images"] == 4 and made["classes"] == ["cat", "my dog_", "bird"]
-    wrong = invert(*own, "--classes", "cat,dog", "--out", "out", cwd=tmp_path)
-    assert wrong.returncode == 2 and "another network" in wrong.stderr and "Traceback" not in wrong.stderr
-    wrong = invert(*own, "--classes", "cat,dog,bird", "--pick", "cta", "--out", "out", cwd=tmp_path)
-    assert wrong.returncode == 2 and "did you mean 'cat'" in wrong.stderr
-    wrong = invert("--teacher", "resnet81", "--out", "out", cwd=tmp_path)
-    assert wrong.returncode == 2 and "did you mean 'resnet" in wrong.stderr
-    wrong = invert("--teacher", "resnet18.typo", "--out", "out", cwd=tmp_path)
-    assert wrong.returncode == 2 and "timm has no model 'resnet18.typo'" in wrong.stderr
-    wrong = invert(*own, "--recipe", "nowhere.yaml", "--classes", "cat,dog,bird", cwd=tmp_path)
-    assert wrong.returncode == 2 and "nowhere.yaml: no such file" in wrong.stderr
-    many = ",".join(f"class {i}" for i in range(1000))
-    wrong = invert(*own, "--classes", many, cwd=tmp_path)
-    assert wrong.returncode == 2 and "another network" in wrong.stderr and "Traceback" not in wrong.stderr
-    again = invert(
-        *own, "--classes", "cat,my dog/..,bird", "--pick", "cat,bird", "--seed", "1", "--out", "out", cwd=tmp_path
+    assert made["names"] == ["cat", "my dog/..", "bird"]
+    assert not list(Path("out").rglob("step-*.pt")), "finished, it leaves no checkpoints"
+    status, said, again = own(*named)
+    assert status == 0 and "made already" in said and again == made
+    for other in (("--seed", "1"), ("--pick", "cat")):
+        status, said, again = own(*named, *other)
+        assert status == 2 and "out: holds images of another CNN, recipe or seed" in said and again == made
+    _, _, other = own(*named, "--seed", "1", out="other")
+    assert other["seed"] == 1 and other["archive_sha256"] != made["archive_sha256"]
+
+
+def test_a_half_made_set_is_not_thrown_away_for_another(own):
+    Checkpoints(Path("out/images")).save(1, {"identity": "of another recipe"})
+    status, said, _ = own()
+    assert status == 2 and "holds images of another" in said and list(Path("out/images").glob("step-*"))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--classes", "cat,dog"), "--classes names 2 classes, but mine.safetensors has 3 outputs"),
+        (("--classes", "cats.txt"), "--classes: cats.txt cannot be read"),
+        (("--classes", "cat,dog,bird", "--pick", "cta"), "did you mean 'cat'"),
+        (("--classes", "cat,dog,cat", "--pick", "cat"), "'cat' is the name of outputs 0, 2; pick one by its number"),
+        (("--recipe", "nowhere.yaml"), "nowhere.yaml: no such file"),
+        (("--image-size", "16"), "phases: 32 pixels are more than the image size, 16"),
+        (("--images", "0"), "at least one image"),
+        (("--mean", "0.5,x"), "--mean 0.5,x: give numbers separated by commas"),
+        (("--mean", "0.5", "--std", "0.5"), "--mean has 1 values, but resnet10t takes images of 3 channels"),
+        (("--mean", "0.5,0.5,0.5"), "mean and std are given together"),
+    ],
+)
+def test_arguments_that_do_not_fit_the_cnn(own, arguments, message):
+    status, said, made = own(*arguments)
+    assert status == 2 and message in said and made is None
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--teacher", "resnet81"), "did you mean 'resnet"),
+        (("--teacher", "resnet18.typo"), "timm has no model 'resnet18.typo'"),
+        (("--weights", "mine.safetensors"), "--weights is about a CNN of your own: name it with --teacher"),
+        ((), "name a method of the matrix"),
+    ],
+)
+def test_arguments_that_name_no_cnn(own, arguments, message):
+    status, said, _ = own(cnn=arguments)
+    assert status == 2 and message in said
+
+
+def test_adi_is_refused_where_there_is_no_student(own):
+    status, said, made = own("adi")
+    assert status == 2 and "adi: its images compete with a student" in said and made is None
+
+
+@pytest.mark.parametrize("key", ["images: 5", "classes: [0]", "rounds: 2", "competition: 1", "shard_batches: 2"])
+def test_a_recipe_key_that_something_else_decides_is_refused(own, key):
+    Path("recipe.yaml").write_text(RECIPE + key)
+    status, said, _ = own()
+    assert status == 2 and f"recipe.yaml: {key.split(':')[0]} has no effect on a CNN of your own" in said
+
+
+def test_equal_names_keep_their_own_folders(own):
+    _, _, made = own("--classes", "crane,boat,Crane", "--images", "6")
+    assert made["classes"] == ["0000-crane", "0001-boat", "0002-Crane"]
+    _, _, made = own("--classes", "crane,boat,crane", "--pick", "2", out="other")
+    assert {n.split("/")[0] for n in members("other")} == {"0002-crane"}
+
+
+@given(
+    st.lists(
+        st.text(max_size=6) | st.sampled_from(["é", "e\u0301", "a/b", "a:b", "CON", "con", "..", " x"]), min_size=1
     )
-    assert again.returncode == 0 and record.read(tmp_path / "out/images.json")["seed"] == 1
-    assert record.read(tmp_path / "out/images.json")["archive_sha256"] != made["archive_sha256"]
-    assert not list((tmp_path / "out").rglob("step-*.pt")), "finished, it leaves no checkpoints"
+)
+def test_no_two_classes_share_a_folder_on_any_file_system(names):
+    folders = invert.folders_of(names)
+    assert len({unicodedata.normalize("NFC", f.casefold()) for f in folders}) == len(names)
+    assert all(f.strip(". ") == f and f and not set(f) & set('/\\:*?"<>|\0\n') for f in folders)
 
 
-def test_a_cnn_without_batchnorm_gets_the_reason(tmp_path):
-    import timm
-    from safetensors.torch import save_file
+def test_a_cnn_says_its_channels_and_takes_a_mean_and_std(own):
+    grey = own.weights(in_chans=1)
+    status, _, made = own("--mean", "0.5", "--std", "0.25", cnn=grey)
+    assert status == 0 and made["spec"]["data"]["mean"] == [0.5] and made["spec"]["data"]["std"] == [0.25]
+    assert {image.mode for image in members().values()} == {"L"}
 
-    save_file(timm.create_model("convnext_atto", num_classes=2).state_dict(), tmp_path / "w.safetensors")
-    done = invert("--teacher", "convnext_atto", "--weights", "w.safetensors", "--classes", "a,b", cwd=tmp_path)
-    assert done.returncode == 2 and "no BatchNorm layers" in done.stderr
+
+@pytest.mark.parametrize("model", ["dla46_c", "resnetv2_50"])
+def test_a_classifier_that_is_a_convolution(own, model):
+    status, _, made = own(cnn=own.weights(model))
+    assert status == 0 and made["images"] == len(members()) == 4
+
+
+def test_images_that_the_cnn_does_not_believe_in_are_doubted(own):
+    status, said, made = own("--images", "12")
+    assert status == 0 and made["teacher_accuracy"] < 50, "one that learned nothing calls all three classes the same"
+    assert "pixels of another mean and std than the CNN was trained on (now [0.485, 0.456, 0.406]" in made["warning"]
+    assert made["warning"] in said
+
+
+def test_quick_makes_a_tenth_of_the_iterations(own):
+    Path("recipe.yaml").write_text(RECIPE.replace("iterations: 2", "iterations: 30"))
+    _, said, made = own("--quick")
+    assert made["iterations"] == 3 and "3 iterations: about" in said
+
+
+def test_the_advice_can_be_pasted_into_the_recipe(own):
+    _, _, made = own()
+    pasted = re.search("`(r_bn: .*?)`", made["advice"])[1]
+    Path("recipe.yaml").write_text(RECIPE + pasted)
+    status, _, made = own(out="better")
+    assert status == 0 and made["spec"]["recipe"]["r_bn"] == float(pasted.partition(":")[2])
+    assert made["advice"] == "", "the weight that was proposed brings R_BN into its range"
+
+
+def test_without_names_imagenets_outputs_have_theirs_and_others_a_number():
+    names = invert._names_of(Teacher(model="resnet18", top1=0.0), 1000)
+    assert (names[207], names[134], names[517]) == ("golden retriever", "crane", "crane")
+    assert invert._names_of(Teacher(model="resnet18", top1=0.0, weights="mine.pth"), 1000)[7] == "0007"
+
+
+def test_a_cnn_without_batchnorm_gets_the_reason(own):
+    status, said, _ = own("--classes", "a,b,c", cnn=own.weights("convnext_atto"))
+    assert status == 2 and "no BatchNorm layers" in said
