@@ -35,14 +35,18 @@ def standings(plan: Plan, runs: list[Run], held: set[Path]) -> list[Standing]:
 
 
 def describe(found: list[Standing]) -> str:
-    """A line for each stage that is not done, then the counts."""
+    """A line for each stage that is not done, one for all seeds that miss it, then the counts."""
+    missing: dict[tuple[str, str], list[int]] = {}
+    for s in found:
+        if s.state == "missing":
+            missing.setdefault((s.run, s.stage), []).append(s.seed)
     lines = [
-        f"{s.state:<9}{s.run} seed {s.seed} stage {s.stage}"
+        f"{s.state:<9}{s.run} {_seeds(missing[s.run, s.stage] if s.state == 'missing' else [s.seed])} stage {s.stage}"
         + (f"  step {s.step:,} of {s.steps:,} ({100 * s.step // s.steps} %)" if s.step and s.steps else "")
         + (f"  {_duration(s.seconds_left)} left" if s.seconds_left is not None else "")
         + (f"  {s.note}" if s.note else "")
         for s in found
-        if s.state != "done"
+        if s.state != "done" and (s.state != "missing" or s.seed == missing[s.run, s.stage][0])
     ]
     counts = {state: sum(s.state == state for s in found) for state in dict.fromkeys(s.state for s in found)}
     return "\n".join([*lines, ", ".join(f"{count} {state}" for state, count in counts.items()) or "no runs"])
@@ -94,6 +98,18 @@ def _left(saved: list[tuple[int, float]], steps: int) -> float | None:
         return None
     pace = (saved[-1][0] - saved[-2][0]) / (saved[-1][1] - saved[-2][1])
     return max((steps - saved[-1][0]) / pace - (time.time() - saved[-1][1]), 0.0) if pace > 0 else None
+
+
+def _seeds(seeds: list[int]) -> str:
+    """seed 3, or seeds 1, 2, 3, 7 in order, those in a row as 1 to 3, 7."""
+    spans: list[list[int]] = []
+    for seed in seeds:
+        if spans and seed == spans[-1][-1] + 1:
+            spans[-1].append(seed)
+        else:
+            spans.append([seed])
+    words = ", ".join(str(span[0]) if len(span) == 1 else f"{span[0]} to {span[-1]}" for span in spans)
+    return f"seed{'s' * (len(seeds) > 1)} {words}"
 
 
 def _duration(seconds: float) -> str:

@@ -22,6 +22,21 @@ def ask(*targets):
     return subprocess.run([*STATUS, *targets], capture_output=True, text=True, check=True).stdout
 
 
+def test_seeds_that_miss_the_same_stage_share_a_line():
+    states = {0: "done", 1: "missing", 2: "missing", 3: "stale", 4: "missing"}
+    found = [
+        status.Standing("a", seed, stage, state if stage == "II" else "done")
+        for seed, state in states.items()
+        for stage in ("I", "II")
+    ]
+    assert status.describe([*found, status.Standing("b", 7, "I", "missing")]).splitlines() == [
+        "missing  a seeds 1 to 2, 4 stage II",
+        "stale    a seed 3 stage II",
+        "missing  b seed 7 stage I",
+        "6 done, 4 missing, 1 stale",
+    ]
+
+
 def test_done_missing_and_stale(project):
     before = ask()
     assert not line_of(before, "dearkd-Ti") and line_of(before, "deit-Ti").startswith("missing")
