@@ -1,6 +1,6 @@
 """How the recipes of a scale are chosen: train rows under settings and write what they reach on validation images.
 
-    python -m benchmarks.search workflow/search/digits.yaml --processes 2 --minutes 60 --out results/converged/search
+    python -m benchmarks.search workflow/search/epochs.yaml --processes 2 --minutes 60 --out results/converged/search
 
 The YAML file (`Search`) lists trials in order of importance. A trial trains every row with every seed, with its
 settings merged over the scale. No test image is read, and no seed that the scale reports. Each training adds a line to
