@@ -129,14 +129,18 @@ def cases() -> Iterator[Case]:
             {"what": "stage II", "net": "DearKD-Ti, fold (dropout of queries)", "way": way},
             lambda way=way: student("tiny", fold, way),
         )
+    for precision in ("fp32", "bf16"):
+        for way in ("eager", "graph"):
+            yield (
+                {"what": f"small student, 49 tokens, {precision}", "net": "DearKD", "way": way},
+                lambda way=way, precision=precision: small(way, precision),
+            )
     yield {"what": "stage I, labels ahead", "net": "DearKD-Ti", "way": "eager"}, lambda: stage_one("eager", True)
     yield {"what": "stage I, labels ahead", "net": "DearKD-Ti", "way": "compiled"}, lambda: stage_one("compiled", True)
     yield (
         {"what": "stage I, teacher asked", "net": "DearKD-Ti", "way": "compiled"},
         lambda: stage_one("compiled", False),
     )
-    for way in ("eager", "graph"):
-        yield {"what": "small student, 49 tokens", "net": "DearKD", "way": way}, lambda way=way: small(way)
     yield {"what": "synthesis", "net": "ResNet-101, 8 x 42", "way": "plain loop"}, lambda: plain_inversion()
     yield {"what": "synthesis", "net": "ResNet-101, 8 x 42", "way": "eager"}, lambda: inversion("eager")
     yield {"what": "synthesis", "net": "ResNet-101, 8 x 42", "way": "compiled"}, lambda: inversion("compiled")
@@ -226,8 +230,8 @@ def stage_one(way: str, ahead: bool) -> tuple[Step, int]:
     return step, len(images)
 
 
-def small(way: str) -> tuple[Step, int]:
-    """A student of 28 x 28 pixels in fp32, as the scale `fashion` trains, its kernels launched singly or as a graph."""
+def small(way: str, precision: str) -> tuple[Step, int]:
+    """A student of 28 x 28 pixels, as the scale `fashion` trains, its kernels launched singly or as a graph."""
     from dearkd.replay import Replayed
 
     args = {"img_size": 28, "in_chans": 1, "num_classes": 10, "patch_size": 4, "embed_dim": 72, "depth": 6}
@@ -238,7 +242,9 @@ def small(way: str) -> tuple[Step, int]:
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3, fused=True, capturable=ON_GPU)
 
     def work(images: Tensor, targets: Tensor) -> None:
-        class_loss(net(images), targets).backward()
+        with torch.autocast(DEVICE.type, HALF, enabled=ON_GPU and precision == "bf16"):
+            loss = class_loss(net(images), targets)
+        loss.backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
 

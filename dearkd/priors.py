@@ -72,7 +72,8 @@ class _Moments(torch.autograd.Function):
         count = x.numel() // mean.numel()
         scales, shifts, one = 2 / count * d_variance, d_mean / count, torch.ones_like(mean[0])
         groups = zip(x.chunk(len(mean)), mean, scales, shifts, strict=True)
-        parts = [F.batch_norm(part, m, one, scale, shift, eps=0.0) for part, m, scale, shift in groups]
+        # F.batch_norm, before torch 2.14, refuses an epsilon of 0
+        parts = [torch.batch_norm(part, s, b, m, one, False, 0.0, 0.0, False) for part, m, s, b in groups]
         return parts[0] if len(parts) == 1 else torch.cat(parts), None
 
 

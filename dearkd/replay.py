@@ -40,8 +40,7 @@ class Replayed:
         if self.graph is None:
             self.inputs = tuple(t if t is None else t.clone() for t in tensors)
         if self.key != key or self.graph is None:
-            self.graph = None  # gives its memory to the next one
-            self.key, self.graph = key, self._capture()
+            self.key, self.graph = key, self._capture()  # the one before lives until then: a pool must not be empty
         for kept, given in zip(self.inputs, tensors, strict=True):
             if kept is not None:
                 kept.copy_(given, non_blocking=True)

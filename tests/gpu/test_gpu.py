@@ -5,6 +5,7 @@ before a GPU is at hand.
 """
 
 import dataclasses
+import itertools
 import os
 import shutil
 import signal
@@ -91,11 +92,12 @@ def test_both_stages_are_trained_and_evaluated(plan):
     assert 0 <= found["top1"] <= found["top5"] <= 100
 
 
-def session(plan, stage_name="I", previous=None, device=DEVICE, **changes):
-    """A session of DearKD-Ti with its teacher asked, that saves nowhere."""
+def session(plan, stage_name="I", previous=None, device=DEVICE, losses=None, **changes):
+    """A session of DearKD-Ti with its teacher asked, that saves nowhere; `losses`: those kept of its stage."""
     run = plan.runs["dearkd-Ti"]
     stage = run.stage(stage_name)
-    stage = dataclasses.replace(stage, training=dataclasses.replace(stage.training, **changes))
+    kept = tuple((name, weight) for name, weight in stage.losses if losses is None or name in losses)
+    stage = dataclasses.replace(stage, losses=kept, training=dataclasses.replace(stage.training, **changes))
     work, _ = jobs._gather(plan, run, 0, run.stage(stage_name))
     work = dataclasses.replace(
         work, device=device, previous=previous, checkpoints=Checkpoints(Path("nowhere")), decisions=None
@@ -104,13 +106,16 @@ def session(plan, stage_name="I", previous=None, device=DEVICE, **changes):
     return Session(stage, 0, work)
 
 
-def steps(run, count, first=0):
+def loaded(run, first, last):
+    """Micro-batches of steps `first` to `last` - 1; the images are on the device once the first has been asked for."""
+    augment, device = run.stage.training.augment, run.work.device
+    return training_loader(run.work.train, run.stage.data, augment, run.schedule, first, last, 0, device)
+
+
+def steps(run, count, first=0, batches=None):
     """So many steps of the loop, without its bookkeeping."""
-    recipe, share = run.stage.training, run.schedule.groups
-    batches = training_loader(
-        run.work.train, run.stage.data, recipe.augment, run.schedule, first, first + count, 0, run.work.device
-    )
-    for batch, images, truth in batches:
+    share = run.schedule.groups
+    for batch, images, truth in itertools.islice(batches or loaded(run, first, first + count), count * share):
         run.set_epoch(batch.step // run.schedule.steps_per_epoch)
         seed_all(0, "forward", batch.step, batch.group)
         images, targets = run.mix(images.to(run.work.device), truth.to(run.work.device))
@@ -183,30 +188,33 @@ def test_a_step_never_makes_the_host_wait(plan):
     """Launched one by one, and with labels ahead: after two steps no call of a step waits for the device."""
     run = session(plan)
     run.replayed = None
-    steps(run, 3)
+    batches = loaded(run, 0, 6)
+    steps(run, 3, 0, batches)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        steps(run, 3, 3)
+        steps(run, 3, 3, batches)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
 @needs_cuda
-@pytest.mark.parametrize("stage", ["I", "II"])
-def test_a_replayed_step_is_the_launched_one(plan, stage):
-    """A CUDA graph of the step, captured anew for each learning rate, gives the weights of kernels launched singly."""
-    before = Checkpoints(plan.paths.state("dearkd-Ti", 0, "I")).load() if stage == "II" else None
-    runs = [session(plan, stage, before, batch=32, micro_batch=32) for _ in range(2)]
+@pytest.mark.parametrize("losses", [("ce",), ("ce", "logit"), ("ce", "logit", "hidden")])
+def test_a_replayed_step_is_the_launched_one(plan, losses):
+    """A CUDA graph of the step, captured anew for each learning rate, gives the weights of kernels launched singly.
+
+    To the bit; but CUDA adds the gradient of the aligner's bilinear interpolation in no fixed order, so with the hidden
+    loss two launched runs differ as well.
+    """
+    runs = [session(plan, losses=losses, batch=32, micro_batch=32) for _ in range(3)]
     assert runs[0].replayed
-    runs[1].replayed = None
+    runs[1].replayed = runs[2].replayed = None
     for run in runs:
-        steps(run, 2 * run.schedule.steps_per_epoch + 3, run.step)
-    difference, same = apart(*(run.trainee.state_dict() for run in runs))
-    print(f"replayed against launched, stage {stage}: largest difference {difference:.2e}, same bits: {same}")
-    assert difference < 1e-4
-    sums = [run.meters.sums() for run in runs]
-    assert sums[0] == pytest.approx(sums[1], rel=1e-4)
+        steps(run, 2 * run.schedule.steps_per_epoch + 3)
+    states = [run.trainee.state_dict() for run in runs]
+    (replayed, same), (launched, _) = apart(states[0], states[1]), apart(states[1], states[2])
+    print(f"{losses}: replayed against launched {replayed:.2e}, launched twice {launched:.2e}, same bits: {same}")
+    assert same or ("hidden" in losses and replayed <= 3 * launched)
 
 
 def test_pixels_on_the_device_are_the_cpus_to_rounding(plan):
