@@ -8,19 +8,24 @@ comparisons fails, holds when all hold, and otherwise is not measured where one 
 "Within t" is written as a chain, -t <= d <= t: its weaker margin is t - |d|, and its halves are the usual test of
 equivalence.
 
+Each comparison is judged by itself. Beside that stand the p-value of each claim, corrected by Holm over all claims that
+have one, and a bootstrap over the seeds, which takes no distribution for granted.
+
 Read layer: pandas; never torch.
 """
 
 import csv
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
-from scipy import stats
 
 from dearkd import comparisons, matrix, tables
 from dearkd.comparisons import Cell, Comparison, Comparisons, Numbers, Value
+from dearkd.inference import bootstrap, holm, interval
 from dearkd.plan import Cell as PlannedCell
 from dearkd.plan import Plan
 from dearkd.schema import InputError, build, spec, unknown
@@ -28,9 +33,9 @@ from dearkd.schema import InputError, build, spec, unknown
 CLAIMS = matrix.PAPER / "claims.csv"
 PAPERS_SCALE = "imagenet"
 """Where the matrix has all the paper's rows and columns."""
-LEVEL = 0.95
 FAILS, NOT_MEASURED, NOISE, HOLDS = VERDICTS = ("fails", "not measured", "within noise", "holds")
 """Worst first: of a conjunction's verdicts the first decides, as in Kleene's logic."""
+T = TypeVar("T")
 UNITS = {"table6": "LPIPS", "parameters": "M", "throughput": "images/s"}
 """Unit of a table's own number or of another number of its rows; all else are points: percent of the test images."""
 
@@ -65,26 +70,38 @@ class Judgement:
     measured: int = 0
     """How many of the comparisons could be made."""
     comparisons: int = 1
+    boot_low: float = math.nan
+    boot_high: float = math.nan
+    """95 % percentile interval of the margin when seeds are drawn again with replacement."""
+    p: float = math.nan
+    """Two-sided: how rarely margins as large, of either sign, come by chance. Not a number without seeds."""
 
 
 def read_claims(papers: Numbers, path: Path = CLAIMS) -> list[tuple[Claim, Comparisons]]:
     """The claims; InputError naming the file and the claim for what cannot be read or names no number of the paper."""
     found: dict[str, tuple[Claim, Comparisons]] = {}
-    with path.open(newline="") as file:
-        for i, line in enumerate(csv.DictReader(file), 2):
-            claim = build(Claim, line, f"{path}, line {i}")
-            where = f"{path}: {claim.id}"
-            if claim.id in found:
-                raise InputError(f"{where} stands there twice")
-            try:
-                compared = comparisons.read(claim.comparisons)
-            except InputError as error:
-                raise InputError(f"{where}: {error}") from None
-            for cell in dict.fromkeys(c for pair in spelt_out(compared, papers, where) for c in pair.places()):
-                if cell not in papers:
-                    raise InputError(unknown(str(cell), [*map(str, papers)], "number of the paper", where))
-            found[claim.id] = (claim, compared)
+    for claim in read_lines(path, Claim):
+        where = f"{path}: {claim.id}"
+        if claim.id in found:
+            raise InputError(f"{where} stands there twice")
+        try:
+            compared = comparisons.read(claim.comparisons)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+        for cell in dict.fromkeys(c for pair in spelt_out(compared, papers, where) for c in pair.places()):
+            if cell not in papers:
+                raise InputError(unknown(str(cell), [*map(str, papers)], "number of the paper", where))
+        found[claim.id] = (claim, compared)
     return list(found.values())
+
+
+def read_lines(path: Path, cls: type[T]) -> list[T]:
+    """The lines of a CSV file as `cls`; InputError naming the file, and the line, for what cannot be read."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [build(cls, line, f"{path}, line {i}") for i, line in enumerate(csv.DictReader(file), 2)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as CSV in UTF-8 ({error})") from None
 
 
 def spelt_out(compared: Comparisons, papers: Numbers, where: str) -> list[Comparison]:
@@ -158,25 +175,72 @@ def judge(compared: Comparisons, numbers: Numbers) -> Judgement:
     columns = sorted((min(group, key=weakest_first, default=nothing) for group in groups), key=weakest_first)
     position = len(columns) - (compared.at_least or len(columns))
     made = [one for group in groups for one in group]
+    decided = columns[position] if position >= 0 else nothing
     return dataclasses.replace(
-        columns[position] if position >= 0 else nothing,
+        decided,
         measured=sum(one.verdict != NOT_MEASURED for one in made),
         comparisons=max(len(made), 1),
+        p=math.nan if decided.verdict == NOT_MEASURED else of_claim(groups, compared.at_least or len(groups)),
     )
 
 
 def judge_one(pair: Comparison, numbers: Numbers) -> Judgement:
-    """The verdict on one comparison, with the 95 % interval of its margin where there are seeds."""
+    """The verdict on one comparison, with the 95 % interval of its margin and its p-value where there are seeds."""
     margin = pair.margin(numbers)
-    seeds = len(margin) if isinstance(margin, pd.Series) else 0
-    mean = round(float(margin.mean()) if seeds else margin, 9)  # 72.2 - 71.2 is not 1.0 in binary
-    low = high = math.nan
-    if seeds > 1:
-        half = float(stats.t.ppf((1 + LEVEL) / 2, seeds - 1) * margin.std(ddof=1) / math.sqrt(seeds))
-        low, high = mean - half, mean + half
-    verdict = _verdict(*((low, high) if seeds > 1 else (mean, mean)), pair.inclusive)
-    unit = _unit(pair)
-    return Judgement(verdict=verdict, margin=mean, low=low, high=high, seeds=seeds, unit=unit, decided_by=str(pair))
+    unit, decided_by = _unit(pair), str(pair)
+    if not isinstance(margin, pd.Series) or len(margin) < 2:
+        seeds = len(margin) if isinstance(margin, pd.Series) else 0
+        mean = round(float(margin.iloc[0] if seeds else margin), 9)  # 72.2 - 71.2 is not 1.0 in binary
+        verdict = _verdict(mean, mean, pair.inclusive)
+        return Judgement(verdict=verdict, margin=mean, seeds=seeds, unit=unit, decided_by=decided_by)
+    found = interval(margin)
+    low, high = found.mean - found.half, found.mean + found.half
+    boot_low, boot_high = bootstrap(margin)
+    return Judgement(
+        verdict=_verdict(low, high, pair.inclusive),
+        margin=found.mean,
+        low=low,
+        high=high,
+        seeds=len(margin),
+        unit=unit,
+        decided_by=decided_by,
+        boot_low=boot_low,
+        boot_high=boot_high,
+        p=found.p,
+    )
+
+
+# ---------------------------------------------------------------------------------------------- p-values
+
+
+def of_claim(groups: Sequence[Sequence[Judgement]], at_least: int) -> float:
+    """The two-sided p-value of a claim that wants `at_least` of its groups of comparisons to hold.
+
+    That a group holds is as unlikely by chance as its least sure comparison; that it fails, as its surest, times their
+    number (Bonferroni). Of n groups at least k hold with n - k + 1 times the k-th smallest p-value (Benjamini, Heller).
+    """
+    every = [one for group in groups for one in group]
+    if not any(one.seeds > 1 for one in every) or any(one.seeds == 1 for one in every):
+        return math.nan
+    holding = [max(map(_holds_by_chance, group), default=1.0) for group in groups]
+    failing = [min((len(group) * _fails_by_chance(one) for one in group), default=1.0) for group in groups]
+    against = len(groups) - at_least + 1
+    holds = against * sorted(holding)[at_least - 1]
+    fails = at_least * sorted(failing)[against - 1]
+    return min(1.0, 2 * min(holds, fails))
+
+
+def _holds_by_chance(one: Judgement) -> float:
+    """One-sided p-value of a comparison that holds; a number without seeds leaves nothing to chance."""
+    if one.seeds > 1 and one.low < one.high:
+        return one.p / 2 if one.margin > 0 else 1 - one.p / 2
+    return 0.0 if one.verdict == HOLDS else 1.0
+
+
+def _fails_by_chance(one: Judgement) -> float:
+    if one.seeds > 1 and one.low < one.high:
+        return 1 - _holds_by_chance(one)
+    return 0.0 if one.verdict == FAILS else 1.0
 
 
 def _verdict(low: float, high: float, inclusive: bool) -> str:
@@ -196,7 +260,8 @@ def _unit(pair: Comparison) -> str:
 
 def frame(plan: Plan) -> pd.DataFrame:
     """One line per claim: id, source, the table that it names first, statement, the judgement on our records, that on
-    the paper's numbers (paper_*), and whether a record was made from sources that differ from its commit (dirty)."""
+    the paper's numbers (paper_*), the p-value corrected by Holm (holm), and whether a record was made from sources that
+    differ from its commit (dirty)."""
     values = {name: tables.values_of(plan, name) for name in plan.tables}
     ours, papers = our_numbers(plan, values), papers_numbers()
     lines = []
@@ -217,4 +282,5 @@ def frame(plan: Plan) -> pd.DataFrame:
             }
         )
     dirty = any(bool(v["dirty"].any()) for v in values.values() if "dirty" in v)
-    return pd.DataFrame(lines).assign(dirty=dirty)
+    judged = pd.DataFrame(lines)
+    return judged.assign(holm=holm(judged["p"]), dirty=dirty)

@@ -16,6 +16,7 @@ import copy
 import itertools
 import math
 import operator
+import reprlib
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -24,6 +25,11 @@ import pandas as pd
 from dearkd.schema import InputError
 
 ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+
+
+DEEPEST = 50
+LARGEST = 1e12
+"""How deep a claim's expressions are nested, and how large its numbers are, at most."""
 
 
 class Cell(NamedTuple):
@@ -112,14 +118,28 @@ def read(text: str) -> Comparisons:
     """The comparisons of a claim, from their text; InputError, without the place, when it is not in this language."""
     try:
         tree = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError):
-        raise InputError(f"no comparison: {text!r}") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise InputError(f"no comparison: {reprlib.repr(text)}") from None
+    _check_size(tree, text)
     match tree:
         case ast.Call(func=ast.Name("at_least"), args=[ast.Constant(int(count)), compared], keywords=[]) if count > 0:
             return Comparisons(tuple(_chain(compared)), count)
         case ast.BoolOp(op=ast.And(), values=parts):
             return Comparisons(tuple(pair for part in parts for pair in _chain(part)))
     return Comparisons(tuple(_chain(tree)))
+
+
+def _check_size(tree: ast.expr, text: str) -> None:
+    """InputError for nesting and numbers that nothing after this could take; without recursion."""
+    level: list[ast.AST] = [tree]
+    for _ in range(DEEPEST):
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+        if any(
+            isinstance(n, ast.Constant) and isinstance(n.value, int | float) and abs(n.value) > LARGEST for n in level
+        ):
+            raise InputError(f"a number in it is larger than {LARGEST:g}: {reprlib.repr(text)}")
+    if level:
+        raise InputError(f"nested more than {DEEPEST} deep: {reprlib.repr(text)}")
 
 
 def _chain(node: ast.expr) -> Iterator[Comparison]:

@@ -29,7 +29,7 @@ def write(plan: Plan, name: str) -> str:
             f"run {name} is not trained at scale {plan.scale.name}; train it with "
             f"`snakemake -c2 --config scale={plan.scale.name} -- {plan.paths.stage(name, 0, run.stages[-1].name)}`"
         )
-    with plt.style.context(figures.STYLE):
+    with plt.style.context([figures.STYLE, figures.PLAIN]):
         figures.save(plan, f"curves/{name}", draw(frame, run), None)
     write_text(plan.paths.figures / f"curves/{name}.csv", frame.to_csv(index=False, float_format="%.6g"))
     return f"{plan.paths.figures}/curves/{name}.png"

@@ -13,9 +13,9 @@ LATEX = {
     "✓": r"$\checkmark$",
     **{c: f"\\{c}" for c in "{}$&#%_"},
 }
-_MARKS = re.compile(r"[\\`*\[\]<>|&~$]|(?<![^\W_])_|_(?![^\W_])")
+_MARKS = re.compile(r"[\\`*\[\]<|&~$]|(?<![^\W_])_|_(?![^\W_])")
 """What Markdown, on GitHub too, takes for more than a letter anywhere; an underscore within a word is none."""
-_STARTS = re.compile(r"^(?:[-+#=]|\d+(?=[.)]))")
+_STARTS = re.compile(r"^(?:[-+#=>]|\d+(?=[.)]))")
 """What begins a list, a heading or a rule where it stands first in a line."""
 
 

@@ -20,6 +20,8 @@ from dearkd.record import write_text
 from dearkd.schema import InputError, unknown
 
 STYLE = Path(__file__).with_name("paper.mplstyle")
+PLAIN = {"text.parse_math": False}
+"""For figures whose text people supply: a `$` is a dollar."""
 
 
 def write(whole: plan.Plan, name: str) -> None:
@@ -27,7 +29,7 @@ def write(whole: plan.Plan, name: str) -> None:
     figure = whole.figures[name]
     if figure.kind not in KINDS:
         raise InputError(unknown(figure.kind, KINDS, "kind", f"figures.{name}"))
-    with plt.style.context(STYLE):
+    with plt.style.context(STYLE if figure.kind in FORMULAS else [STYLE, PLAIN]):
         save(whole, name, *KINDS[figure.kind](whole, figure))
 
 
@@ -243,3 +245,5 @@ KINDS = {
         image_grid,
     )
 }
+FORMULAS = ("pipeline", "aligner", "data_free_pipeline")
+"""Kinds with formulas in them; all their text is ours or a name of timm."""

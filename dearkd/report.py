@@ -5,9 +5,11 @@ records. Read layer: jinja2 and markdown-it; never torch.
 """
 
 import base64
+import math
 import os
 import re
 import statistics
+import urllib.parse
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,11 +25,11 @@ from dearkd.schema import InputError
 
 PAGE = Path(__file__).with_name("report.html")
 CAPTIONS = Path("workflow/report")
-MARKDOWN = MarkdownIt("commonmark").enable("table")
+MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
 
 
 class Shown(NamedTuple):
-    """A table, a figure or the claims as the page shows it."""
+    """A table, a figure or the page of the claims as the report shows it."""
 
     name: str
     title: str
@@ -35,6 +37,16 @@ class Shown(NamedTuple):
     body: Markup
     files: tuple[tuple[str, str], ...]
     """(suffix, link from the page) of what there is to download."""
+
+
+class Claims(NamedTuple):
+    """The claims as the page shows them: a line each for what was measured, the rest behind a fold."""
+
+    counts: str
+    measured: tuple[tuple[str, str, str, str], ...]
+    """(id, what the paper says, verdict, our margin) of each."""
+    figure: Markup
+    shown: Shown
 
 
 class Spent(NamedTuple):
@@ -77,6 +89,7 @@ def write(plan: Plan) -> Path:
         figures=[_figure(plan, name, figure.title) for name, figure in plan.figures.items()],
         claims=_claims(plan),
         savings=_savings(plan),
+        teachers=_teachers(plan),
         spent=[spent for kind, of in jobs.items() if (spent := _spent(kind, of)).jobs],
         runs=runs,
         commits=_counted(r["git"]["sha"] or "no commit" for r in records),
@@ -121,7 +134,7 @@ def _records(plan: Plan) -> list[dict[str, Any]]:
 
 def _table(plan: Plan, name: str, title: str) -> Shown:
     path = plan.paths.results / "tables" / f"{name}.md"
-    files = tuple((s, f"tables/{name}.{s}") for s in ("csv", "md", "tex"))
+    files = tuple((s, urllib.parse.quote(f"tables/{name}.{s}")) for s in ("csv", "md", "tex"))
     return Shown(name, title, _caption(name), _html(_text(plan, path)), files)
 
 
@@ -132,22 +145,54 @@ def _figure(plan: Plan, name: str, title: str) -> Shown:
     return Shown(name, title, _caption(name), _image(path, title), _downloads(plan, name))
 
 
-def _claims(plan: Plan) -> Shown | None:
-    """The figure and the page of the claims; None where the scale shows no table."""
+def _claims(plan: Plan) -> Claims | None:
+    """The claims, from the files beside the page; None where the scale shows no table."""
     if not plan.tables:
         return None
-    page = _text(plan, plan.paths.results / "claims.md").partition("\n")[2]
+    import pandas as pd
+
+    from dearkd import verdicts
+
+    folder = plan.paths.results
+    page = _text(plan, folder / "claims.md").partition("\n")[2]
     figure = plan.paths.figures / "claims.png"
-    if not figure.is_file():
-        raise InputError(_missing(plan, figure))
-    folded = Markup("<details><summary>Each claim, and where the paper contradicts itself</summary>{}</details>")
-    body = _image(figure, "margins of the claims") + folded.format(_html(page.replace("\n## ", "\n### ")))
-    return Shown("claims", "The paper's claims", _caption("claims"), body, (("csv", "claims.csv"), ("md", "claims.md")))
+    for path in (figure, folder / "claims.csv"):
+        if not path.is_file():
+            raise InputError(_missing(plan, path))
+    judged = pd.read_csv(folder / "claims.csv", keep_default_na=False, na_values={"margin": "", "low": "", "high": ""})
+    measured = tuple(
+        (c.id, c.statement, c.verdict, verdicts.ours(c)) for c in judged.itertuples() if not math.isnan(c.margin)
+    )
+    return Claims(
+        f"Of {len(judged)} claims {verdicts.counted(judged['verdict'].value_counts())}.",
+        measured,
+        _image(figure, "margins of the claims"),
+        Shown(
+            "claims",
+            "What holds",
+            _caption("claims"),
+            _html(page.replace("\n## ", "\n### ")),
+            (("csv", "claims.csv"), ("md", "claims.md")),
+        ),
+    )
 
 
-def _savings(plan: Plan) -> list[str]:
+def _savings(plan: Plan) -> Markup:
     path = plan.paths.results / "savings.md"
-    return path.read_text().splitlines() if path.is_file() else []
+    return _html(path.read_text()) if path.is_file() else Markup("")
+
+
+def _teachers(plan: Plan) -> list[str]:
+    """Each teacher with the accuracy that it was let in with."""
+    found = []
+    for name, teacher in plan.scale.teachers.items():
+        path = plan.paths.teacher(name)
+        if path.is_file():
+            values = record.read(path)
+            found.append(
+                f"{name} ({teacher.model}) {values['top1']:.1f} % of {values['images']} {values['gate']} images"
+            )
+    return found
 
 
 def _trained(plan: Plan, run: Run) -> Trained:
@@ -212,7 +257,7 @@ def _downloads(plan: Plan, name: str) -> tuple[tuple[str, str], ...]:
 
 def _link(plan: Plan, path: Path) -> str:
     """From the page in results/<scale> to a file of the project."""
-    return Path(os.path.relpath(path, plan.paths.results)).as_posix()
+    return urllib.parse.quote(Path(os.path.relpath(path, plan.paths.results)).as_posix())
 
 
 def _text(plan: Plan, path: Path) -> str:

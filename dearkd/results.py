@@ -22,7 +22,7 @@ REFERENCE = re.compile(r"deit_(tiny|small|base)_patch16_224")
 
 
 def load(plan: Plan, runs: list[Run]) -> pd.DataFrame:
-    """One line per run and seed that has been evaluated: run, seed, dirty, and each metric.
+    """One line per run and seed that has been evaluated: run, seed, dirty, tested (number of images), and each metric.
 
     Raises InputError, naming the run and the command that mends it, when a record differs from today's plan, or when
     evaluation, stages and teacher do not belong together. A run that has no record is left out.
@@ -38,7 +38,8 @@ def load(plan: Plan, runs: list[Run]) -> pd.DataFrame:
             if metrics["weights_sha256"] != stages[-1]["weights_sha256"]:
                 raise _stale(plan, path, "it measured other weights than its last stage made")
             dirty = any(r["git"]["dirty"] for r in (*stages, metrics))
-            lines.append({"run": run.name, "seed": seed, "dirty": dirty, **metrics["metrics"]})
+            tested = metrics["data"]["images"]
+            lines.append({"run": run.name, "seed": seed, "dirty": dirty, "tested": tested, **metrics["metrics"]})
     return pd.DataFrame(lines, columns=None if lines else ["run", "seed", "dirty"])
 
 

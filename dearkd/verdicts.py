@@ -3,7 +3,6 @@
 Read layer: pandas and matplotlib; never torch.
 """
 
-import csv
 import itertools
 import math
 import re
@@ -15,10 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from dearkd import figures, matrix
-from dearkd.claims import FAILS, HOLDS, NOISE, NOT_MEASURED
+from dearkd import escaping, figures, matrix
+from dearkd.claims import FAILS, HOLDS, NOISE, NOT_MEASURED, read_lines
+from dearkd.inference import LEVEL
 from dearkd.plan import Plan
 from dearkd.record import write_text
+from dearkd.schema import spec
 
 INCONSISTENCIES = matrix.PAPER / "inconsistencies.csv"
 PLACES = {"LPIPS": 4}
@@ -42,16 +43,37 @@ EXPLAINED = (
     "points of ImageNet's top-1. What is compared stands in the column `comparisons` of `paper/claims.csv`, which "
     "comparison decided in `claims.csv` beside this page."
 )
+STATISTICS = (
+    "*p (Holm)*: how rarely a margin of that size, of either sign, would come by chance, corrected for the {claims} "
+    "claims that have an interval. Below 0.05, whatever their number, {firm}. Student's t takes margins as normally "
+    "distributed over the seeds, which {seeds} seeds can neither show nor refute. A bootstrap, which draws the seeds "
+    "again and assumes no distribution, is a check: its interval (in `claims.csv`) gives the same verdict on {same} of "
+    "the {claims} deciding comparisons{others}. With few seeds it is too narrow, because it never leaves the range of "
+    "the seeds."
+)
 DIRTY = " † Made from sources that differ from the commit in the records."
+
+
+@spec
+class Inconsistency:
+    """A line of paper/inconsistencies.csv: where the paper contradicts itself or is silent."""
+
+    id: str
+    where: str
+    statement: str
+    evidence: str
+    severity: str
+    handling: str
 
 
 def write(plan: Plan, judged: pd.DataFrame) -> None:
     """Write results/<scale>/claims.{csv,md} and figures/<scale>/claims.{pdf,png,csv}; `judged`: from claims.frame."""
-    numbers = judged.drop(columns=["table", "dirty"])
+    last = ["boot_low", "boot_high", "p", "holm"]
+    numbers = judged.drop(columns=["table", "dirty", *last]).join(judged[last])
     write_text(plan.paths.results / "claims.csv", numbers.to_csv(index=False, float_format="%.4f"))
     write_text(plan.paths.results / "claims.md", to_markdown(plan, judged))
     shown = ["id", "verdict", "margin", "low", "high", "seeds", "unit", *PAPERS]
-    with plt.style.context(figures.STYLE):
+    with plt.style.context([figures.STYLE, figures.PLAIN]):
         figures.save(plan, "claims", draw(judged, plan.scale.name), judged[shown])
 
 
@@ -61,29 +83,77 @@ def write(plan: Plan, judged: pd.DataFrame) -> None:
 def to_markdown(plan: Plan, judged: pd.DataFrame) -> str:
     """The claims with both verdicts, what the words mean, and the paper's inconsistencies with what we did of each."""
     here, there = (judged[column].value_counts() for column in ("verdict", "paper_verdict"))
-    counts = ", ".join(f"{here[verdict]} {words}" for verdict, words in COUNTED.items() if verdict in here)
     failing = ", ".join(judged.loc[judged["paper_verdict"] == FAILS, "id"])
+    text = escaping.markdown
     rows = [
-        [c.id, c.source, c.statement, spoken(c), ours(c), number(c.paper_margin, c.paper_unit), c.paper_verdict]
+        [
+            text(c.id),
+            text(c.source),
+            text(c.statement),
+            spoken(c),
+            ours(c),
+            chance(c.holm),
+            number(c.paper_margin, c.paper_unit),
+            c.paper_verdict,
+        ]
         for c in judged.itertuples()
     ]
-    with INCONSISTENCIES.open(newline="") as file:
-        found = [[i[k] for k in ("id", "where", "statement", "evidence", "handling")] for i in csv.DictReader(file)]
+    found = [
+        [text(part) for part in (i.id, i.where, i.statement, i.evidence, i.handling)]
+        for i in read_lines(INCONSISTENCIES, Inconsistency)
+    ]
     lines = [
         f"# The paper's claims at the scale `{plan.scale.name}`",
         "",
-        f"Of {len(judged)} claims {counts} here: {plan.scale.summary}. On the paper's own numbers, of ImageNet, "
-        f"{there.get(HOLDS, 0)} hold and {there.get(FAILS, 0)} fail: {failing}.",
+        f"Of {len(judged)} claims {counted(here)} here: {text(plan.scale.summary)}. On the paper's own numbers, of "
+        f"ImageNet, {there.get(HOLDS, 0)} hold and {there.get(FAILS, 0)} fail: {text(failing)}.",
         "",
-        *_table(["", "tables", "the paper says", "here", "margin", "paper's margin", "on its numbers"], rows),
+        *_table(
+            ["", "tables", "the paper says", "here", "margin", "p (Holm)", "paper's margin", "on its numbers"], rows
+        ),
         "",
         EXPLAINED + (DIRTY if judged["dirty"].any() else ""),
         "",
+        *statistics(judged),
         "## Where the paper contradicts itself or leaves something open",
         "",
         *_table(["", "where", "it says", "but", "what we did"], found),
     ]
     return "\n".join(lines) + "\n"
+
+
+def counted(verdicts: pd.Series) -> str:
+    """How many claims have each verdict, in words; `verdicts`: counts by verdict."""
+    return ", ".join(f"{verdicts[verdict]} {words}" for verdict, words in COUNTED.items() if verdict in verdicts)
+
+
+def statistics(judged: pd.DataFrame) -> list[str]:
+    """What the corrected p-values and the bootstrap say, a paragraph; nothing where no claim has an interval."""
+    tested = judged.dropna(subset=["p"])
+    if tested.empty:
+        return []
+    drawn = (NOISE, HOLDS, FAILS)
+    by_bootstrap = [drawn[(c.boot_low > 0) + 2 * (c.boot_high < 0)] for c in tested.itertuples()]
+    other = tested.loc[tested["verdict"] != by_bootstrap, "id"]
+    firm = tested[tested["holm"] < 1 - LEVEL]["verdict"].value_counts()
+    low, high = tested["seeds"].min(), tested["seeds"].max()
+    return [
+        STATISTICS.format(
+            claims=len(tested),
+            firm=" and ".join(f"{firm.get(v, 0)} {COUNTED[v]}" for v in (HOLDS, FAILS)),
+            seeds=low if low == high else f"{low} to {high}",
+            same=len(tested) - len(other),
+            others=f" (not on {', '.join(map(escaping.markdown, other))})" if len(other) else "",
+        ),
+        "",
+    ]
+
+
+def chance(p: float) -> str:
+    """A p-value; blank where there is none."""
+    if math.isnan(p):
+        return ""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def spoken(claim: Any) -> str:
@@ -113,8 +183,7 @@ def _suffix(unit: str) -> str:
 
 
 def _table(heads: list[str], rows: list[list[str]]) -> list[str]:
-    cells = [[cell.replace("|", r"\|") for cell in row] for row in rows]
-    return [f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *cells)]
+    return [f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows)]
 
 
 # ---------------------------------------------------------------------------------------------- the figure

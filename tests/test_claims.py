@@ -208,7 +208,7 @@ def test_a_trained_project_gets_its_page_and_figure(project, capsys):
     with Path("paper/inconsistencies.csv").open(newline="") as file:
         assert all(f"| {line['id']} |" in page for line in csv.DictReader(file))
     rows = [line for line in page.splitlines() if re.match(r"\| [CI]\d\d ", line)]
-    assert len(rows) == 62 and {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {8, 6}
+    assert len(rows) == 62 and {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {9, 6}
     for suffix, start in ((".pdf", b"%PDF"), (".png", b"\x89PNG"), (".csv", b"id,verdict")):
         assert (project / f"figures/smoke/claims{suffix}").read_bytes().startswith(start)
 
@@ -225,6 +225,18 @@ def test_a_stale_record_is_refused(project, capsys):
 def test_what_is_committed_is_what_the_records_say(scale):
     whole = matrix.load(scale)
     assert verdicts.to_markdown(whole, claims.frame(whole)) == (whole.paths.results / "claims.md").read_text()
+
+
+def test_the_results_in_prose_have_the_verdicts_of_the_claims():
+    """Each row of docs/results.md that names claims says the verdict of each of them in its last cell."""
+    verdict = pd.read_csv("results/digits/claims.csv").set_index("id")["verdict"]
+    words = {"holds": "hold", "fails": "fail", "within noise": "within noise", "not measured": "not measured"}
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in Path("docs/results.md").read_text().splitlines()]
+    named = [(re.findall(r"C\d\d", row[0]), row[-1]) for row in rows if row and re.match(r" C\d\d", row[0])]
+    assert len(named) > 15
+    for ids, said in named:
+        for id in ids:
+            assert words[verdict[id]] in said, f"{id} {verdict[id]}: docs/results.md says{said}"
 
 
 # ---------------------------------------------------------------------------------------- mistakes
@@ -266,6 +278,44 @@ def test_a_claim_that_is_none_is_one_sentence_with_its_name(tmp_path, text, mess
         writer.writerows(line | ({"comparisons": text} if line["id"] == "C07" else {}) for line in lines)
     with pytest.raises(InputError, match=rf"claims\.csv: C07: .*{message}") as error:
         claims.read_claims(claims.papers_numbers(), path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("(" * 100 + "table1['A']" + ")" * 100 + " > 0 + " + "-" * 60 + "1", "nested more than 50 deep"),
+        ("(" * 300 + "table1['A']" + ")" * 300 + " > 0", "no comparison"),
+        ("table1['A'] > " + "-" * 100_000 + "1", "no comparison|nested"),
+        ("table1['A'] > " + " + ".join(["1"] * 100_000), "no comparison|nested"),
+        ("table1['A'] > " + "9" * 5000, "no comparison|larger than"),
+        ("table1['A'] > 0x" + "f" * 5000, "larger than 1e\\+12"),
+        ("table1['A'] > 1" + "0" * 400, "larger than"),
+        ("table1['A'] > 1e999", "larger than"),
+        ("table1['A'] < -1e13", "larger than"),
+        ("table1['A', 1" + "0" * 30 + "] > 0", "larger than"),
+        ("at_least(1" + "0" * 30 + ", table1['A'] > 0)", "larger than"),
+        ("table1['A'] > 1j", "neither a number nor a cell"),
+        ("table1['A'] > 0\x00", "no comparison"),
+        ("table1['A" + "a" * 100_000 + "'] >", "no comparison"),
+    ],
+)
+def test_numbers_too_large_and_nesting_too_deep_are_a_short_sentence(text, message):
+    with pytest.raises(InputError, match=message) as error:
+        comparisons.read(text)
+    assert len(str(error.value)) < 200 and "\n" not in str(error.value)
+
+
+def test_the_largest_and_the_deepest_that_are_read_are_judged():
+    deep = "table1['A'] > " + "-" * 44 + "1"
+    assert judged(deep, {A: 5.0}).margin == 4 and judged("table1['A'] < 1e12", {A: 5.0}).verdict == "holds"
+
+
+@pytest.mark.parametrize("raw", [b"id,source\n\xff\xfe", b'id,"' + b"a" * 200_000 + b'"\n', b"id\n\x00\n"])
+def test_a_file_that_is_no_csv_is_one_sentence(tmp_path, raw):
+    (tmp_path / "claims.csv").write_bytes(raw)
+    with pytest.raises(InputError, match=r"claims\.csv") as error:
+        claims.read_claims(claims.papers_numbers(), tmp_path / "claims.csv")
     assert "\n" not in str(error.value)
 
 

@@ -45,7 +45,7 @@ RUN += [
     "export",
 ]
 RUN += ["export", "describe", "fetch", "warm", "devices"]
-READ = ["escaping", "results", "tables", "comparisons", "claims", "diagrams", "latent", "figures"]
+READ = ["escaping", "results", "tables", "inference", "comparisons", "claims", "diagrams", "latent", "figures"]
 READ += ["verdicts", "status", "savings", "report", "curves", "heads"]
 ALLOWED = {
     **{m: [*PLAN[:i]] for i, m in enumerate(PLAN)},

@@ -1,6 +1,8 @@
 """Images of one's own, as a stranger brings them: scikit-learn's digits as image files, through `custom.yaml`."""
 
+import dataclasses
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -62,8 +64,9 @@ def test_from_a_folder_of_images_to_the_line_that_says_what_was_saved(folder):
         [*command, "-c2", "--config", "scale=mine.yaml", "--", "all", "report"], check=True, capture_output=True
     )
     saved = Path("results/mine/savings.md").read_text().splitlines()
-    assert len(saved) == 2 and all("DearKD-Ti" in line and line.endswith("(one seed).") for line in saved)
-    assert saved[0] in Path("results/mine/report.html").read_text()
+    assert len(saved) >= 2
+    assert all("DearKD-Ti" in line and line.endswith("(one seed, 36 test images).") for line in saved[:2])
+    assert saved[0][2:].replace("'", "&#x27;") in Path("results/mine/report.html").read_text()
     assert record.read(Path("results/mine/subsets/main/data.json"))["images"] == {
         "train": 144,
         "test": 36,
@@ -201,33 +204,121 @@ def test_the_share_is_read_off_the_accuracies(accuracies, wanted, expected):
     assert savings.share(accuracies, [10, 25, 100], wanted) == pytest.approx(expected, nan_ok=True)
 
 
-def test_the_sentences_say_what_the_seeds_say():
-    """Seed 0: 65 is half-way from 60 to 70, sqrt(25 x 50) = 35 %; seed 1: 72 at 50 %; mean: 25 x 2^0.75 = 42 %."""
-    whole = matrix.load("digits")
-    accuracy = {("DearKD-Ti", f): a for f, a in zip((10, 25, 50, 100), (50, 60, 70, 80), strict=True)}
-    accuracy |= {("DeiT-Ti", 100): 65, ("DeiT-Ti distilled", 100): 81}
+def described(accuracy, tested=0, seeds=2, step=2.0, classes=10):
+    """What is said where DearKD-Ti has these accuracies (by fraction) and the others theirs on all images.
+
+    Of two seeds one lies `step` / 2 above and one below for every method, so that their differences are equal.
+    """
+    scale = matrix.load("digits").scale
+    data = {**scale.data, "main": dataclasses.replace(scale.data["main"], classes=classes)}
+    whole = dataclasses.replace(matrix.load("digits"), scale=dataclasses.replace(scale, data=data))
     lines = [
-        {"run": cell.run, "seed": seed, "top1": accuracy.get((row.label, dict(cell.keys)["fraction"]), 0) + 2 * seed}
+        {"run": cell.run, "seed": seed, "tested": tested or None, "top1": top1 + step * (seed - (seeds - 1) / 2)}
         for row in whole.tables["table2"].rows
         for cell in row.cells
-        for seed in (0, 1)
+        for seed in range(seeds)
+        for top1 in [accuracy.get((row.label, dict(cell.keys)["fraction"]), accuracy.get(row.label))]
+        if top1 is not None
     ]
-    values = pd.DataFrame(lines)
-    values.loc[(values["run"] == "deit-Ti") & (values["seed"] == 1), "top1"] = 72
-    said = savings.describe(whole, values)
+    return savings.describe(whole, pd.DataFrame(lines))
+
+
+def curve(*top1):
+    return {("DearKD-Ti", f): a for f, a in zip((10, 25, 50, 100), top1, strict=True)}
+
+
+def test_a_saving_is_where_the_interval_lies_above_the_other_method():
+    """DeiT 65 lies at 25 x 2^0.5 = 35 %. Differences of the seeds are equal, so without test images no interval."""
+    said = described({**curve(50, 60, 70, 80), "DeiT-Ti": 65.0, "DeiT-Ti distilled": 81.0})
     assert said == [
-        "DearKD-Ti on 42 % of the images equals DeiT-Ti on all of them (its 2 seeds: 35 % to 50 %).",
-        "DearKD-Ti does not reach DeiT-Ti distilled, both on all images (2 seeds).",
+        "DearKD-Ti on 50 % of the images beats DeiT-Ti on all of them: +5.0 [+5.0, +5.0] points; straight lines "
+        "between the means make them equal at 35 % (2 seeds).",
+        "DearKD-Ti does not reach DeiT-Ti distilled, both on all images: -1.0 [-1.0, -1.0] points (2 seeds).",
     ]
+
+
+def test_the_error_of_the_test_set_by_hand():
+    """70 and 65 of 100 images, two added as right and two as wrong: shares 72/104 and 67/104, variances
+    0.6923 x 0.3077 / 104 + 0.6442 x 0.3558 / 104 = 0.0020483 + 0.0022040, whose root is 6.521 points, times 1.96."""
+    found = savings.difference(pd.Series([69.0, 71.0]), pd.Series([64.0, 66.0]), 100)
+    assert (found.mean, found.low, found.high) == pytest.approx((5, 5 - 12.781, 5 + 12.781), abs=2e-3)
+    assert str(found) == "+5.0 [-7.8, +17.8] points"
+
+
+def test_the_seeds_and_the_test_set_add_as_squares():
+    """Differences 3 and 7: sd 2.828, t(0.975, 1) = 12.7062, so 25.412 by the seeds alone; with the images, the root."""
+    ours, other = pd.Series([68.0, 72.0]), pd.Series([65.0, 65.0])
+    assert savings.difference(ours, other, 0).low == pytest.approx(5 - 25.412, abs=1e-3)
+    assert savings.difference(ours, other, 100).low == pytest.approx(5 - math.hypot(25.412, 12.781), abs=2e-3)
+
+
+def test_two_images_of_forty_are_no_saving():
+    """The case of a folder with 40 test images, of which 2 decide."""
+    said = described({**curve(62.5, 67.5, 70, 72.5), "DeiT-Ti": 60.0, "DeiT-Ti distilled": 75.0}, tested=40, seeds=1)
+    assert len(said) == 2 and all("cannot be told apart, both on all images" in line for line in said)
+    assert all("beats" not in line and line.endswith("(one seed, 40 test images).") for line in said)
+
+
+def test_what_lies_below_the_saving_and_cannot_be_told_apart_is_said():
+    accuracy = {**curve(80.5, 88, 92, 93), "DeiT-Ti": 80.0, "DeiT-Ti distilled": 60.0}
+    said = described(accuracy, tested=2000)
+    assert "DearKD-Ti on 25 % of the images beats DeiT-Ti on all of them: +8.0 [" in said[0]
+    assert "; on 10 % the two cannot be told apart (2 seeds, 2000 test images)." in said[0]
+    assert said[1].startswith("DearKD-Ti on 10 % of the images beats DeiT-Ti distilled on all of them")
+
+
+@pytest.mark.parametrize(
+    "classes, top1, low",
+    [
+        (10, 16.0, True),
+        (10, 22.0, True),
+        (10, 27.9, True),
+        (10, 28.1, False),
+        (2, 59.0, True),
+        (2, 61.0, False),
+        (3, 46.0, True),
+        (1000, 0.29, True),
+        (1000, 0.31, False),
+        (1000, 15.0, False),
+    ],
+)
+def test_near_chance(classes, top1, low):
+    assert savings.near_chance(top1, classes) == low
+
+
+def test_nothing_learned_and_nothing_left_to_learn_are_no_saving():
+    """The case of students at 16 to 22 % of ten classes, and one of tests that all get right."""
+    chance = described({**curve(16, 19, 20, 22), "DeiT-Ti": 16.0, "DeiT-Ti distilled": 17.0}, tested=500)
+    assert all(line.startswith("Nothing can be said of DearKD-Ti and DeiT-Ti") for line in chance)
+    assert "with 22.0 and 16.0 % both are close to chance, 10.0 %" in chance[0]
+    full = described({**curve(98, 99, 99, 99.5), "DeiT-Ti": 99.0, "DeiT-Ti distilled": 95.0}, tested=300, step=0)
+    assert "Nothing can be said" in full[0] and "nearly every test image right" in full[0]
+    assert "beats DeiT-Ti distilled" in full[1]
+
+
+def test_a_teacher_near_chance_is_named(folder_with_digits, monkeypatch):
+    whole = matrix.load("digits")
+    assert savings._teacher(whole) == []
+    path = whole.paths.teacher("main")
+    record.write(path, {**record.read(path), "top1": 16.0})
+    assert savings._teacher(whole) == ["The teacher is right on 16.0 % of its images, close to chance (10.0 %)."]
+    assert savings.write(whole).splitlines()[-1].startswith("- The teacher is right on 16.0 %")
+
+
+@pytest.fixture
+def folder_with_digits(tmp_path, monkeypatch):
+    copy_project(tmp_path)
+    for kind in ("teachers", "runs", "subsets"):
+        shutil.copytree(PROJECT / "results/digits" / kind, tmp_path / "results/digits" / kind)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def test_nothing_is_said_of_what_was_not_measured():
+    assert len(described({**curve(50, 60, 70, 80), "DeiT-Ti": 65.0})) == 1
     whole = matrix.load("digits")
-    cells = [(c, r.label) for r in whole.tables["table2"].rows for c in r.cells]
-    values = pd.DataFrame({"run": [c.run for c, _ in cells], "seed": 0, "top1": 50.0})
-    quoted = values[~values["run"].str.startswith("deit_distilled")]
-    assert [s.partition(" equals ")[2][:8] for s in savings.describe(whole, quoted)] == ["DeiT-Ti "]
     tenth = matrix.load(override(whole.scale, {"fractions": [10]}, "test"))
+    values = pd.DataFrame([{"run": "deit-Ti-f10", "seed": 0, "top1": 50.0}])
     assert savings.describe(tenth, values) == [
         "No row has all images: put 100 among the scale's fractions to see what was saved."
     ]

@@ -7,11 +7,13 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from conftest import PROJECT, copy_project
+from hostile import HOSTILE, Read, typeset
 
-from dearkd import matrix, report
+from dearkd import claims, escaping, figures, matrix, report, savings, tables, verdicts
 from dearkd.__main__ import main
 from dearkd.schema import InputError
 
@@ -59,7 +61,7 @@ def test_the_page_needs_nothing_but_itself_and_its_links_lead_to_files(there, ca
     files = [link for link in page.links if not link.startswith("#")]
     assert len(files) > 400, "a record for every stage and evaluation of every run and seed"
     for link in files:
-        assert (Path("results/digits") / link).is_file(), link
+        assert (Path("results/digits") / unquote(link)).is_file(), link
 
 
 def test_it_shows_every_table_figure_and_claim_as_they_lie_there(there):
@@ -95,11 +97,104 @@ def test_its_costs_are_the_sums_of_the_records(there):
         assert f"{kind} {count[kind]} {seconds[kind] / 3600:.2f} 0.00" in text
 
 
-def test_what_a_scale_says_of_itself_is_text_not_markup(there):
+def named(value, name):
+    """The plan's tables or figures with other words wherever a person chose them; rows stay apart."""
+    if isinstance(value, dict):
+        return {key: named(one, name) for key, one in value.items()}
+    labels = {row.label: f"{row.label} {name}" for row in value.rows}
+    rows = tuple(
+        dataclasses.replace(
+            row, label=labels[row.label], columns=tuple((key, name if v == "" else v) for key, v in row.columns)
+        )
+        for row in value.rows
+    )
+    changes = {k: labels[v] for k in ("gap_to", "delta_to") if (v := getattr(value, k, ""))}
+    return dataclasses.replace(value, rows=rows, title=f"{value.title} {name}", **changes)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_words_of_others_are_text_wherever_they_go(there, name, monkeypatch, tmp_path):
+    """Titles, labels, summary, claims: in Markdown, LaTeX, the page and the figures, letter by letter."""
     whole = matrix.load("digits")
-    scale = dataclasses.replace(whole.scale, summary="<script>alert(1)</script> & more")
-    text = report.write(dataclasses.replace(whole, scale=scale)).read_text()
-    assert "<script" not in text and "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more" in text
+    whole = dataclasses.replace(
+        whole, tables=named(whole.tables, name), scale=dataclasses.replace(whole.scale, summary=f"summary {name}")
+    )
+    said = escaping.line(name)
+    for table in ("table1", "table2", "table6"):
+        shown = tables.arrange(whole.tables[table], tables.tidy(whole.tables[table], tables.values_of(whole, table)))
+        html = Read(report.MARKDOWN.render(tables.to_markdown(whole, whole.tables[table], shown, False)))
+        assert set(html.tags) <= {"table", "thead", "tbody", "tr", "th", "td", "p", "em", "code"}
+        text = " ".join(html.text.split())
+        assert f"{whole.tables[table].rows[0].label.partition(' ' + name)[0]} {said}" in text
+        assert f"summary {said}" in text and text.count(said) >= 2 + len(whole.tables[table].rows)
+        latex = tables.to_latex(whole.tables[table], shown)
+        rows = latex.split("\\midrule\n")[1].split("\\bottomrule")[0].splitlines()
+        labels = [typeset(row.split(" & ")[0]) for row in rows]
+        assert f"{whole.tables[table].rows[0].label.partition(' ' + name)[0]} {said}" in labels
+        assert latex.splitlines()[1].startswith("\\begin{tabular}")
+    lines = savings.describe(whole, tables.values_of(whole, "table2"))
+    html = Read("".join(report.MARKDOWN.render(f"- {line}") for line in lines))
+    assert set(html.tags) <= {"ul", "li"} and html.text.count(said) >= 4
+    judged = claims.frame(matrix.load("noisy-digits")).assign(statement=name, source=name)
+    html = Read(report.MARKDOWN.render(verdicts.to_markdown(whole, judged)))
+    assert "script" not in html.tags and "img" not in html.tags and "a" not in html.tags
+    assert " ".join(html.text.split()).count(said) >= 2 * len(judged)
+
+
+def test_the_whole_page_runs_nothing_that_a_file_says(there, monkeypatch):
+    """Every text file that the page is made of says something hostile, the run of a record too."""
+    bad = "<script>alert(1)</script><img src=x onerror=alert(2)> [a](javascript:alert(3))"
+    whole = matrix.load("digits")
+    scale = dataclasses.replace(whole.scale, summary=bad)
+    kept = {p: p.read_text() for p in Path("results/digits").rglob("*.md")}
+    csv = Path("results/digits/claims.csv")
+    kept[csv] = csv.read_text()
+    metrics = Path("results/digits/runs/dearkd-Ti/seed0/I.json")
+    kept[metrics] = metrics.read_text()
+    try:
+        for path in kept:
+            if path.suffix == ".md":
+                path.write_text(f"{bad}\n\n| {bad} |\n| --- |\n| {bad} |\n\n{bad}\n")
+        csv.write_text(kept[csv].replace("MHCA alone improves", bad.replace(",", "")))
+        values = json.loads(kept[metrics])
+        values["hardware"]["cpu"] = values["git"]["sha"] = values["versions"]["torch"] = bad
+        metrics.write_text(json.dumps(values))
+        monkeypatch.setattr(report.record, "read", lambda path: json.loads(Path(path).read_text()))
+        changed = dataclasses.replace(
+            whole, tables=named(whole.tables, bad), figures=named(whole.figures, bad), scale=scale
+        )
+        html = Read(report.write(changed).read_text())
+    finally:
+        for path, text in kept.items():
+            path.write_text(text)
+    assert "script" not in html.tags and html.tags.count("img") == len(whole.figures) + 1
+    assert html.text.count("<script>alert(1)</script>") > 30
+    assert all(not link.startswith("javascript") for link in Page(Path("results/digits/report.html").read_text()).links)
+
+
+@pytest.mark.parametrize("name", ["$", "$a_b$ and $\\frac$", "\\undefined $x", "%s {0} ~"])
+def test_figures_draw_names_as_they_are(there, name):
+    whole = matrix.load("digits")
+    changed = dataclasses.replace(whole, tables=named(whole.tables, name), figures=named(whole.figures, name))
+    kept = {p: p.read_bytes() for p in Path("figures/digits").glob("figure1.*")}
+    try:
+        figures.write(changed, "figure1")
+        assert Path("figures/digits/figure1.png").read_bytes().startswith(b"\x89PNG")
+    finally:
+        for path, raw in kept.items():
+            path.write_bytes(raw)
+
+
+def test_the_page_opens_with_the_tables_and_what_holds(there):
+    whole = matrix.load("digits")
+    text = report.write(whole).read_text()
+    places = [text.index(f'id="{name}"') for name in ("table1", "table6", "claims", "savings", "figure1", "cost")]
+    assert places == sorted(places)
+    page = Page(text)
+    assert "Of 38 claims 12 hold, 2 fail" in " ".join(page.text.split())
+    lines = re.findall(r"<li><b.*?</li>", text)
+    measured = claims.frame(whole)["verdict"].ne("not measured").sum()
+    assert len(lines) == measured and "C01" in lines[0] and "holds" in lines[0]
 
 
 @pytest.mark.parametrize("lost", ["figures/digits/figure4.png", "results/digits/tables/table2.md"])

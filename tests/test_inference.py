@@ -1,0 +1,133 @@
+"""Student's interval, the bootstrap and Holm's correction against numbers worked out by hand."""
+
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from dearkd import claims, comparisons, inference
+from dearkd.comparisons import Cell
+
+
+def test_students_interval_and_p_by_hand():
+    """1, 2, 3: mean 2, sd 1, error 1/√3; t = 3.4641 with 2 degrees of freedom, whose two-sided p is
+    1 - t / √(2 + t²) = 1 - 3.4641 / √14 = 0.074180."""
+    found = inference.interval(pd.Series([1.0, 2.0, 3.0]))
+    assert (found.mean, found.half, found.p) == pytest.approx((2, 2.484138, 0.0741799), abs=1e-6)
+    assert found.p == pytest.approx(stats.ttest_1samp([1, 2, 3], 0).pvalue)
+
+
+@pytest.mark.parametrize("values, p", [([2.0, 2.0], 0.0), ([0.0, 0.0, 0.0], 1.0)])
+def test_seeds_that_agree_leave_nothing_to_chance(values, p):
+    found = inference.interval(pd.Series(values))
+    assert found.half == 0 and found.p == p
+
+
+def test_one_seed_has_no_interval():
+    found = inference.interval(pd.Series([4.0]))
+    assert found.mean == 4 and math.isnan(found.half) and math.isnan(found.p)
+
+
+def test_the_bootstrap_is_the_distribution_of_means_with_replacement():
+    """Of 0 and 1: means 0, 1/2, 1 with 1/4, 1/2, 1/4, so the interval is all of it. Of five: against all 5^5 draws."""
+    assert inference.bootstrap(pd.Series([0.0, 1.0])) == (0, 1)
+    values = np.array([1.0, 2.0, 4.0, 8.0, 16.0])
+    every = np.array([np.mean(drawn) for drawn in itertools.product(values, repeat=5)])
+    found = inference.bootstrap(pd.Series(values))
+    assert found == pytest.approx(np.quantile(every, [0.025, 0.975]), abs=0.25)
+    assert found == inference.bootstrap(pd.Series(values)), "the same draws every time"
+
+
+def test_holm_by_hand():
+    """Sorted 0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1: 0.04, 0.06, 0.06, 0.04, of which none may fall below the last."""
+    p = pd.Series([0.04, math.nan, 0.01, 0.03, 0.02], index=list("abcde"))
+    found = inference.holm(p)
+    assert found.drop("b").to_dict() == pytest.approx({"a": 0.06, "c": 0.04, "d": 0.06, "e": 0.06})
+    assert math.isnan(found["b"]) and list(found.index) == list("abcde")
+    assert inference.holm(pd.Series([0.6, 0.7])).tolist() == [1, 1]
+
+
+@given(st.lists(st.integers(0, 1000).map(lambda k: k / 1000), min_size=1, max_size=12))
+def test_holm_rejects_what_the_step_down_procedure_does(p):
+    """The procedure as Holm wrote it: from the smallest on, reject while p(i) is below alpha / (n - i)."""
+    for alpha in (0.05, 0.2):
+        rejected = set()
+        for i, k in enumerate(sorted(range(len(p)), key=lambda k: p[k])):
+            if p[k] * (len(p) - i) >= alpha:
+                break
+            rejected.add(k)
+        corrected = inference.holm(pd.Series(p))
+        assert {k for k in range(len(p)) if corrected[k] < alpha} == rejected
+        assert (corrected >= p).all()
+
+
+# ---------------------------------------------------------------------------------------- p-values of claims
+
+A, B, C, D = (Cell("table1", "", row) for row in "ABCD")
+
+
+def p_of(text, numbers):
+    return claims.judge(comparisons.read(text), numbers).p
+
+
+def seeds(*values):
+    return pd.Series(values, index=range(len(values)), dtype=float)
+
+
+SURE, HALF, NONE = seeds(10, 11, 12), seeds(1, 2, 3), seeds(-1, 0, 1)
+"""Margins with means 11, 2 and 0, and errors 1/√3: t is 11√3, 2√3 and 0."""
+P_SURE, P_HALF = (1 - t / math.sqrt(2 + t * t) for t in (11 * math.sqrt(3), 2 * math.sqrt(3)))
+
+
+def test_one_comparison_has_the_p_of_its_t_test():
+    assert p_of("table1['A'] > 0", {A: HALF}) == pytest.approx(P_HALF)
+    assert p_of("table1['A'] < 0", {A: HALF}) == pytest.approx(P_HALF), "it fails as surely as the other one holds"
+    assert p_of("table1['A'] > 0", {A: NONE}) == pytest.approx(1)
+
+
+def test_all_hold_no_more_surely_than_the_least_sure():
+    assert p_of("table1['A'] > 0 and table1['B'] > 0", {A: SURE, B: HALF}) == pytest.approx(P_HALF)
+
+
+def test_one_of_several_fails_as_surely_as_the_surest_times_their_number():
+    found = p_of("table1['A'] > 0 and table1['B'] < 0 and table1['C'] > 0", {A: HALF, B: SURE, C: NONE})
+    assert found == pytest.approx(3 * P_SURE)
+
+
+def test_at_least_k_of_n():
+    """In x it holds surely, in y less so, in z not: two of three with 2 x the second, three with 1 x the third."""
+    numbers = {Cell("table4", "", "A", column): v for column, v in {"x": SURE, "y": HALF, "z": NONE}.items()}
+    text = "at_least({}, table4['A', each] > 0)"
+    assert p_of(text.format(1), numbers) == pytest.approx(3 * P_SURE)
+    assert p_of(text.format(2), numbers) == pytest.approx(2 * P_HALF)
+    assert p_of(text.format(3), numbers) == pytest.approx(1)
+    fails = {cell: -value for cell, value in numbers.items()}
+    assert p_of(text.format(1), fails) == pytest.approx(1), "that none holds is no surer than the least sure"
+    assert p_of(text.format(2), fails) == pytest.approx(2 * P_HALF)
+    assert p_of(text.format(3), fails) == pytest.approx(3 * P_SURE)
+
+
+def test_numbers_without_seeds_leave_nothing_to_chance_and_one_seed_says_nothing():
+    assert p_of("table1['A'] > 0 and table1['B'] > 0", {A: HALF, B: 5.0}) == pytest.approx(P_HALF)
+    assert p_of("table1['A'] > 0 and table1['B'] < 0", {A: HALF, B: 5.0}) == 0
+    assert math.isnan(p_of("table1['B'] > 0", {B: 5.0}))
+    assert math.isnan(p_of("table1['A'] > 0 and table1['B'] > 0", {A: HALF, B: seeds(3)}))
+    assert math.isnan(p_of("table1['A'] > 0 and table1['D'] > 0", {A: HALF}))
+
+
+@given(st.lists(st.lists(st.integers(-4, 6), min_size=3, max_size=5), min_size=1, max_size=4))
+def test_a_claim_that_holds_or_fails_has_a_small_p(rows):
+    """Alone, a verdict of an interval and a p-value below 0.05 are one thing; in a conjunction failing costs more."""
+    numbers = {Cell("table1", "", "ABCD"[i]): seeds(*row) for i, row in enumerate(rows)}
+    one = claims.judge(comparisons.read(" and ".join(f"table1['{'ABCD'[i]}'] > 0" for i in range(len(rows)))), numbers)
+    if one.verdict == "holds":
+        assert one.p < 0.05
+    if one.p < 0.05:
+        assert one.verdict in ("holds", "fails")
+    if len(rows) == 1:
+        assert (one.p < 0.05) == (one.verdict != "within noise")
