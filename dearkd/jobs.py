@@ -23,9 +23,9 @@ from dearkd.evaluate import accuracy, predict
 from dearkd.lease import Lease
 from dearkd.loader import evaluation_loader
 from dearkd.plan import Plan, Run
-from dearkd.schema import InputError, to_json
+from dearkd.schema import InputError, freeze, to_json
 from dearkd.session import Work, export, precision
-from dearkd.spec import Stage, Teacher
+from dearkd.spec import Model, Stage, Teacher
 
 KEPT = 4_000_000
 """Bytes up to which the weights of a teacher that the workflow trains are kept beside its record."""
@@ -62,6 +62,7 @@ def teacher(plan: Plan, name: str) -> None:
     """
     spec, scale_data = plan.scale.teachers[name], plan.scale.data["main"]
     own_run = plan.teacher_run(name)
+    _probe(plan, name)
     weights: Path | None = None
     if own_run is not None:
         weights = plan.paths.state(own_run.name, 0, "I") / "student.safetensors"
@@ -102,6 +103,22 @@ def teacher(plan: Plan, name: str) -> None:
     )
 
 
+def _probe(plan: Plan, name: str) -> None:
+    """InputError, before any training, when a teacher cannot take the images or lacks a stage that students learn."""
+    given, main = plan.scale.teachers[name], plan.scale.data["main"]
+    channels = given.channels or main.channels
+    args = {**dict(given.args), "in_chans": channels, "num_classes": main.classes}
+    shapes = teachers.probe(
+        Model(name=given.model, args=freeze(args), init="timm"), given.image_size or main.image_size, channels
+    )
+    stages = [s for run in plan.runs.values() for s in run.stages if s.teacher_name == name and s.distillation]
+    for _, index in (pair for s in stages if "hidden" in dict(s.losses) for pair in s.distillation.pairs):
+        if not 0 <= index < len(shapes):
+            raise InputError(
+                f"distillation.pairs names teacher stage {index}, but {given.model} has stages 0 to {len(shapes) - 1}"
+            )
+
+
 def train(
     plan: Plan,
     run: Run,
@@ -117,6 +134,8 @@ def train(
     for it instead of refusing. tensorboard: folder for event files, one of its folders for each run and seed.
     """
     stage = run.stage(stage_name)
+    if run.method == "teacher":
+        _probe(plan, run.name.removeprefix("teacher-"))
     device, rank, processes = training.device_and_rank()
     torch.set_num_threads(max(plan.resources("train").threads // processes, 1))
     torch.set_flush_denormal(True)
