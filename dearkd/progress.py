@@ -9,7 +9,7 @@ import sys
 import time
 
 EVERY_SECONDS = 60.0
-"""Longest silence in a log."""
+"""Longest silence in a log. It is shorter at first, five seconds."""
 
 
 class Progress:
@@ -49,21 +49,35 @@ class Progress:
         self.done = done
         if self.bar:
             self.bar.update(self.task, completed=done)
-        elif self.shown and time.monotonic() - self.told > EVERY_SECONDS:
-            left = (self.total - done) * (time.monotonic() - self.began) / max(done - self.first, 1)
-            self.line(f"step {done} of {self.total}, about {left / 60:.0f} min left")
+        elif self.shown and time.monotonic() - self.told > min(EVERY_SECONDS, 5 + 0.2 * (self.told - self.began)):
+            self.line(f"step {done} of {self.total}")
 
     def line(self, text: str) -> None:
-        """A line that stays."""
+        """A line that stays. In a log, which has no bar, it ends with how far the work is."""
         if self.shown:
             self.told = time.monotonic()
             with contextlib.suppress(OSError):
                 if self.bar:
                     self.bar.console.print(f"{self.title}: {text}", markup=False, highlight=False)
                 else:
-                    print(f"{self.title}: {text}", flush=True)
+                    print(f"{self.title}: {text}  [{self._reached()}]", flush=True)
+
+    def _reached(self) -> str:
+        """'33 %, about 4 min left'."""
+        reached = f"{100 * self.done // max(self.total, 1)} %"
+        if self.done == self.first:
+            return reached
+        seconds = (self.total - self.done) * (time.monotonic() - self.began) / (self.done - self.first)
+        return f"{reached}, about {duration(seconds)} left"
 
     def __exit__(self, *_: object) -> None:
         if self.bar:
             with contextlib.suppress(OSError):
                 self.bar.stop()
+
+
+def duration(seconds: float) -> str:
+    """'42 s', '4 min', '1.5 h'."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

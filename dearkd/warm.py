@@ -68,11 +68,15 @@ def run(command: Sequence[str], work: Callable[[list[str]], int]) -> int:
     Asked to stop by any signal, it sends the command and its jobs one SIGINT and waits for all of them. Snakemake
     answers other signals by leaving locks behind or by finishing its jobs first. Further signals change nothing.
 
+    The command finds this package, whatever its folder: `snakemake --logger dearkd` is a plugin beside it.
+
     A server on Linux only: on a Mac a fork of a process that has torch imported may crash, so there jobs start by
     themselves.
     """
     with contextlib.ExitStack() as stack:
         environment, jobs_gone = dict(os.environ), None
+        paths = [str(Path(__file__).parent.parent), *filter(None, [environment.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = os.pathsep.join(paths)
         if sys.platform == "linux":
             environment[SERVER], jobs_gone = stack.enter_context(_server(work))
         asked = stack.enter_context(stop_requests())

@@ -44,7 +44,7 @@ def pattern(module):
 
 def copy_project(folder):
     """What a job needs to run in another folder, so that tests write nothing into the checkout."""
-    for name in ("dearkd", "workflow", "profiles", "paper", "Snakefile", "slurm"):
+    for name in ("dearkd", "workflow", "profiles", "paper", "Snakefile", "slurm", "snakemake_logger_plugin_dearkd"):
         source = PROJECT / name
         if source.is_dir():
             shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))

@@ -1,10 +1,12 @@
 """The two lists of versions agree, and the package installs."""
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 
@@ -67,3 +69,26 @@ def test_pip_install_gives_the_package(tmp_path):
         check=True,
     )
     assert "train" in done.stdout and (tmp_path / "site/dearkd/paper.mplstyle").is_file()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere PyPI's torch has no CUDA")
+@pytest.mark.parametrize(
+    "given, smi, index",
+    [
+        (["CPU_INDEX=data:,"], False, "--index-url data:,"),
+        (["CPU_INDEX=data:,"], True, ""),
+        (["CPU_INDEX=file:///nowhere"], False, ""),
+        (["CPU_INDEX=data:,", "TORCH_INDEX=pypi"], False, ""),
+        (["CPU_INDEX=data:,", "TORCH_INDEX=http://mine"], True, "--index-url http://mine"),
+    ],
+)
+def test_make_takes_the_cpus_torch_where_there_is_no_gpu_and_its_index_answers(tmp_path, given, smi, index):
+    """What would be run; `data:,` is an address that always answers, nvidia-smi is one of ours."""
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{'echo GPU 0' if smi else 'exit 9'}\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    if not smi and list(Path("/dev").glob("nvidia0")):
+        pytest.skip("this machine has a GPU")
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["make", "-nB", "install", *given], capture_output=True, text=True, env=environment)
+    torch = next(line for line in done.stdout.splitlines() if "pip install" in line)
+    assert index in torch and ("--index-url" in torch) == bool(index) and "about" in done.stdout

@@ -189,7 +189,7 @@ def test_no_name_reaches_a_shell(tmp_path):
     experiments.write_text(experiments.read_text().replace("  table2:\n", f"{line}  table2:\n", 1))
     command = [sys.executable, "-m", "dearkd", "warm", str(Path(sys.executable).with_name("snakemake")), "--cores", "2"]
     done = subprocess.run(
-        [*command, "--config", f"scale={scale.name}", "--", "table1"],
+        [*command, "--logger", "dearkd", "--config", f"scale={scale.name}", "--", "table1"],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -197,6 +197,8 @@ def test_no_name_reaches_a_shell(tmp_path):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "'a' $(touch owned)" in (folder / "results/quoted/tables/table1.csv").read_text()
     assert not list(tmp_path.rglob("owned"))
+    assert f"{(folder / 'results/quoted/tables/table1.md').read_text()}" in done.stderr, "each table when it is ready"
+    assert "Full log: .snakemake/log/" in done.stderr and "rule train" not in done.stderr
 
 
 @pytest.mark.parametrize("name", ["../elsewhere", "a/b", "", "-rf"])

@@ -44,7 +44,7 @@ RUN += [
     "invert",
     "export",
 ]
-RUN += ["export", "describe", "fetch", "warm", "devices"]
+RUN += ["export", "describe", "fetch", "warm", "devices", "live"]
 READ = ["escaping", "results", "tables", "inference", "comparisons", "claims", "diagrams", "latent", "figures"]
 READ += ["verdicts", "status", "savings", "report", "curves", "heads"]
 ALLOWED = {
