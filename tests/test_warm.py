@@ -170,7 +170,7 @@ def test_a_job_for_several_gpus_is_no_fork_however_it_is_spelt(spelt, monkeypatc
     assert command_line._start() == 0 and len(asked) == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_whatever_asks_snakemake_to_stop_it_stops_once_and_saves(slow, project, number):
     """Sent to the process that a person sees, twice: one sentence, no lock, no orphan, and the weights are kept."""
     command = [sys.executable, "-m", "dearkd", "warm", str(Path(sys.executable).with_name("snakemake")), "-c2"]
