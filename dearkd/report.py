@@ -33,7 +33,7 @@ class Shown(NamedTuple):
 
     name: str
     title: str
-    caption: str
+    caption: Markup
     body: Markup
     files: tuple[tuple[str, str], ...]
     """(suffix, link from the page) of what there is to download."""
@@ -242,12 +242,12 @@ def _image(path: Path, alternative: str) -> Markup:
     return Markup('<div class="wide"><img alt="{}" src="data:image/png;base64,{}"></div>').format(alternative, data)
 
 
-def _caption(name: str) -> str:
-    """What the workflow's own report says of it."""
+def _caption(name: str) -> Markup:
+    """What the workflow's own report says of it; words in backticks are code."""
     path = CAPTIONS / f"{name}.rst"
     text = " ".join(path.read_text().split()) if path.is_file() else ""
     text = re.sub(r"^(Table|Figure) \d: ", "", text)
-    return text[:1].upper() + text[1:]
+    return Markup(MARKDOWN.renderInline(text[:1].upper() + text[1:]))
 
 
 def _downloads(plan: Plan, name: str) -> tuple[tuple[str, str], ...]:

@@ -59,7 +59,7 @@ def describe(plan: Plan, values: pd.DataFrame) -> list[str]:
     lines = []
     for label, others in by_row.items():
         whole = others[100]
-        if whole.empty:  # only the paper's number, or no record yet
+        if whole.empty or student[100].empty:  # only the paper's number, or no record yet
             continue
         it = escaping.markdown(label)
         why = _incomparable(float(student[100].mean()), float(whole.mean()), classes, tested)

@@ -17,7 +17,7 @@ from conftest import PROJECT, copy_project
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dearkd import data, fetch, jobs, matrix, record, savings
+from dearkd import data, fetch, jobs, matrix, record, savings, tables
 from dearkd.matrix import load_scale
 from dearkd.schema import InputError, override
 from dearkd.spec import Teacher, Training
@@ -296,6 +296,12 @@ def test_nothing_learned_and_nothing_left_to_learn_are_no_saving():
     assert "beats DeiT-Ti distilled" in full[1]
 
 
+def test_what_is_committed_is_what_the_records_say():
+    whole = matrix.load("digits")
+    said = savings.describe(whole, tables.values_of(whole, "table2"))
+    assert (whole.paths.results / "savings.md").read_text() == "".join(f"- {line}\n" for line in said)
+
+
 def test_a_teacher_near_chance_is_named(folder_with_digits, monkeypatch):
     whole = matrix.load("digits")
     assert savings._teacher(whole) == []
@@ -316,6 +322,7 @@ def folder_with_digits(tmp_path, monkeypatch):
 
 def test_nothing_is_said_of_what_was_not_measured():
     assert len(described({**curve(50, 60, 70, 80), "DeiT-Ti": 65.0})) == 1
+    assert described({("DearKD-Ti", 10): 50.0, "DeiT-Ti": 65.0}) == []
     whole = matrix.load("digits")
     tenth = matrix.load(override(whole.scale, {"fractions": [10]}, "test"))
     values = pd.DataFrame([{"run": "deit-Ti-f10", "seed": 0, "top1": 50.0}])

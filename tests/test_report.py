@@ -191,6 +191,7 @@ def test_the_page_opens_with_the_tables_and_what_holds(there):
     places = [text.index(f'id="{name}"') for name in ("table1", "table6", "claims", "savings", "figure1", "cost")]
     assert places == sorted(places)
     page = Page(text)
+    assert "`" not in page.text.replace("```", ""), "what is code in a caption is code on the page"
     assert "Of 38 claims 12 hold, 2 fail" in " ".join(page.text.split())
     lines = re.findall(r"<li><b.*?</li>", text)
     measured = claims.frame(whole)["verdict"].ne("not measured").sum()
