@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from dearkd.checkpoint import write_bytes
-from dearkd.data import Images
+from dearkd.images import Images, eight_bit, opened
 from dearkd.schema import InputError
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -46,9 +46,10 @@ class ArchivedImages(Images):
         file, _, member = self.names[index].partition(".zip/")
         path = self.root / f"{file}.zip"
         try:
-            with Image.open(io.BytesIO(_archive(path, os.getpid()).read(member))) as image:
-                return image.convert("RGB" if channels == 3 else "L")
-        except (KeyError, OSError, zipfile.BadZipFile, UnidentifiedImageError, SyntaxError, ValueError) as error:
+            with opened(io.BytesIO(_archive(path, os.getpid()).read(member))) as image:
+                image.load()
+                return eight_bit(image, channels)
+        except (KeyError, OSError, zipfile.BadZipFile, SyntaxError, ValueError) as error:
             raise InputError(f"{path}: {member} cannot be read ({error}); make the shard again") from None
 
 

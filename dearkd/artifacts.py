@@ -1,7 +1,6 @@
 """What earlier jobs left, verified against its record before use: weights, synthetic images, splits. Run layer."""
 
 import csv
-import dataclasses
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from dearkd import archive, data, models, presize, record, subsets, teachers
+from dearkd import archive, models, presize, record, subsets, teachers
 from dearkd.checkpoint import write_bytes
+from dearkd.images import Images
 from dearkd.plan import Labels, Plan, Run
 from dearkd.schema import InputError
 from dearkd.spec import Stage, subset_name
@@ -49,7 +49,7 @@ def trained_student(plan: Plan, run: Run, seed: int) -> tuple[torch.nn.Module, d
     return model, trained
 
 
-def synthetic(plan: Plan, name: str, seed: int, shards: int = 0) -> tuple[data.Images, str]:
+def synthetic(plan: Plan, name: str, seed: int, shards: int = 0) -> tuple[Images, str]:
     """(images of the first so many shards of a source, 0 being all; sha256 over their archives).
 
     Raises InputError naming an archive that is missing or not the one its record describes.
@@ -79,23 +79,17 @@ def synthetic(plan: Plan, name: str, seed: int, shards: int = 0) -> tuple[data.I
     return images, hashlib.sha256("".join(sums).encode()).hexdigest()
 
 
-def real_images(plan: Plan, of: Stage | Labels, seed: int) -> tuple[data.Images, str, int]:
-    """(the fraction of the training images that a stage sees, or labels are of; their sha256; size of the whole)."""
-    train, lists = data.read(of.data)["train"], plan.paths.subsets(of.data_name)
-    images, images_sha256 = subsets.read(train, lists, of.subset(seed))
+def real_images(plan: Plan, of: Stage | Labels, seed: int, train: Images | None = None) -> tuple[Images, str, int]:
+    """(the fraction of the training images that a stage sees, or labels are of; their sha256; size of the whole).
+
+    train: the training images, where they have been read already.
+    """
+    if train is None:
+        train = subsets.splits(plan, of.data_name)["train"]
+    images, images_sha256 = subsets.read(train, plan.paths.subsets(of.data_name), of.subset(seed))
     if of.data.presize and not getattr(of, "source", None):
         images = presize.copy(plan, of.data_name, images)
-    everything, _ = subsets.read(train, lists, subset_name(100))
-    return images, images_sha256, len(everything)
-
-
-def held_out(plan: Plan, name: str, split: str) -> data.Images:
-    """Validation or test images; where the scale carves out no validation split (ImageNet), the test images."""
-    spec = dataclasses.replace(plan.scale.data[name], label_noise=0.0)
-    sets = data.read(spec)
-    if split == "test" or not spec.validation:
-        return sets["test"]
-    return subsets.read(sets["train"], plan.paths.subsets(name), "validation")[0]
+    return images, images_sha256, data_record(plan, of.data_name)["images"][subset_name(100)]
 
 
 def data_record(plan: Plan, name: str) -> dict[str, Any]:

@@ -2,19 +2,19 @@
 
 import dataclasses
 import gzip
-import hashlib
 import importlib.util
 import os
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
-from PIL import Image, UnidentifiedImageError
 
+from dearkd import folder
+from dearkd.files import root_of
+from dearkd.images import Images
 from dearkd.keys import numpy_generator
 from dearkd.schema import InputError
 from dearkd.spec import Data
@@ -36,65 +36,6 @@ TASKS = {
     "left_of_two": "which digit is the left one of two; needs 16 pixels",
 }
 """What may be asked of placed digits: the transfer targets of the laptop's scale."""
-EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm")
-MODES = {1: "L", 3: "RGB"}
-"""PIL's name for images of so many channels."""
-
-
-@contextmanager
-def named(path: Path) -> Iterator[None]:
-    """Whatever is wrong with an image file that is read inside, as an InputError naming it."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise InputError(f"{path}: image is missing; restore it or write the subsets anew") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: not a readable image ({error}); replace it") from None
-
-
-@dataclasses.dataclass(frozen=True)
-class Images:
-    """Labelled images, in memory or on disk.
-
-    names: one a sample, unique: a path relative to `root`, or its index.
-    labels: (n,) class of each. pixels: (n, height, width, channels) uint8, or None where `root` holds the files.
-    """
-
-    names: Sequence[str]
-    labels: Int[np.ndarray, " n"]
-    pixels: np.ndarray | None = None
-    root: Path = Path()
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, indices: Sequence[int] | np.ndarray) -> "Images":
-        """The samples at `indices`, in that order."""
-        chosen = np.asarray(indices, dtype=np.int64)
-        names, pixels = [self.names[i] for i in chosen], None if self.pixels is None else self.pixels[chosen]
-        return dataclasses.replace(self, names=names, labels=self.labels[chosen], pixels=pixels)
-
-    def open(self, index: int, channels: int) -> Image.Image:
-        """One image; InputError naming the file when it is missing or cannot be decoded."""
-        if self.pixels is not None:
-            return Image.fromarray(self.pixels[index].squeeze())
-        path, mode = self.root / self.names[index], MODES[channels]
-        with named(path), Image.open(path) as image:
-            image.load()
-            return image if image.mode == mode else image.convert(mode)
-
-    def sha256(self) -> str:
-        """Of pixels and labels; for files of their names, sizes and labels, since 150 GB are not read for it."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.labels, dtype=np.int64).tobytes())
-        if self.pixels is not None:
-            digest.update(self.pixels.tobytes())
-        else:
-            for name in self.names:
-                digest.update(f"{name}\0{(self.root / name).stat().st_size}\n".encode())
-        return digest.hexdigest()
-
-
-# ---------------------------------------------------------------------------------------------- data sets
 
 
 def read(data: Data) -> dict[str, Images]:
@@ -111,9 +52,9 @@ def read(data: Data) -> dict[str, Images]:
         "cifar100": _cifar,
         "flowers102": _flowers,
         "cars": _cars,
-        "folder": _folder,
+        "folder": lambda data: folder.read(data)[0],
     }
-    sets = readers[data.kind](data)
+    sets = {split: _in_channels(images, data.channels) for split, images in readers[data.kind](data).items()}
     for split, images in sets.items():
         if len(images) == 0:
             raise InputError(f"{data.root or data.kind}: no {split} images")
@@ -122,19 +63,7 @@ def read(data: Data) -> dict[str, Images]:
                 f"{data.root or data.kind}: {split} labels run from {images.labels.min()} to "
                 f"{images.labels.max()}, but the scale says classes: {data.classes}"
             )
-    if data.label_noise:
-        sets["train"] = dataclasses.replace(sets["train"], labels=_noisy(sets["train"].labels, data))
-    return sets
-
-
-def root_of(root: str) -> str:
-    """`root` with $VARIABLES from the environment; InputError naming one that is not set."""
-    expanded = os.path.expandvars(root)
-    if "$" in expanded:
-        raise InputError(
-            f"root: {root}: set this environment variable to the folder of the data, or write the folder in the scale"
-        )
-    return expanded
+    return {**sets, "train": noisy(sets["train"], data)}
 
 
 def _placed_digits(data: Data) -> dict[str, Images]:
@@ -299,56 +228,19 @@ def _files(root: Path, files: Sequence[str | Path], labels: Sequence[int]) -> Im
     return Images(names, np.array(labels, dtype=np.int64), root=root)
 
 
-def _folder(data: Data) -> dict[str, Images]:
-    """root/train/<class>/*.jpg and root/val (or test)/<class>/*.jpg, ImageNet's usual layout; or root/<class>/*.jpg."""
-    root = Path(data.root)
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder; set `root` of the data in the scale")
-    if data.test_share:
-        return _split(root, data)
-    if not (root / "train").is_dir():
-        raise InputError(
-            f"{root}: has no train/; put the images into train/<class>/ and val/<class>/, or, with <class>/ alone, set "
-            f"test_share in the scale (0.2 holds out a fifth of each class as test images)"
-        )
-    held_out = next((root / n for n in ("val", "test") if (root / n).is_dir()), root / "val")
-    classes = sorted(p.name for p in (root / "train").glob("*") if p.is_dir())
-    if len(classes) != data.classes:
-        raise InputError(f"{root / 'train'}: {len(classes)} class folders, but the scale says classes: {data.classes}")
-    return {split: _class_folders(folder, classes) for split, folder in (("train", root / "train"), ("test", held_out))}
-
-
-def _split(root: Path, data: Data) -> dict[str, Images]:
-    """root/<class>/*.jpg, a seeded share of each class held out as `test`; at least one image on either side."""
-    if (root / "train").is_dir():
-        raise InputError(f"{root}: has train/, so it is split already; take test_share out of the scale")
-    classes = sorted(p.name for p in root.glob("*") if p.is_dir())
-    if len(classes) != data.classes:
-        raise InputError(f"{root}: {len(classes)} class folders, but the scale says classes: {data.classes}")
-    images, parts = _class_folders(root, classes), {"train": [], "test": []}
-    for label, name in enumerate(classes):
-        members = numpy_generator("test", name).permutation(np.flatnonzero(images.labels == label))
-        held_out = max(1, round(len(members) * data.test_share))
-        if held_out >= len(members):
-            raise InputError(f"{root / name}: {len(members)} images are too few to hold out a share as test images")
-        parts["test"].append(members[:held_out])
-        parts["train"].append(members[held_out:])
-    return {split: images.take(np.sort(np.concatenate(chosen))) for split, chosen in parts.items()}
-
-
-def _class_folders(folder: Path, classes: list[str]) -> Images:
-    names, labels = [], []
-    for label, name in enumerate(classes):
-        files = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in EXTENSIONS)
-        if not files:
-            raise InputError(f"{folder / name}: no images of this class ({', '.join(EXTENSIONS)})")
-        names += [p.relative_to(folder).as_posix() for p in files]
-        labels += [label] * len(files)
-    return Images(names, np.array(labels, dtype=np.int64), root=folder)
-
-
-def _noisy(labels: Int[np.ndarray, " n"], data: Data) -> Int[np.ndarray, " n"]:
+def noisy(train: Images, data: Data) -> Images:
+    """Training images of which `label_noise` have another label, the same ones each time."""
+    if not data.label_noise:
+        return train
     random = numpy_generator("label noise", data.label_noise)
-    flipped = random.random(len(labels)) < data.label_noise
-    other = (labels + random.integers(1, data.classes, len(labels))) % data.classes
-    return np.where(flipped, other, labels)
+    flipped = random.random(len(train)) < data.label_noise
+    other = (train.labels + random.integers(1, data.classes, len(train))) % data.classes
+    return dataclasses.replace(train, labels=np.where(flipped, other, train.labels))
+
+
+def _in_channels(images: Images, channels: int) -> Images:
+    """Images in memory with so many channels."""
+    if images.pixels is None or images.pixels.shape[-1] == channels:
+        return images
+    pixels = np.stack([np.asarray(images.open(i, channels)) for i in range(len(images))])
+    return dataclasses.replace(images, pixels=pixels.reshape(*images.pixels.shape[:3], channels))

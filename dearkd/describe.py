@@ -15,7 +15,7 @@ from torch import Tensor
 from dearkd import diversity, record, subsets, teachers, trunks
 from dearkd.artifacts import available_device, data_record, synthetic, teacher_weights
 from dearkd.checkpoint import write_bytes
-from dearkd.data import Images, read
+from dearkd.images import Images
 from dearkd.loader import evaluation_loader
 from dearkd.plan import Plan
 from dearkd.recipes import REAL
@@ -36,7 +36,8 @@ def describe(plan: Plan, name: str, seed: int) -> None:
     main = scale.data["main"]
     torch.set_num_threads(plan.resources("diversity").threads)
     if name == REAL:
-        images, images_sha = subsets.read(read(main)["train"], plan.paths.subsets("main"), "train-100")
+        train = subsets.splits(plan, "main")["train"]
+        images, images_sha = subsets.read(train, plan.paths.subsets("main"), "train-100")
     else:
         images, images_sha = synthetic(plan, name, seed)
     device = available_device()

@@ -8,7 +8,7 @@ import torch
 from timm.models import save_for_hf
 from torch import nn
 
-from dearkd import record
+from dearkd import files, record
 from dearkd.artifacts import sha256, trained_student
 from dearkd.plan import Plan, Run
 from dearkd.schema import InputError
@@ -30,6 +30,11 @@ def export(plan: Plan, run: Run, seed: int, folder: Path, onnx: bool = False) ->
         raise InputError(
             f"{run.name}: its first convolution has stride {stage.model.stem_stride}, which no argument of timm's "
             f"{stage.model.name} gives; only models that timm can build again are exported"
+        )
+    if files.here(plan, stage.data_name) and (changed := files.changes(plan, stage.data_name)):
+        raise InputError(
+            f"images of {stage.data_name}: {changed} since the run was trained and tested; put them back, or write the "
+            f"subsets anew and train again"
         )
     model, trained = trained_student(plan, run, seed)
     tested = record.read(plan.paths.metrics(run.name, seed))

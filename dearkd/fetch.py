@@ -9,11 +9,12 @@ from pathlib import Path
 from huggingface_hub import constants, try_to_load_from_cache
 from torchvision import datasets
 
-from dearkd import hub, lite0, teachers, trunks
-from dearkd.data import read, root_of
+from dearkd import hub, lite0, subsets, teachers, trunks
+from dearkd.data import read
+from dearkd.files import root_of
 from dearkd.plan import Plan
 from dearkd.schema import InputError
-from dearkd.spec import Data, Teacher
+from dearkd.spec import IN_FILES, Data, Teacher
 
 PUBLIC: dict[str, Callable[[str], object]] = {
     "cifar10": lambda root: datasets.CIFAR10(root, download=True),
@@ -39,10 +40,13 @@ class Need:
     from_hub: bool = False
 
 
-def needs(plan: Plan) -> Iterator[Need]:
-    """Everything that the scale's data sets, teachers, compared systems and LPIPS take from elsewhere."""
-    for name, data in plan.scale.data.items():
-        yield _data_set(name, data)
+def needs(plan: Plan, look: bool = False) -> Iterator[Need]:
+    """Everything that the scale's data sets, teachers, compared systems and LPIPS take from elsewhere.
+
+    look: open every image file, and print what of a folder is left out.
+    """
+    for name in plan.scale.data:
+        yield _data_set(plan, name, look)
     elsewhere = [t for t in plan.scale.teachers.values() if t.training is None]
     elsewhere += [
         Teacher(model=p.model, args=p.args, top1=0.0, weights=p.weights, sha256=p.sha256)
@@ -59,10 +63,12 @@ def needs(plan: Plan) -> Iterator[Need]:
         yield from _trunk(plan)
 
 
-def _data_set(name: str, data: Data) -> Need:
+def _data_set(plan: Plan, name: str, look: bool) -> Need:
+    data, missing = plan.scale.data[name], ""
     try:
-        read(data)
-        missing = ""
+        sets = read(data)
+        if look and data.kind in IN_FILES:
+            print(subsets.survey(data, subsets.sha256s(plan, name, sets)), flush=True)
     except InputError as error:
         missing = str(error)
     bring = PUBLIC.get(data.kind)
@@ -107,7 +113,7 @@ def fetch(plan: Plan, check: bool) -> None:
     """
     missing = []
     socket.setdefaulttimeout(SILENCE)  # torchvision sets none
-    listed = list(needs(plan))
+    listed = list(needs(plan, look=check))
     offline = not check and any(n.missing and n.from_hub for n in listed) and not hub.reachable()
     if offline:
         print(

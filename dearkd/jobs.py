@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 
-from dearkd import data, gate, hub, labels, models, record, subsets, teachers, throughput
+from dearkd import data, files, folder, gate, hub, labels, models, record, subsets, teachers, throughput
 from dearkd import train as training
 from dearkd.artifacts import (
     available_device,
     data_record,
-    held_out,
     real_images,
     sha256,
     synthetic,
@@ -23,33 +22,41 @@ from dearkd.evaluate import accuracy, predict
 from dearkd.lease import Lease
 from dearkd.loader import evaluation_loader
 from dearkd.plan import Plan, Run
-from dearkd.schema import InputError, freeze, to_json
+from dearkd.schema import InputError, to_json
 from dearkd.session import Work, export, precision
-from dearkd.spec import Model, Stage, Teacher
+from dearkd.spec import IN_FILES, Stage, Teacher
 
 KEPT = 4_000_000
 """Bytes up to which the weights of a teacher that the workflow trains are kept beside its record."""
 
 
 def subset(plan: Plan, name: str) -> None:
-    """Write the lists of the validation split and of every fraction of data set `name`, and its fingerprint."""
-    spec = plan.scale.data[name]
-    sets = data.read(spec)
-    clean = data.read(dataclasses.replace(spec, label_noise=0.0))["train"]
+    """List the files of data set `name`, its test images, validation split and every fraction; write what they are.
+
+    Says in one line what of a folder is left out. Raises one InputError that lists every file which cannot be used.
+    """
+    spec, place = plan.scale.data[name], plan.paths.subsets(name)
+    sets = data.read(dataclasses.replace(spec, label_noise=0.0))
     named = [s.fraction for run in plan.runs.values() for s in run.stages if s.data_name == name]
     fractions = (*(plan.scale.fractions if name == "main" else ()), *sorted(named), 100)
     draws = plan.scale.seeds if plan.scale.subset_draw == "seed" else ()
-    chosen = subsets.choose(clean.labels, spec, fractions, plan.scale.subset_seed, draws)
-    folder = plan.paths.subsets(name)
-    subsets.write(sets["train"], chosen, folder)
+    train = sets["train"]
+    classes = folder.class_names(train) if spec.kind == "folder" else {}
+    chosen = subsets.choose(train.labels, spec, fractions, plan.scale.subset_seed, draws, classes)
+    lists = {"test.txt": "".join(f"{name}\n" for name in sets["test"].names)}
+    described = {"sha256": {k: v.sha256() for k, v in {**sets, "train": data.noisy(train, spec)}.items()}}
+    if spec.kind in IN_FILES:
+        lists[files.LIST], described, line = subsets.list_files(plan, name, sets)
+        print(line)
+    subsets.write(train, chosen, place, lists)
     record.write(
-        folder / "data.json",
+        place / "data.json",
         {
             "data": name,
             "spec": to_json(spec),
             "subset_seed": plan.scale.subset_seed,
             "images": {**{k: len(v) for k, v in sets.items()}, **{k: len(v) for k, v in chosen.items()}},
-            "sha256": {k: v.sha256() for k, v in sets.items()},
+            **described,
             **record.provenance(),
         },
     )
@@ -62,17 +69,17 @@ def teacher(plan: Plan, name: str) -> None:
     """
     spec, scale_data = plan.scale.teachers[name], plan.scale.data["main"]
     own_run = plan.teacher_run(name)
-    _probe(plan, name)
     weights: Path | None = None
     if own_run is not None:
         weights = plan.paths.state(own_run.name, 0, "I") / "student.safetensors"
     loaded = teachers.build(spec, scale_data, weights)
     state_sha256 = teachers.weights_sha256(loaded.net)
-    classes = gate.classes_of(data.read(dataclasses.replace(scale_data, label_noise=0.0))["train"], scale_data.classes)
+    splits = subsets.splits(plan, "main")
+    classes = gate.classes_of(splits["test"], scale_data.classes)
     if spec.outputs:
         gate.reorder(loaded.net, gate.in_order(spec.outputs, classes))
     device = available_device()
-    split = held_out(plan, "main", spec.gate)
+    split = splits[spec.gate]
     top1, warning = gate.measure(name, spec, scale_data, loaded, split, classes, device, plan.scale.loader_workers)
     if warning:
         print(f"Warning: {warning}", flush=True)
@@ -103,22 +110,6 @@ def teacher(plan: Plan, name: str) -> None:
     )
 
 
-def _probe(plan: Plan, name: str) -> None:
-    """InputError, before any training, when a teacher cannot take the images or lacks a stage that students learn."""
-    given, main = plan.scale.teachers[name], plan.scale.data["main"]
-    channels = given.channels or main.channels
-    args = {**dict(given.args), "in_chans": channels, "num_classes": main.classes}
-    shapes = teachers.probe(
-        Model(name=given.model, args=freeze(args), init="timm"), given.image_size or main.image_size, channels
-    )
-    stages = [s for run in plan.runs.values() for s in run.stages if s.teacher_name == name and s.distillation]
-    for _, index in (pair for s in stages if "hidden" in dict(s.losses) for pair in s.distillation.pairs):
-        if not 0 <= index < len(shapes):
-            raise InputError(
-                f"distillation.pairs names teacher stage {index}, but {given.model} has stages 0 to {len(shapes) - 1}"
-            )
-
-
 def train(
     plan: Plan,
     run: Run,
@@ -134,8 +125,6 @@ def train(
     for it instead of refusing. tensorboard: folder for event files, one of its folders for each run and seed.
     """
     stage = run.stage(stage_name)
-    if run.method == "teacher":
-        _probe(plan, run.name.removeprefix("teacher-"))
     device, rank, processes = training.device_and_rank()
     torch.set_num_threads(max(plan.resources("train").threads // processes, 1))
     torch.set_flush_denormal(True)
@@ -177,7 +166,8 @@ def train(
 
 def _gather(plan: Plan, run: Run, seed: int, stage: Stage) -> tuple[Work, dict[str, Any]]:
     """(what a stage works on, what its record says of that)."""
-    images, images_sha, everything = real_images(plan, stage, seed)
+    splits = subsets.splits(plan, stage.data_name)
+    images, images_sha, everything = real_images(plan, stage, seed, splits["train"])
     if stage.source is not None:
         images, images_sha = synthetic(plan, stage.source.name, seed, stage.shards)
     draws = everything if stage.training.subset_schedule == "iterations" else len(images)
@@ -194,7 +184,7 @@ def _gather(plan: Plan, run: Run, seed: int, stage: Stage) -> tuple[Work, dict[s
     found = (teacher_record, initial_record, previous_record)
     work = Work(
         train=images,
-        validation=held_out(plan, stage.data_name, "validation"),
+        validation=splits["validation"],
         draws=draws,
         teacher=taught_by,
         features=features,
@@ -245,7 +235,7 @@ def evaluate(plan: Plan, run: Run, seed: int) -> None:
     model, trained = trained_student(plan, run, seed)
     torch.set_num_threads(plan.resources("evaluate").threads)
     device = available_device()
-    split = held_out(plan, stage.data_name, "test")
+    split = subsets.splits(plan, stage.data_name)["test"]
     logits, labels = predict(
         model.to(device),
         evaluation_loader(split, stage.data, 256, plan.scale.loader_workers),
@@ -254,8 +244,8 @@ def evaluate(plan: Plan, run: Run, seed: int) -> None:
     )
     guesses = logits.argmax(1).tolist()
     path = plan.paths.metrics(run.name, seed)
-    lines = [f"{n},{t},{g}" for n, t, g in zip(split.names, labels.tolist(), guesses, strict=True)]
-    record.write_text(path.with_name("predictions.csv"), "\n".join(["image,label,top1", *lines]) + "\n")
+    rows = zip(split.names, labels.tolist(), guesses, strict=True)
+    record.write_text(path.with_name("predictions.csv"), files.table(("image", "label", "top1"), rows))
     record.write(
         path,
         {
@@ -290,7 +280,7 @@ def pretrained(plan: Plan, label: str) -> None:
     given = Teacher(model=peer.model, args=peer.args, top1=0.0, weights=peer.weights, sha256=peer.sha256)
     model = teachers.build(given, spec)
     device = available_device()
-    split = held_out(plan, "main", "test")
+    split = subsets.splits(plan, "main")["test"]
     batches = evaluation_loader(split, spec, 64, plan.scale.loader_workers)
     logits, labels = predict(teachers.Classifier(model).to(device), batches, device)
     record.write(

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dearkd.augment import Transform
-from dearkd.data import Images
+from dearkd.images import Images
 from dearkd.keys import numpy_generator, seed_cpu, torch_generator
 from dearkd.schema import InputError
 from dearkd.spec import Augment, Data

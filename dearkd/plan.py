@@ -256,6 +256,10 @@ class Paths:
         """Folder with the list of each fraction and of the validation split."""
         return self.results / "subsets" / data
 
+    def seen(self, data: str) -> Path:
+        """Sizes and times of the files of a data set when their contents were last read on this machine."""
+        return Path(self.checkpoints) / self.scale / "seen" / f"{data}.csv"
+
     def presized(self, data: str) -> Path:
         """Record of the smaller copy of a data set's training images."""
         return self.results / "presized" / f"{data}.json"

@@ -37,6 +37,8 @@ def load(plan: Plan, runs: list[Run]) -> pd.DataFrame:
             metrics = record.read(path)
             if metrics["weights_sha256"] != stages[-1]["weights_sha256"]:
                 raise _stale(plan, path, "it measured other weights than its last stage made")
+            if metrics["data"]["sha256"] != stages[-1]["data"]["sha256"]["test"]:
+                raise _stale(plan, path, "it measured other test images than today's")
             dirty = any(r["git"]["dirty"] for r in (*stages, metrics))
             tested = metrics["data"]["images"]
             lines.append({"run": run.name, "seed": seed, "dirty": dirty, "tested": tested, **metrics["metrics"]})
@@ -140,10 +142,18 @@ def check(plan: Plan, run: Run, seed: int) -> list[dict[str, Any]]:
             last = record.read(plan.paths.stage(before.name, seed, before.stages[-1].name))
             if values["initial"]["weights_sha256"] != last["weights_sha256"]:
                 raise _stale(plan, path, f"{before.name}, from which it starts, has other weights now")
+        if values["data"]["sha256"] != data_sha256(plan, stage.data_name, values["data"]["sha256"]):
+            raise _stale(plan, path, f"the images of {stage.data_name} are others now")
         if stage.source and values["data"]["images_sha256"] != images_sha256(plan, stage, seed):
             raise _stale(plan, path, f"the images of {stage.source.name} are others now")
         found.append(values)
     return found
+
+
+def data_sha256(plan: Plan, name: str, default: dict[str, str]) -> dict[str, str]:
+    """What the record of data set `name` says of its train and test images; `default` where it is not here."""
+    path = plan.paths.subsets(name) / "data.json"
+    return record.read(path)["sha256"] if path.is_file() else default
 
 
 def images_sha256(plan: Plan, stage: Stage, seed: int) -> str:

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from dearkd import record, results
+from dearkd import files, record, results
 from dearkd.plan import Plan, Run
 from dearkd.schema import InputError
 
@@ -30,8 +30,13 @@ class Standing(NamedTuple):
 
 
 def standings(plan: Plan, runs: list[Run], held: set[Path]) -> list[Standing]:
-    """Every stage of every seed of the runs. held: folders of checkpoints that a living job has."""
-    return [_stage(plan, run, seed, name, held) for run in runs for seed in run.seeds for name in _names(run)]
+    """Every stage of every seed of the runs. held: folders of checkpoints that a living job has.
+
+    A stage whose images have been added to, removed or changed on this machine is stale.
+    """
+    data = dict.fromkeys(s.data_name for run in runs for s in run.stages)
+    changed = {name: files.changes(plan, name) for name in data if files.here(plan, name)}
+    return [_stage(plan, run, seed, name, held, changed) for run in runs for seed in run.seeds for name in _names(run)]
 
 
 def describe(found: list[Standing]) -> str:
@@ -56,7 +61,7 @@ def _names(run: Run) -> list[str]:
     return [stage.name for stage in run.stages]
 
 
-def _stage(plan: Plan, run: Run, seed: int, name: str, held: set[Path]) -> Standing:
+def _stage(plan: Plan, run: Run, seed: int, name: str, held: set[Path], changed: dict[str, str]) -> Standing:
     path, folder = plan.paths.stage(run.name, seed, name), plan.paths.state(run.name, seed, name)
     steps = _steps(plan, run, name)
     if folder in held:
@@ -67,6 +72,9 @@ def _stage(plan: Plan, run: Run, seed: int, name: str, held: set[Path]) -> Stand
         until = run.stages[: _names(run).index(name) + 1]
         try:
             results.check(plan, dataclasses.replace(run, stages=until), seed)
+            data = run.stage(name).data_name
+            if changed.get(data):
+                raise InputError(f"images of {data}: {changed[data]} since; put them back, or run `subset {data}`")
         except InputError as error:
             return Standing(run.name, seed, name, "stale", steps, steps, note=str(error))
         return Standing(run.name, seed, name, "done", steps, steps)

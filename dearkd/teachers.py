@@ -4,7 +4,6 @@
 and must reach its published accuracy before anything learns from it. Model layer.
 """
 
-import contextlib
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,14 +20,12 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dearkd import hub, lite0, spec
-from dearkd.models import FeatureShape, create
+from dearkd.models import FeatureShape
 from dearkd.schema import InputError, unknown
 
 CHANNELS_LAST = 64
 """Side of the images, in pixels, from which a teacher's weights lie channels last: RegNetY-16GF's early stages take a
 fifth less time at 224 on a CPU, and a GPU's bf16 kernels want it so. Small images lose by it."""
-LARGEST = 300
-"""Side in pixels up to which `probe` looks for one that a network takes."""
 Moments = tuple[tuple[float, ...], tuple[float, ...]]
 """(mean, std) of each channel."""
 
@@ -207,34 +204,6 @@ def moments(teacher: spec.Teacher, net: nn.Module, channels: int) -> Moments | N
     tag = (net.pretrained_cfg["mean"], net.pretrained_cfg["std"])
     # timm adds a first layer's weights up for grey images, so what it wants of them is the channels' average.
     return tuple(tuple(m) if len(m) == channels else (sum(m) / len(m),) * channels for m in tag)
-
-
-def probe(model: spec.Model, side: int, channels: int) -> list[tuple[int, int, int]]:
-    """(channels, height, width) of each stage's features for images of `side` pixels, without weights or arithmetic.
-
-    Raises InputError when the network cannot take such images, naming the smallest side it takes, or has no stages.
-    """
-    with torch.device("meta"):
-        net = create(model, 0).eval()
-    if not hasattr(net, "forward_intermediates"):
-        raise InputError(f"teacher {model.name}: timm gives no features of its stages; take another CNN")
-
-    def stages(side: int) -> list[tuple[int, int, int]] | None:
-        with contextlib.suppress(RuntimeError):
-            images = torch.empty(2, channels, side, side, device="meta")
-            net(images)
-            return [tuple(f.shape[1:]) for f in net.forward_intermediates(images)[1]]
-        return None
-
-    found = stages(side)
-    if found is None:
-        taken = next((larger for larger in range(side + 1, LARGEST) if stages(larger)), None)
-        raise InputError(
-            f"teacher {model.name}: this CNN cannot take the scale's images of {side} pixels"
-            + (f", it needs {taken} or more" if taken else "")
-            + "; change image_size, or take a CNN for small images, such as resnet18"
-        )
-    return found
 
 
 def start(model: spec.Model) -> dict[str, Tensor]:

@@ -1,7 +1,6 @@
 """The gate before a teacher: orders of outputs, mean and std, side and channels of a CNN of one's own."""
 
 import dataclasses
-import re
 import time
 import unicodedata
 
@@ -16,7 +15,6 @@ from torch import nn
 
 import dearkd.models  # noqa: F401  registers convnet_micro
 from dearkd import gate, hub, spec, teachers
-from dearkd.__main__ import main
 from dearkd.data import Images
 from dearkd.schema import InputError, build, fingerprint
 
@@ -257,40 +255,6 @@ def test_codes_and_logits_are_the_networks_own_whatever_its_classifier(model):
     torch.testing.assert_close(logits, net(images))
     gate.reorder(net, [2, 0])
     torch.testing.assert_close(net(images), logits[:, [2, 0]])
-
-
-# ---------------------------------------------------------------------------------------------- before training
-
-
-@pytest.mark.parametrize("model, smallest", [("inception_v3", 75), ("vgg11_bn", 32), ("dla46_c", 31)])
-def test_a_cnn_that_needs_larger_images_says_which(model, smallest):
-    teacher = spec.Model(name=model, args=(("in_chans", 1), ("num_classes", 3)), init="timm")
-    with pytest.raises(InputError, match=f"{model}: .* images of 12 pixels, it needs {smallest} or more"):
-        teachers.probe(teacher, 12, 1)
-    assert len(teachers.probe(teacher, smallest, 1)) >= 4
-
-
-def test_a_probe_gives_the_shapes_that_real_images_have():
-    torch.manual_seed(0)
-    real = teachers.Teacher(timm.create_model("resnet10t")).feature_shapes(torch.zeros(1, 3, 64, 64))
-    found = teachers.probe(spec.Model(name="resnet10t", init="timm"), 64, 3)
-    assert found == [(shape.channels, *shape.size) for shape in real]
-
-
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ("teachers: {main: {model: inception_v3}}", "images of 64 pixels, it needs 75 or more"),
-        ("distillation: {pairs: [[4, 7]]}", r"pairs names teacher stage 7, but resnet18 has stages 0 to 4"),
-    ],
-)
-def test_what_cannot_be_taught_is_refused_before_the_teacher_is_trained(
-    tmp_path, monkeypatch, capsys, changes, message
-):
-    monkeypatch.setenv("IMAGES", str(tmp_path))
-    (tmp_path / "mine.yaml").write_text(f"extends: custom\nname: mine\n{changes}\n")
-    assert main(["train", "teacher-main", "--scale", str(tmp_path / "mine.yaml"), "--seed", "0", "--stage", "I"]) == 2
-    assert re.search(message, capsys.readouterr().err)
 
 
 # ---------------------------------------------------------------------------------------------- the hub

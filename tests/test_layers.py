@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-PLAN = ["schema", "spec", "scale", "recipes", "plan", "matrix", "record", "cost"]
+PLAN = ["schema", "spec", "scale", "recipes", "plan", "matrix", "record", "files", "cost"]
 MODEL = ["keys", "attention_cpu", "attention", "aligner", "losses", "priors", "t2t", "models", "lite0", "hub"]
 MODEL += ["teachers"]
 RUN = [
+    "images",
+    "folder",
     "data",
     "augment",
     "subsets",

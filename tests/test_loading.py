@@ -238,6 +238,7 @@ SCALE = """
 extends: smoke
 name: copied
 summary: JPEG files, of which training reads a smaller copy
+fractions: [50, 100]
 data: {main: {kind: folder, root: tiny, classes: 2, image_size: 12, channels: 3, validation: 0, presize: 24,
               mean: [0.5, 0.5, 0.5], std: [0.2, 0.2, 0.2]}}
 training: {batch: 8, micro_batch: 4, augment: {kind: timm, auto: "", decode: reduced}}

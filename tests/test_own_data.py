@@ -173,6 +173,7 @@ def test_an_empty_class_and_too_few_images_are_named(folder, tmp_path):
             Image.new("L", (8, 8)).save(tmp_path / "few" / name / f"{i}.png")
     mine = yaml.safe_load(Path("mine.yaml").read_text())
     mine["data"]["main"] |= {"root": str(tmp_path / "few"), "classes": 2, "validation": 2}
+    mine["fractions"] = [100]
     Path("mine.yaml").write_text(yaml.safe_dump(mine))
     with pytest.raises(InputError, match="few/b: no images of this class"):
         data.read(load_scale("mine.yaml").data["main"])

@@ -20,7 +20,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from dearkd import jobs, labels, matrix, models, optimise, teachers
+from dearkd import jobs, labels, matrix, models, optimise, subsets, teachers
 from dearkd.artifacts import available_device
 from dearkd.attention import MHCA
 from dearkd.checkpoint import Checkpoints
@@ -218,7 +218,7 @@ def test_a_replayed_step_is_the_launched_one(plan, losses):
 
 
 def test_pixels_on_the_device_are_the_cpus_to_rounding(plan):
-    images = jobs.held_out(plan, "main", "validation")
+    images = subsets.splits(plan, "main")["validation"]
     data = plan.scale.data["main"]
     augment = plan.scale.training.augment
     schedule = Schedule(len(images), len(images), 10, 5, 1, seed=3)
