@@ -65,7 +65,8 @@ def lines_against_data(ax: Axes, frame: pd.DataFrame, value: str, spread: str | 
     """A line per method over the share of images (log scale), error bars of one standard deviation."""
     for label, rows in frame.groupby("row", sort=False):
         rows = rows.dropna(subset=[value])
-        ax.errorbar(rows["fraction"], rows[value], rows[spread] if spread else None, label=label)
+        shown = f" {label}" if label.startswith("_") else label  # matplotlib's legends leave such labels out
+        ax.errorbar(rows["fraction"], rows[value], rows[spread] if spread else None, label=shown)
     fractions = sorted(frame["fraction"].unique())
     ax.set_xscale("log")
     ax.set_xticks(fractions, [f"{f} %" for f in fractions])
