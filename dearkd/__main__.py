@@ -23,7 +23,7 @@ AGAIN = 75
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 """A full disk, a spent quota, a read-only place."""
 HEAVY = ("subset", "presize", "teacher", "labels", "train", "evaluate", "pretrained", "throughput")
-HEAVY += ("synthesize", "diversity")
+HEAVY += ("synthesize", "distil", "diversity")
 """Verbs that need torch."""
 
 
@@ -72,11 +72,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m dearkd", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    def verb(function, help: str, *names: str) -> argparse.ArgumentParser:
+    def verb(function, help: str, *names: str, scale: bool = True) -> argparse.ArgumentParser:
         sub = verbs.add_parser(function.__name__.strip("_"), help=help, description=help)
         for name in names:
             sub.add_argument(name)
-        sub.add_argument("--scale", default="digits", help="a scale of workflow/scales, or a .yaml file of your own")
+        if scale:
+            sub.add_argument(
+                "--scale", default="digits", help="a scale of workflow/scales, or a .yaml file of your own"
+            )
         sub.set_defaults(verb_function=function)
         return sub
 
@@ -136,6 +139,16 @@ def _parser() -> argparse.ArgumentParser:
             f"--{name}", default="", help=f"{name} of the pixels it learned from, comma-separated; default: the tag's"
         )
     own.add_argument("--out", default="synthetic", help="folder for images.zip, images.csv and images.json")
+    distil = verb(_distil, "train a DearKD from a CNN of your own, on images made from it or on a folder", scale=False)
+    distil.add_argument(
+        "--images", type=Path, required=True, help="images.zip of synthesize, or a folder of class folders"
+    )
+    distil.add_argument("--teacher", default="", help="timm name of the CNN; default: the one in images.json")
+    distil.add_argument("--weights", default="", help="its weights; default: those in images.json")
+    distil.add_argument("--student", default="Ti", help="Ti (default), S or B")
+    distil.add_argument("--epochs", type=int, default=100, help="a teacher teaches in the first five sixths of them")
+    distil.add_argument("--seed", type=int, default=0)
+    distil.add_argument("--out", type=Path, required=True, help="folder for the student, its scale and its checkpoints")
     verb(_pretrained, "evaluate weights that others have trained, a row of Table 3", "label")
     verb(_throughput, "size and images/s of every architecture of Table 3 on this machine")
     verb(_diversity, "LPIPS, latent codes and a sample of a set of images", "images").add_argument(
@@ -314,6 +327,21 @@ def _invert(args: argparse.Namespace) -> None:
             300.0 if args.save_seconds is None else args.save_seconds,
         )
     )
+
+
+def _distil(args: argparse.Namespace) -> None:
+    from dearkd import distil
+
+    folder = distil.distil(
+        args.images.expanduser(),
+        args.teacher,
+        args.weights,
+        args.student,
+        args.out.expanduser(),
+        args.epochs,
+        args.seed,
+    )
+    print(f'timm.create_model("local-dir:{folder}", pretrained=True)')
 
 
 def _numbers(name: str, args: argparse.Namespace) -> tuple[float, ...]:

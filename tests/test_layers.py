@@ -45,6 +45,7 @@ RUN += [
     "datafree",
     "invert",
     "export",
+    "distil",
 ]
 RUN += ["export", "describe", "fetch", "warm", "devices", "live"]
 READ = ["escaping", "results", "tables", "inference", "comparisons", "claims", "diagrams", "latent", "figures"]
