@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from dearkd import data, matrix, models, recipes, record, subsets, teachers
+from dearkd import data, matrix, models, recipes, record, strict_yaml, subsets, teachers
 from dearkd.artifacts import available_device
 from dearkd.checkpoint import Checkpoints
 from dearkd.plan import Paths
@@ -71,7 +71,7 @@ class Task:
 
 def read(path: Path) -> list[Task]:
     """The trainings that a file asks for, in its order; InputError naming what does not fit."""
-    search = build(Search, matrix.read_yaml(path), str(path))
+    search = build(Search, strict_yaml.read(path), str(path))
     tasks = []
     for i, trial in enumerate(search.trials, 1):
         where = f"{path}: trials, item {i}"

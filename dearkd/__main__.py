@@ -297,14 +297,14 @@ def _synthesize(args: argparse.Namespace) -> None:
 
 
 def _invert(args: argparse.Namespace) -> None:
-    from dearkd import invert, matrix
+    from dearkd import invert, strict_yaml
     from dearkd.schema import build
     from dearkd.spec import Synthesis, Teacher
 
     recipe = None
     if args.recipe:
         path = Path(args.recipe).expanduser()
-        recipe = build(Synthesis, invert.read_recipe(matrix.read_yaml(path), args.recipe), args.recipe)
+        recipe = build(Synthesis, invert.read_recipe(strict_yaml.read(path), args.recipe), args.recipe)
     if args.images < 1 or args.image_size < 0:
         raise InputError(
             f"--images {args.images}, --image-size {args.image_size}: at least one image, of at least one pixel"

@@ -4,108 +4,149 @@ Plan layer: standard library and yaml, so that the Snakefile and the readers sta
 """
 
 import csv
+import dataclasses
+import hashlib
 import inspect
 import json
-import re
-from collections.abc import Mapping, Sequence
+import typing
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-import yaml
-
-from dearkd import recipes
-from dearkd.plan import Cell, Figure, Plan, Row, Run, Table, competitor_name
+from dearkd import recipes, strict_yaml
+from dearkd.plan import Cell, Figure, Kind, Metric, Plan, Row, Run, Table
 from dearkd.scale import Peer, Scale
-from dearkd.schema import InputError, build, freeze, lookup, override, unknown
+from dearkd.scale_file import load_scale
+from dearkd.schema import (
+    InputError,
+    Matches,
+    Name,
+    Several,
+    build,
+    convert,
+    freeze,
+    lookup,
+    override,
+    shown,
+    slug,
+    spec,
+    unknown,
+)
 from dearkd.spec import Source
 
 MATRIX = Path("workflow/experiments.yaml")
-SCALES = Path("workflow/scales")
 PAPER = Path("paper")
-DESCRIPTION = ("label", "paper", "architecture", "extra")
-"""Keys of a row that describe it and do not change what is trained."""
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""libyaml's where it is built in: every job reads the matrix, which takes it 20 ms and Python's own parser 200."""
+RULES = ("all", "subset", "presize", "teacher", "labels", "train", "synthesize", "diversity", "evaluate", "pretrained")
+RULES += ("throughput", "table", "figure", "curve", "curves", "savings", "claims", "report", "notebook", "notebooks")
+"""Of the workflow, whose targets tables and figures are too."""
+LONGEST = 180
+"""Characters of a run's name: a folder's name has at most 255 bytes."""
+Entry = dict[str, object]
+"""A row as the file has it: what describes it, its method, the method's switches and dotted keys of the scale."""
 
 
-def load_scale(name: str, changes: Mapping[str, Any] | None = None) -> Scale:
-    """Read `workflow/scales/<name>.yaml`, or the file `name` when it ends in .yaml.
+@spec
+class Numbers:
+    """Where a table's paper numbers are."""
 
-    A scale may start from another (`extends: digits`); mappings are merged key by key, all else is replaced. `changes`
-    are merged over the file in the same way.
-    Raises InputError naming file and key for whatever does not fit.
-    """
-    return build(Scale, _merge(_merged(name, ()), changes or {}), _scale_path(name).as_posix())
+    file: Annotated[str, Matches(r"[\w-]+\.csv", "a file of paper/")]
+    value: str
 
 
-def _scale_path(name: str) -> Path:
-    own = Path(name.removesuffix(".yaml") + ".yaml")  # records and errors call a file of one's own by its scale's name
-    path = own if name.endswith(".yaml") else SCALES / own
-    if not path.is_file() and own.is_file():
-        return own
-    if not path.is_file():
-        known = [p.stem for p in SCALES.glob("*.yaml")]
-        raise InputError(unknown(name, known, "scale", SCALES.as_posix()))
-    return path
+@spec
+class Across:
+    """What runs over a table's columns of numbers, and the paper's column for it."""
+
+    key: str
+    paper: str
+    values: object = None
+    """Our values and the paper's for them, or a list where these are the same; none for the scale's fractions."""
 
 
-def _merged(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
-    path = _scale_path(name)
-    if path.as_posix() in seen:
-        raise InputError(f"{path}: extends itself through {' -> '.join(seen)}")
-    values = read_yaml(path)
-    base = values.pop("extends", None)
-    return _merge(_merged(base, (*seen, path.as_posix())), values) if base else values
+@spec
+class TableEntry:
+    """A table as the file has it; `plan.Table` says what the keys mean."""
+
+    title: str
+    metric: Metric
+    also: Annotated[tuple[Metric, ...], Several()] = ()
+    note: str = ""
+    reads: Literal["metrics", "diversity"] = "metrics"
+    paper: Numbers | None = None
+    columns: Annotated[tuple[str, ...], Several()] = ()
+    across: Across | None = None
+    gap_to: str = ""
+    delta_to: str = ""
+    defaults: Entry = dataclasses.field(default_factory=dict)
+    rows: tuple[Entry, ...]
 
 
-def _merge(base: Any, top: Any) -> Any:
-    if isinstance(base, dict) and isinstance(top, dict):
-        return base | {k: _merge(base[k], v) if k in base else v for k, v in top.items()}
-    return top
+@spec
+class FigureEntry:
+    """A figure as the file has it; `plan.Figure` says what the keys mean."""
+
+    title: str
+    kind: Kind
+    reads: Literal["metrics", "curves", "teachers", "diversity"] = "metrics"
+    table: str = ""
+    rows: tuple[Entry, ...] = ()
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; InputError naming the file, and the line, when it is missing or none."""
-    try:
-        values = yaml.load(path.read_text(), Loader=LOADER)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected a mapping of keys")
-    return values
+@spec
+class Matrix:
+    tables: dict[Name, TableEntry] = dataclasses.field(default_factory=dict)
+    figures: dict[Name, FigureEntry] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in (*self.tables, *self.figures):
+            if name in RULES:
+                raise InputError(f"{name} is a rule of the workflow; call the table or figure otherwise")
+            if name in self.tables and name in self.figures:
+                raise InputError(f"{name} is a table and a figure; call one of them otherwise")
+
+
+@spec
+class Description:
+    """What describes a row and does not change what is trained."""
+
+    label: Annotated[str, Matches(r"\S.{0,199}", "a text of one line")]
+    paper: Entry = dataclasses.field(default_factory=dict)
+    """Columns of the paper's CSV and what they hold in the one line that has the row's number."""
+    architecture: Annotated[str, Matches(r"(\w[\w.-]*)?", "a model of timm by name")] = ""
+    extra: bool = False
+    """The paper has no such row; only a scale that names it under its own `extra` has it."""
+
+
+DESCRIPTION = tuple(f.name for f in dataclasses.fields(Description))
 
 
 def load(scale: str | Scale, matrix: Path = MATRIX) -> Plan:
     """Resolve the matrix at a scale."""
     scale = load_scale(scale) if isinstance(scale, str) else scale
     reader = _Reader(scale, matrix)
-    for name in reader.values:
-        if name not in ("tables", "figures"):
-            raise InputError(unknown(name, ("tables", "figures"), "key", str(matrix)))
-    tables = {name: reader.table(name, v) for name, v in reader.wanted("tables").items()}
-    figures = {name: reader.figure(name, v, tables) for name, v in reader.wanted("figures").items()}
+    tables = {name: reader.table(name, v) for name, v in reader.wanted(reader.entries.tables).items()}
+    figures = {name: reader.figure(name, v, tables) for name, v in reader.wanted(reader.entries.figures).items()}
     return Plan(
         scale=scale,
         runs=reader.runs,
         sources=reader.sources,
+        competitors=reader.competitors,
         pretrained=reader.pretrained,
         tables=tables,
         figures=figures,
     )
 
 
-class _Across(NamedTuple):
+class _Over(NamedTuple):
+    """Columns of numbers: our values of a key and the paper's for them, then values that only the paper has."""
+
     key: str
     paper: str
     ours: Mapping[Any, Any]
-    """Our values and the paper's for them."""
     quoted: tuple[Any, ...] = ()
-    """Values that only the paper has."""
 
 
-_ALONE = _Across("", "", {None: None})
+_ALONE = _Over("", "", {None: None})
 
 
 class _Reader:
@@ -113,10 +154,13 @@ class _Reader:
 
     def __init__(self, scale: Scale, matrix: Path) -> None:
         self.scale, self.matrix = scale, matrix
-        self.values = read_yaml(matrix)
+        self.entries = build(Matrix, strict_yaml.read(matrix), str(matrix))
         self.runs: dict[str, Run] = {}
+        self.names: dict[recipes.Stages, str] = {}
         self.sources: dict[str, Source] = {}
+        self.competitors: dict[str, tuple[str, ...]] = {}
         self.pretrained: dict[str, Peer] = {}
+        self.paper: dict[str, list[dict[str, str]]] = {}
         for name, teacher in scale.teachers.items():
             if teacher.training is not None:
                 run = Run(
@@ -129,181 +173,146 @@ class _Reader:
                 )
                 self.runs[run.name] = run
 
-    def wanted(self, kind: str) -> dict[str, Any]:
+    def wanted(self, entries: Mapping[str, Any]) -> dict[str, Any]:
         """The matrix's tables or figures, or those of them that the scale asks for."""
-        values = self.values.get(kind, {})
-        known = [*self.values.get("tables", {}), *self.values.get("figures", {})]
+        known = [*self.entries.tables, *self.entries.figures]
         for name in self.scale.only:
             if name not in known:
                 raise InputError(unknown(name, known, "table or figure", f"scale {self.scale.name}: only"))
-        tables = self.values.get("tables", {})
         for name in self.scale.extra:
-            if name not in tables:
-                raise InputError(unknown(name, tables, "table", f"scale {self.scale.name}: extra"))
+            if name not in self.entries.tables:
+                raise InputError(unknown(name, self.entries.tables, "table", f"scale {self.scale.name}: extra"))
         papers = [*known, *(path.stem for path in PAPER.glob("table*.csv"))]
         for name in self.scale.quoted:
             if name not in papers:
                 raise InputError(unknown(name, papers, "table", f"scale {self.scale.name}: quoted"))
-        return {n: v for n, v in values.items() if not self.scale.only or n in self.scale.only}
+        return {n: v for n, v in entries.items() if not self.scale.only or n in self.scale.only}
 
-    def table(self, name: str, values: Mapping[str, Any]) -> Table:
+    # ------------------------------------------------------------------------------------------ tables and figures
+
+    def table(self, name: str, entry: TableEntry) -> Table:
         where = f"{self.matrix}: tables.{name}"
-        keys = ("title", "metric", "also", "note", "reads", "paper", "columns", "across", "gap_to", "delta_to")
-        self._check(values, (*keys, "defaults", "rows"), where)
-        _require(values, ("title", "metric", "rows"), where)
-        columns = tuple(values.get("columns", ()))
-        paper = values.get("paper", {})
-        reads = self._reads(values, ("metrics", "diversity"), where)
-        rows = []
-        extra = self._named("extra", name, [row for row in values["rows"] if row.get("extra")])
-        quoted = self._named("quoted", name, values["rows"])
-        for i, row in enumerate(values["rows"], 1):
-            if row.get("extra") and row.get("label") not in extra:
+        whole = [{**entry.defaults, **row} for row in entry.rows]
+        labels = [row.get("label") for row in whole]
+        extra = self._named("extra", name, [row for row in whole if row.get("extra")])
+        quoted = self._named("quoted", name, whole)
+        across, rows = self._across(entry.across, where), []
+        for i, row in enumerate(whole, 1):
+            here = f"{where}, row {i}"
+            if _description(row, here).extra and row["label"] not in extra:
                 continue
-            row, here = {**values.get("defaults", {}), **row}, f"{where}, row {i}"
-            if reads == "diversity":
-                rows.append(self._images_row(row, paper, here))
+            if row["label"] in labels[: i - 1]:
+                raise InputError(f"{here}: label {row['label']!r} is that of a row above; each row has its own")
+            if entry.reads == "diversity":
+                rows.append(self._images_row(row, entry.paper, here))
             else:
-                ours = row.get("label") not in quoted
-                rows.append(self._row(row, columns, self._across(values, where), paper, here, ours))
+                rows.append(self._row(row, entry.columns, across, entry.paper, here, row["label"] not in quoted))
+        if not rows:
+            raise InputError(f"{where}: rows: at least one")
         for key in ("gap_to", "delta_to"):
-            if values.get(key) and values[key] not in [row.label for row in rows]:
-                raise InputError(unknown(values[key], [row.label for row in rows], "row", f"{where}: {key}"))
-        return Table(
-            name=name,
-            title=values["title"],
-            metric=values["metric"],
-            also=tuple(values.get("also", ())),
-            note=values.get("note", ""),
-            reads=reads,
-            columns=columns,
-            across=values.get("across", {}).get("key", ""),
-            gap_to=values.get("gap_to", ""),
-            delta_to=values.get("delta_to", ""),
-            rows=tuple(rows),
-        )
+            if getattr(entry, key) and getattr(entry, key) not in labels:
+                raise InputError(unknown(getattr(entry, key), [row.label for row in rows], "row", f"{where}: {key}"))
+        for column in entry.columns:
+            if all(dict(row.columns).get(column) is None for row in rows):
+                raise InputError(f"{where}: columns: no row has {column!r}; name a switch of its rows")
+        same = ("title", "metric", "also", "note", "reads", "columns", "gap_to", "delta_to")
+        return Table(name=name, across=across.key, rows=tuple(rows), **{key: getattr(entry, key) for key in same})
 
-    def _named(self, key: Literal["extra", "quoted"], table: str, rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    def _named(self, key: Literal["extra", "quoted"], table: str, rows: list[Entry]) -> tuple[str, ...]:
         """The rows of a table that the scale names under a key of its own; they must be some of `rows`."""
-        named, labels = getattr(self.scale, key).get(table, ()), [row.get("label") for row in rows]
+        named, labels = getattr(self.scale, key).get(table, ()), [str(row.get("label")) for row in rows]
         for label in named:
             if label not in labels:
                 raise InputError(unknown(label, labels, "row", f"scale {self.scale.name}: {key}.{table}"))
         return named
 
-    def _across(self, values: Mapping[str, Any], where: str) -> "_Across":
-        """What runs over a table's columns of numbers: {key, paper: its column in the CSV, values: ours to paper's}."""
-        across = values.get("across")
-        if across is None:
-            return _ALONE
-        self._check(across, ("key", "paper", "values"), f"{where}: across")
-        _require(
-            across,
-            ("key", "paper") if across.get("key") == "fraction" else ("key", "paper", "values"),
-            f"{where}: across",
-        )
-        key, paper = across["key"], across["paper"]
-        if key == "fraction":
-            return _Across(key, paper, {f: f for f in self.scale.fractions})
-        if key == "target":
-            targets = self.scale.transfer.targets
-            quoted = tuple(v for v in across["values"] if v not in targets)
-            return _Across(key, paper, {t: t for t in targets}, quoted)
-        return _Across(key, paper, across["values"])
-
-    @staticmethod
-    def _reads(values: Mapping[str, Any], known: tuple[str, ...], where: str) -> Any:
-        reads = values.get("reads", "metrics")
-        if reads not in known:
-            raise InputError(unknown(str(reads), known, "value", f"{where}: reads"))
-        return reads
-
-    def _images_row(self, values: Mapping[str, Any], paper: Mapping[str, str], where: str) -> Row:
-        """A row about a set of images, not a run."""
-        _require(values, ("label", "images"), where)
-        self._check(values, (*DESCRIPTION, "images"), where)
-        number = _paper_number(paper, values["paper"], where) if values.get("paper") else None
-        self._source(values["images"])
-        cell = Cell(keys=(), run=values["images"], paper=number)
-        return Row(label=values["label"], method=values["images"], student="", columns=(), cells=(cell,))
-
-    def _source(self, name: str) -> None:
-        """Take up a set of synthetic images and the runs of the students that compete for it."""
-        if name == recipes.REAL or name in self.sources:
-            return
-        source = recipes.source(self.scale, name)
-        self.sources[name] = source
-        for round in range(source.recipe.rounds) if source.student else ():
-            self._source("deepinversion")
-            run = Run(
-                name=competitor_name(source, round),
-                method="dearkd",
-                student=source.recipe.student,
-                fraction=100,
-                stages=recipes.competitor(self.scale, name, round),
-                seeds=self.scale.seeds,
-            )
-            self.runs.setdefault(run.name, run)
-
-    def figure(self, name: str, values: Mapping[str, Any], tables: Mapping[str, Table]) -> Figure:
+    def figure(self, name: str, entry: FigureEntry, tables: Mapping[str, Table]) -> Figure:
         where = f"{self.matrix}: figures.{name}"
-        self._check(values, ("title", "kind", "reads", "table", "rows"), where)
-        _require(values, ("title", "kind"), where)
-        table = values.get("table", "")
-        if table and table not in tables:
-            if table in self.values["tables"]:
-                raise InputError(f"scale {self.scale.name}: only names {name}, which needs {table}; name that too")
-            raise InputError(unknown(table, tables, "table", where))
-        reads = self._reads(values, ("metrics", "curves", "teachers", "diversity"), where)
-        rows = tables[table].rows if table else ()
-        for i, row in enumerate(values.get("rows", ()), 1):
+        if entry.table and entry.table not in tables:
+            if entry.table in self.entries.tables:
+                raise InputError(
+                    f"scale {self.scale.name}: only names {name}, which needs {entry.table}; name that too"
+                )
+            raise InputError(unknown(entry.table, tables, "table", where))
+        rows = tables[entry.table].rows if entry.table else ()
+        for i, row in enumerate(entry.rows, 1):
             here = f"{where}, row {i}"
-            if reads != "diversity":
-                rows = (*rows, self._row(row, (), _ALONE, {}, here))
-            elif self.scale.students or not recipes.competes(row.get("images", "")):
-                rows = (*rows, self._images_row(row, {}, here))
-        return Figure(name=name, title=values["title"], kind=values["kind"], reads=reads, rows=rows, table=table)
+            if entry.reads != "diversity":
+                rows = (*rows, self._row(row, (), _ALONE, None, here))
+            elif self.scale.students or not recipes.competes(str(row.get("images", ""))):
+                rows = (*rows, self._images_row(row, None, here))
+        if not rows:
+            raise InputError(f"{where}: it needs rows, or a table")
+        return Figure(name=name, title=entry.title, kind=entry.kind, reads=entry.reads, rows=rows, table=entry.table)
+
+    def _across(self, entry: Across | None, where: str) -> _Over:
+        if entry is None:
+            return _ALONE
+        if entry.key == "fraction":
+            return _Over(entry.key, entry.paper, {f: f for f in self.scale.fractions})
+        if entry.values is None:
+            raise InputError(f"{where}: across: missing key 'values'")
+        values = entry.values if isinstance(entry.values, dict | list) else [entry.values]
+        pairs = list(values.items()) if isinstance(values, dict) else [(v, v) for v in values]
+        if not pairs or not all(isinstance(v, str | int | float) for pair in pairs for v in pair):
+            raise InputError(f"{where}: across: values: expected our values and the paper's, got {shown(values)}")
+        if entry.key == "target":
+            targets = self.scale.transfer.targets
+            quoted = tuple(v for v, _ in pairs if v not in targets)
+            return _Over(entry.key, entry.paper, {t: t for t in targets}, quoted)
+        return _Over(entry.key, entry.paper, dict(pairs))
+
+    # ------------------------------------------------------------------------------------------ rows
+
+    def _images_row(self, values: Entry, paper: Numbers | None, where: str) -> Row:
+        """A row about a set of images, not a run."""
+        _known(values, (*DESCRIPTION, "images"), where)
+        if "images" not in values:
+            raise InputError(f"{where}: missing key 'images'")
+        described, images = _description(values, where), convert(str, values["images"], f"{where}: images")
+        self._source(images, where)
+        cell = Cell(keys=(), run=images, paper=self._paper_number(paper, described.paper, where))
+        return Row(label=described.label, method=images, student="", columns=(), cells=(cell,))
 
     def _row(
         self,
-        values: Mapping[str, Any],
+        values: Entry,
         columns: tuple[str, ...],
-        across: "_Across",
-        paper: Mapping[str, str],
+        across: _Over,
+        paper: Numbers | None,
         where: str,
         ours: bool = True,
     ) -> Row:
         """A row about runs; `ours`: false leaves it to the paper's numbers."""
-        method = values.get("method", "")
-        _require(values, ("label",), where)
+        method, described = values.get("method", ""), _description(values, where)
         if not method:
-            self._check(values, DESCRIPTION, f"{where}, which without a method is only the paper's")
+            _known(values, DESCRIPTION, f"{where}, which without a method is only the paper's")
             ours = False
         elif method not in recipes.METHODS:
             raise InputError(unknown(str(method), recipes.METHODS, "method", where))
         elif method == recipes.peer.__name__:
-            values = {"student": values["label"], **values}
+            values = {"student": described.label, **values}
             ours = ours and values["student"] in self.scale.peers
         elif "student" not in values and across.key != "student":
             raise InputError(f"{where}: missing key 'student'")
-        defaults = _switches(method) if method else {}
+        defaults = {name: default for name, (_, default) in _switches(method).items()} if method else {}
         cells = []
         for value, paper_value in [*across.ours.items(), *((v, v) for v in across.quoted)]:
             keys = {across.key: value} if across.key else {}
             run = self._name({**values, **keys}, where) if ours and value not in across.quoted else ""
-            selector = {**values.get("paper", {}), **({across.paper: paper_value} if across.key else {})}
-            number = _paper_number(paper, selector, where) if values.get("paper") else None
+            selector = {**described.paper, **({across.paper: paper_value} if across.key else {})}
+            number = self._paper_number(paper, selector, where) if described.paper else None
             cells.append(Cell(keys=freeze(keys), run=run, paper=number))
         return Row(
-            label=values["label"],
+            label=described.label,
             method=method,
-            student=values.get("student", ""),
+            student=str(values.get("student", "")),
             columns=tuple((c, freeze(values.get(c, defaults.get(c)))) for c in columns),
             cells=tuple(cells),
-            architecture=values.get("architecture", ""),
+            architecture=described.architecture,
         )
 
-    def _name(self, values: Mapping[str, Any], where: str) -> str:
+    def _name(self, values: Entry, where: str) -> str:
         """What fills a cell: the name of a run, or the label of a system that others have trained."""
         if values["method"] == recipes.peer.__name__:
             system = self.scale.peers[values["student"]]
@@ -312,88 +321,158 @@ class _Reader:
                 return values["student"]
         return self._run(values, where).name
 
-    def _run(self, values: Mapping[str, Any], where: str) -> Run:
-        defaults = _switches(values["method"])
-        settings = {k: v for k, v in values.items() if k not in (*DESCRIPTION, "method", "student")}
-        dotted = {k: v for k, v in settings.items() if "." in k}
-        switches = {k: v for k, v in settings.items() if "." not in k}
-        for key in switches:
-            if key not in defaults:
-                raise InputError(unknown(key, (*DESCRIPTION, "method", "student", *defaults), "key", where))
-        scale = override(self.scale, dotted, where)
-        self._source(switches.get("images", recipes.REAL))
+    # ------------------------------------------------------------------------------------------ runs
 
-        recipe = recipes.METHODS[values["method"]]
-        try:
-            stages = recipe(scale, values["student"], **switches)
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from None
-        deviating = {k: v for k, v in dotted.items() if lookup(scale, k) != lookup(self.scale, k)}
-        for key, value in switches.items():
-            others = {k: v for k, v in switches.items() if k != key}
-            # A switch that changes nothing at this scale is no part of the name: equal rows are one run.
-            if value != defaults[key] and not _same(recipe, scale, values["student"], others, stages):
-                deviating[key] = value
+    def _run(self, values: Entry, where: str) -> Run:
+        """The run of a row's settings; where another row has the same stages, that row's run."""
+        method, student = values["method"], convert(str, values.get("student"), f"{where}: student")
+        settings = {k: v for k, v in values.items() if k not in (*DESCRIPTION, "method", "student")}
+        switches = _switches(method)
+        _known(
+            {k: v for k, v in settings.items() if "." not in k}, (*DESCRIPTION, "method", "student", *switches), where
+        )
+        resolve = _Recipe(self.scale, method, student, where)
+        settings = {k: convert(switches[k][0], v, f"{where}: {k}") if k in switches else v for k, v in settings.items()}
+        self._source(settings.get("images", recipes.REAL), where)
+        stages = resolve(settings)
+        # A setting that changes nothing here is no part of the name: equal rows are one run.
+        deviating = dict(sorted(settings.items()))
+        for key in list(deviating):
+            others = {k: v for k, v in deviating.items() if k != key}
+            if resolve.same(others, stages):
+                deviating = others
         before = ""
         if stages[0].initial:
-            pretraining = switches.get("pretraining", defaults["pretraining"])
-            longer = {"long": switches["long"]} if "long" in switches else {}
-            before = self._run({"method": pretraining, "student": values["student"], **longer, **dotted}, where).name
+            pretraining = settings.get("pretraining", switches["pretraining"][1])
+            handed = {k: v for k, v in settings.items() if "." in k or k == "long"}
+            before = self._run({"method": pretraining, "student": student, **handed}, where).name
         run = Run(
-            name=run_name(values["method"], values["student"], deviating),
-            method=values["method"],
-            student=values["student"],
-            fraction=switches.get("fraction", 100),
+            name=run_name(method, student, {k: resolve.value(deviating, k) for k in deviating}),
+            method=method,
+            student=student,
+            fraction=settings.get("fraction", 100),
             stages=stages,
             seeds=self.scale.seeds,
             initial=before,
         )
-        return self.runs.setdefault(run.name, run)
+        return self._take(run, where)
 
-    @staticmethod
-    def _check(values: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
-        for key in values:
-            if key not in known:
-                raise InputError(unknown(str(key), known, "key", where))
+    def _take(self, run: Run, where: str) -> Run:
+        """Keep a run: one for equal stages, whatever their settings were called, and never two of one name."""
+        name = self.names.setdefault(run.stages, run.name)
+        if name in self.runs and self.runs[name].stages != run.stages:
+            raise InputError(f"{where}: another row's run is called {name} already, and it has other stages")
+        return self.runs.setdefault(name, dataclasses.replace(run, name=name))
+
+    def _source(self, name: str, where: str) -> None:
+        """Take up a set of synthetic images and the runs of the students that compete for it."""
+        if name == recipes.REAL or name in self.sources:
+            return
+        try:
+            source = recipes.source(self.scale, name)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+        self.sources[name] = source
+        found = []
+        for round in range(source.recipe.rounds) if source.student else ():
+            self._source("deepinversion", where)
+            # The first round's student is that of a row of Table 5.
+            first = run_name("dearkd", source.recipe.student, {"images": "deepinversion"})
+            run = Run(
+                name=f"{name}-student-round{round}" if round else first,
+                method="dearkd",
+                student=source.recipe.student,
+                fraction=100,
+                stages=recipes.competitor(self.scale, name, round),
+                seeds=self.scale.seeds,
+            )
+            found.append(self._take(run, where).name)
+        self.competitors[name] = tuple(found)
+
+    def _paper_number(self, paper: Numbers | None, selector: Mapping[str, Any], where: str) -> float | None:
+        """The paper's value in its CSV for the one line that matches; None where the paper leaves the cell blank."""
+        if paper is None or not selector:
+            return None
+        if paper.file not in self.paper:
+            if not (PAPER / paper.file).is_file():
+                raise InputError(unknown(paper.file, [p.name for p in PAPER.glob("*.csv")], "file", f"{where}: paper"))
+            with (PAPER / paper.file).open(newline="", encoding="utf-8") as file:
+                self.paper[paper.file] = list(csv.DictReader(file))
+        lines = self.paper[paper.file]
+        for key in (*selector, paper.value):
+            if key not in lines[0]:
+                raise InputError(unknown(key, lines[0], "column", f"{where}: {paper.file}"))
+        found = [line for line in lines if all(line[k] == str(v) for k, v in selector.items())]
+        if len(found) > 1:
+            raise InputError(f"{where}: {len(found)} lines of {PAPER / paper.file} match {dict(selector)}")
+        text = found[0][paper.value] if found else ""
+        try:
+            return float(text) if text else None
+        except ValueError:
+            raise InputError(f"{where}: {paper.file} has {text!r} in {paper.value}, which is no number") from None
 
 
-def _require(values: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:
-    for key in keys:
-        if key not in values:
-            raise InputError(f"{where}: missing key {key!r}")
+class _Recipe:
+    """A method of a student at a scale, as a function of a row's settings."""
+
+    def __init__(self, scale: Scale, method: str, student: str, where: str) -> None:
+        self.scale, self.method, self.student, self.where = scale, recipes.METHODS[method], student, where
+
+    def __call__(self, settings: Mapping[str, Any]) -> recipes.Stages:
+        """Its stages; InputError with file and row when the settings contradict themselves."""
+        scale = self._scale(settings)
+        try:
+            return self.method(scale, self.student, **{k: v for k, v in settings.items() if "." not in k})
+        except InputError as error:
+            raise InputError(f"{self.where}: {error}") from None
+
+    def same(self, settings: Mapping[str, Any], stages: recipes.Stages) -> bool:
+        """Whether these settings give these stages; settings that contradict themselves give none."""
+        try:
+            return self(settings) == stages
+        except InputError:
+            return False
+
+    def value(self, settings: Mapping[str, Any], key: str) -> Any:
+        """What a setting comes to, however it was written: 1e-3 and 0.001 are one value."""
+        return lookup(self._scale(settings), key) if "." in key else settings[key]
+
+    def _scale(self, settings: Mapping[str, Any]) -> Scale:
+        dotted = {k: v for k, v in settings.items() if "." in k}
+        return override(self.scale, dotted, self.where) if dotted else self.scale
 
 
-def _same(recipe: Any, scale: Scale, student: str, switches: Mapping[str, Any], stages: recipes.Stages) -> bool:
-    """Whether the recipe makes the same stages with these switches; switches that contradict each other make none."""
-    try:
-        return recipe(scale, student, **switches) == stages
-    except InputError:
-        return False
+def _description(values: Entry, where: str) -> Description:
+    return build(Description, {k: v for k, v in values.items() if k in DESCRIPTION}, where)
+
+
+def _known(values: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+    for key in values:
+        if key not in known:
+            raise InputError(unknown(key, known, "key", where))
 
 
 def run_name(method: str, student: str, deviating: Mapping[str, Any]) -> str:
-    """A run's name and folder: what differs from the method's defaults, in sorted order, and nothing else."""
-    parts = [method, student.replace("/", "-")]
-    for key, value in sorted(deviating.items()):
-        text = {True: "yes", False: "no"}[value] if isinstance(value, bool) else json.dumps(value).strip('"')
-        parts.append(f"{key}~{re.sub(r'[^A-Za-z0-9.]+', '_', text)}")
-    return "-".join(parts)
+    """A run's name and folder: what differs from the method's defaults, in sorted order, and nothing else.
+
+    Two names are equal only where method, student and values are.
+    """
+    parts = [method, slug(student.replace("/", "-"))]
+    name = "-".join([*parts, *(f"{key}~{slug(_text(value))}" for key, value in sorted(deviating.items()))])
+    return name if len(name) <= LONGEST else f"{name[:LONGEST]}~{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def _switches(method: str) -> dict[str, Any]:
-    """A recipe's own keyword arguments and their defaults."""
-    parameters = inspect.signature(recipes.METHODS[method]).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, str) else json.dumps(value, default=dataclasses.asdict, sort_keys=True)
 
 
-def _paper_number(paper: Mapping[str, str], selector: Mapping[str, Any], where: str) -> float | None:
-    """The paper's value in its CSV for the one line that matches; None where the paper leaves the cell blank."""
-    with (PAPER / paper["file"]).open(newline="") as file:
-        lines = list(csv.DictReader(file))
-    for key in selector:
-        if key not in lines[0]:
-            raise InputError(unknown(key, lines[0], "column", f"{where}: {paper['file']}"))
-    found = [line for line in lines if all(line[k] == str(v) for k, v in selector.items())]
-    if len(found) > 1:
-        raise InputError(f"{where}: {len(found)} lines of {PAPER / paper['file']} match {dict(selector)}")
-    return float(found[0][paper["value"]]) if found and found[0][paper["value"]] else None
+def _switches(method: str) -> dict[str, tuple[Any, Any]]:
+    """A recipe's own keyword arguments: (type, default)."""
+    recipe = recipes.METHODS[method]
+    hints = typing.get_type_hints(recipe)
+    parameters = inspect.signature(recipe).parameters.values()
+    return {p.name: (hints[p.name], p.default) for p in parameters if p.default is not inspect.Parameter.empty}

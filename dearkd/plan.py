@@ -10,11 +10,38 @@ from typing import Literal
 
 from dearkd.recipes import REAL
 from dearkd.scale import Peer, Resources, Scale
-from dearkd.schema import InputError, Pairs, fingerprint, spec, unknown
-from dearkd.spec import Augment, Data, Source, Stage, Teacher, subset_name
+from dearkd.schema import InputError, Pairs, fingerprint, slug, spec, unknown
+from dearkd.spec import LOSSES, Augment, Data, Source, Stage, Teacher, subset_name
 
-DECIDED = ("logit", "token")
-"""Losses whose target is the teacher's hard decision (Eq. 5)."""
+Metric = Literal[
+    "top1",
+    "top5",
+    "lpips",
+    "lpips_se",
+    "lpips_vgg",
+    "lpips_alex",
+    "lpips_blurred",
+    "lpips_blurred_se",
+    "easy_positive",
+    "teacher_top1",
+    "parameters",
+    "gmacs",
+    "input_size",
+    "throughput",
+    "ratio",
+    "ratio_dense",
+]
+"""What records measure and tables show."""
+Kind = Literal[
+    "accuracy_against_data",
+    "attention_distance",
+    "pipeline",
+    "aligner",
+    "data_free_pipeline",
+    "latent_space",
+    "image_grid",
+]
+"""Functions of `figures.py`."""
 
 
 @spec
@@ -29,6 +56,17 @@ class Run:
     seeds: tuple[int, ...]
     initial: str = ""
     """The run whose weights it starts from; empty: a fresh model."""
+
+    def __post_init__(self) -> None:
+        names = [stage.name for stage in self.stages]
+        if not names or len(set(names)) < len(names):
+            raise InputError(f"method {self.method}: its stages are called {', '.join(names)}; each name once")
+        for stage in self.stages:
+            for loss, _ in stage.losses:
+                if LOSSES[loss].teacher and stage.teacher is None:
+                    raise InputError(f"method {self.method}, stage {stage.name}: the loss {loss} needs a teacher")
+                if LOSSES[loss].knobs and stage.distillation is None:
+                    raise InputError(f"method {self.method}, stage {stage.name}: the loss {loss} needs a Distillation")
 
     @property
     def teachers(self) -> tuple[str, ...]:
@@ -115,7 +153,7 @@ class Row:
 class Table:
     name: str
     title: str
-    metric: str
+    metric: Metric
     columns: tuple[str, ...]
     across: str
     """Key that runs over the columns of numbers, for example fraction; empty: one column."""
@@ -123,7 +161,7 @@ class Table:
     """Label of the row that the others fall short of, for the metric `gap`; empty: none."""
     delta_to: str
     """Label of the row from which the others' difference is counted, for the metric `delta`; empty: none."""
-    also: tuple[str, ...]
+    also: tuple[Metric, ...]
     """Further metrics, without a number in the paper."""
     note: str
     """A sentence under the table; {net}, {trunk}, {colour} and {size} are LPIPS's, {images} is the size of a synthetic
@@ -137,7 +175,7 @@ class Table:
 class Figure:
     name: str
     title: str
-    kind: str
+    kind: Kind
     """The function of `figures.py` that draws it."""
     reads: Literal["metrics", "curves", "teachers", "diversity"]
     """Which records it needs."""
@@ -152,6 +190,8 @@ class Plan:
     runs: dict[str, Run]
     sources: dict[str, Source]
     """Sets of synthetic images that runs train on or tables describe."""
+    competitors: dict[str, tuple[str, ...]]
+    """By source: names of the runs that train ADI's student, a run for each round."""
     pretrained: dict[str, Peer]
     """Systems whose weights others have trained and we evaluate, by label."""
     tables: dict[str, Table]
@@ -202,7 +242,7 @@ class Plan:
     def competitor(self, source: str, shard: int) -> Run | None:
         """The run whose student a shard competes with (ADI), or None for other methods."""
         made = self.sources[source]
-        return self.runs[competitor_name(made, made.round(shard))] if made.student else None
+        return self.runs[self.competitors[source][made.round(shard)]] if made.student else None
 
     @cached_property
     def labels(self) -> dict[str, Labels]:
@@ -216,7 +256,7 @@ class Plan:
         On synthetic images each run asks: few share a set of them, and their teacher is the smaller one.
         """
         real = stage.teacher is not None and stage.source is None
-        decided = real and any(name in DECIDED for name, _ in stage.losses)
+        decided = real and any(LOSSES[name].decided for name, _ in stage.losses)
         return Labels.of(stage) if decided and self.scale.label_epochs else None
 
     def label_shards(self, stage: Stage) -> range:
@@ -228,13 +268,6 @@ class Plan:
     def resources(self, kind: str) -> Resources:
         """What a kind of job asks for at this scale."""
         return self.scale.resources.get(kind, Resources())
-
-
-def competitor_name(source: Source, round: int) -> str:
-    """Name of the run that trains ADI's student of a round; the first round's stands in Table 5 too."""
-    if not round:
-        return f"dearkd-{source.recipe.student}-images~deepinversion"
-    return f"{source.name}-student-round{round}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,7 +322,7 @@ class Paths:
 
     def pretrained(self, label: str) -> Path:
         """Record of the evaluation of a system that others have trained."""
-        return self.results / "pretrained" / f"{label.replace('/', '-')}.json"
+        return self.results / "pretrained" / f"{slug(label.replace('/', '-'))}.json"
 
     @property
     def throughput(self) -> Path:

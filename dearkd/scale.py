@@ -4,11 +4,26 @@ Plan layer: standard library only.
 """
 
 import dataclasses
-import re
-from typing import Literal
+from pathlib import PurePath
+from typing import Annotated, Literal
 
-from dearkd.schema import InputError, Pairs, spec, unknown
-from dearkd.spec import Data, Distillation, Rpe, Synthesis, Teacher, Training
+from dearkd.schema import (
+    Count,
+    InputError,
+    Matches,
+    Name,
+    Pairs,
+    Seed,
+    Several,
+    Sha256,
+    Weight,
+    Whole,
+    Within,
+    slug,
+    spec,
+    unknown,
+)
+from dearkd.spec import MOST_SHARDS, Data, Distillation, Fraction, Rpe, Synthesis, Teacher, Timm, Training
 
 JOBS = ("data", "teacher", "labels", "train", "synthesize", "diversity", "evaluate", "throughput")
 """Kinds of jobs that ask for resources."""
@@ -22,20 +37,16 @@ class Student:
     """Which timm model: deit_{size}_patch16_224 and its relatives."""
     args: Pairs = ()
     """Keyword arguments over that model's own, for example patch_size, embed_dim and depth."""
-    deit_heads: int
+    deit_heads: Count
     """DeiT has 3, 6 and 12."""
-    dearkd_heads: int
+    dearkd_heads: Count
     """The paper has 12, 12 and 16."""
-    n_mhca: int = 8
+    n_mhca: Whole = 8
     """Blocks with MHCA, from the first; the rest is MHSA."""
     init: Literal["deit", "fan_in"] = "deit"
     """deit: truncated normal, std 0.02. fan_in: std 1/sqrt(fan in), positions 0.5, for widths far below 192."""
-    lr_factor: float = 1.0
+    lr_factor: Annotated[float, Within(0, 1000, above=True)] = 1.0
     """Multiplies `training.lr` at this size, whatever the method: a wider network may want a lower rate."""
-
-    def __post_init__(self) -> None:
-        if self.lr_factor <= 0:
-            raise InputError(f"lr_factor: {self.lr_factor} is not above 0")
 
 
 @spec
@@ -48,15 +59,15 @@ class Diversity:
     trunk: str = ""
     """Empty: the weights that LPIPS was trained with (`trunks`). Else a file with torchvision's weights of `net`, or
     `random` for tests."""
-    size: int = 224
+    size: Annotated[int, Within(16, 8192)] = 224
     """Side in pixels to which images are resized."""
-    pairs: int = 4
+    pairs: Whole = 4
     """Disjoint pairs of each class; 0: LPIPS is not measured."""
-    blur: float = 1.0
+    blur: Annotated[float, Within(0, 100)] = 1.0
     """Standard deviation, in pixels at `size`, of the blur of the second figure: noise counts as diversity."""
-    control_blur: float = 1.0
+    control_blur: Annotated[float, Within(0, 100)] = 1.0
     """Standard deviation, in an image's own pixels, of the blur of the control `real images, blurred`."""
-    control_noise: float = 0.1
+    control_noise: Weight = 0.1
     """Standard deviation of the noise added to pixels in [0, 1] for the control `real images, noisy`."""
 
     def __post_init__(self) -> None:
@@ -70,10 +81,10 @@ class Diversity:
 class Transfer:
     """Fine-tuning on other data (Table 4): no teacher, a new head, the recipe named by `recipe`."""
 
-    targets: tuple[str, ...] = ()
+    targets: Annotated[tuple[str, ...], Several()] = ()
     """Keys of the scale's `data`; the columns of Table 4."""
     recipe: str = "sgd"
-    recipes: dict[str, Training] = dataclasses.field(default_factory=dict)
+    recipes: dict[Name, Training] = dataclasses.field(default_factory=dict)
     """By name. The paper's scale has DeiT's own (`sgd`) and a shorter one (`adamw`)."""
 
     def __post_init__(self) -> None:
@@ -85,14 +96,14 @@ class Transfer:
 class Peer:
     """A system of Table 3 that is not ours: trained by the workflow, or weights of others evaluated as they are."""
 
-    model: str
+    model: Timm
     """timm name; with its tag where weights of others are evaluated."""
     args: Pairs = ()
-    stem_stride: int = 0
+    stem_stride: Whole = 0
     init: Literal["deit", "fan_in", "timm"] = "timm"
     weights: str = ""
     """Without training: a local file; empty: timm's hub."""
-    sha256: str = ""
+    sha256: Sha256 = ""
     """As a teacher's."""
     training: Training | None = None
 
@@ -101,9 +112,9 @@ class Peer:
 class Throughput:
     """Forward images/s of the architectures of Table 3, at random weights and each one's own input size."""
 
-    batch: int = 128
-    warmup: int = 10
-    repeats: int = 30
+    batch: Count = 128
+    warmup: Whole = 10
+    repeats: Whole = 30
     """Timed passes; 0: only parameters and multiply-adds."""
     largest: bool = True
     """On a GPU also the largest batch that fits, as DeiT measured."""
@@ -113,38 +124,38 @@ class Throughput:
 class Resources:
     """What a kind of job asks the machine for."""
 
-    threads: int = 1
-    mem_mb: int = 2000
-    runtime: int = 60
+    threads: Annotated[int, Within(1, 4096)] = 1
+    mem_mb: Count = 2000
+    runtime: Count = 60
     """Minutes."""
-    gpu: int = 0
+    gpu: Annotated[int, Within(0, 1024)] = 0
 
 
 @spec
 class Scale:
     """On what, how big, how long, with which teacher and resources: one file of workflow/scales."""
 
-    name: str
+    name: Name
     summary: str
     """One line for tables and --help: what data, what hardware."""
-    seeds: tuple[int, ...]
-    fractions: tuple[int, ...]
+    seeds: Annotated[tuple[Seed, ...], Several(1)]
+    fractions: Annotated[tuple[Fraction, ...], Several(1)]
     """Percent of the training images; the columns of Table 2."""
-    subset_seed: int = 0
+    subset_seed: Seed = 0
     subset_draw: Literal["once", "seed"] = "once"
     """once: all seeds share one draw of each fraction's images. seed: each seed draws its own, so that the spread over
     seeds contains this choice. The validation images are the same for all seeds."""
-    data: dict[str, Data]
+    data: dict[Name, Data]
     """`main` is what the paper's ImageNet stands for."""
-    students: dict[str, Student]
-    teachers: dict[str, Teacher]
+    students: dict[Name, Student]
+    teachers: dict[Name, Teacher]
     training: Training = dataclasses.field(default_factory=Training)
     distillation: Distillation = dataclasses.field(default_factory=Distillation)
     rpe: Rpe = dataclasses.field(default_factory=Rpe)
     synthesis: Synthesis = dataclasses.field(default_factory=Synthesis)
     diversity: Diversity = dataclasses.field(default_factory=Diversity)
     transfer: Transfer = dataclasses.field(default_factory=Transfer)
-    long: tuple[int, int] = (1000, 800)
+    long: tuple[Annotated[int, Within(1, 1_000_000)], Whole] = (1000, 800)
     """(epochs, stage1_epochs) of the long schedule of Table 3."""
     peers: dict[str, Peer] = dataclasses.field(default_factory=dict)
     """Systems of Table 3 that this scale trains or evaluates, by their label; the others are quoted."""
@@ -153,20 +164,20 @@ class Scale:
     extra: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     """By table: labels of the matrix's `extra` rows that this scale has; no other scale shows them."""
     throughput: Throughput = dataclasses.field(default_factory=Throughput)
-    attention_images: int = 512
+    attention_images: Whole = 512
     """Fixed validation images on which the attention distance is measured each epoch (Figure 4)."""
     resources: dict[str, Resources] = dataclasses.field(default_factory=dict)
     """By kind of job (`JOBS`); absent: defaults."""
     only: tuple[str, ...] = ()
     """Tables and figures that this scale has; empty: all of the matrix."""
-    label_epochs: int = 0
+    label_epochs: Whole = 0
     """Epochs of a teacher's hard labels that one job computes ahead of the runs that share them, which then run only
     the teacher's early stages. 0: each run asks its teacher. Results are the same; no part of a recipe."""
-    loader_workers: int = 0
-    save_seconds: float = 300.0
+    loader_workers: Annotated[int, Within(0, 1024)] = 0
+    save_seconds: Weight = 300.0
     """Longest time between two checkpoints: what a job that dies without a word loses at most."""
-    checkpoints: str = "checkpoints"
-    """Folder for checkpoints and weights; never inside results."""
+    checkpoints: Annotated[str, Matches(r"(?s).*\S.*", "a folder")] = "checkpoints"
+    """Folder for checkpoints and weights; `~` is the home folder. Never inside results or figures."""
 
     def __post_init__(self) -> None:
         if "main" not in self.data:
@@ -176,10 +187,16 @@ class Scale:
         for kind in self.resources:
             if kind not in JOBS:
                 raise InputError(unknown(kind, JOBS, "kind of job", "resources"))
-        for kind, names in (("name", [self.name]), ("data", self.data), ("teachers", self.teachers)):
-            for name in names:
-                if not re.fullmatch(r"\w[\w.+-]*", name):
-                    raise InputError(f"{kind}: {name!r} becomes part of paths; letters, digits and _ . + - only")
+        if self.long[1] > self.long[0]:
+            raise InputError(f"long is {list(self.long)}; (epochs, stage1_epochs), and the switch comes before the end")
+        if self.label_epochs and max(self.training.epochs, self.long[0]) > MOST_SHARDS * self.label_epochs:
+            raise InputError(f"label_epochs: {self.label_epochs} makes more than {MOST_SHARDS:,} jobs; raise it")
+        if PurePath(self.checkpoints).parts[:1] in (("results",), ("figures",)):
+            raise InputError(f"checkpoints: {self.checkpoints} lies inside what is committed; take another folder")
+        folded: dict[str, str] = {}
+        for label in self.peers:
+            if (other := folded.setdefault(slug(label.replace("/", "-")), label)) != label:
+                raise InputError(f"peers: {label!r} and {other!r} would have one folder; call one of them otherwise")
         if self.distillation.teacher not in self.teachers:
             raise InputError(unknown(self.distillation.teacher, self.teachers, "teacher", "distillation.teacher"))
         if self.synthesis.teacher not in self.teachers:

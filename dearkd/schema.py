@@ -5,14 +5,18 @@ Plan layer: standard library only.
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
+import math
+import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
 T = TypeVar("T")
+Check = Callable[[Any, str], None]
 Pairs = tuple[tuple[str, Any], ...]
 """A mapping that can be hashed and frozen: ((key, value), ...), sorted by key."""
 
@@ -21,13 +25,154 @@ class InputError(Exception):
     """A mistake in what the user gave; its text is one sentence that names the file or key and the way out."""
 
 
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+"""Characters that no file name and no text of ours has: controls but for tab and line feed, and halves of a pair."""
+LARGEST = 2**32 - 1
+"""Of a number without another limit: no count or weight of ours comes near it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Within:
+    """A number from `low` to `high`, which a field's type names: `Annotated[int, Within(1)]`. NaN lies in no range.
+
+    above, below: the limit itself is left out.
+    """
+
+    low: int | float = -LARGEST
+    high: int | float = LARGEST
+    above: bool = False
+    below: bool = False
+
+    def allows(self, value: int | float) -> bool:
+        over = value > self.low if self.above else value >= self.low
+        return over and (value < self.high if self.below else value <= self.high)
+
+    def __str__(self) -> str:
+        low = f"above {self.low:,}" if self.above else f"at least {self.low:,}"
+        high = f"below {self.high:,}" if self.below else f"at most {self.high:,}"
+        return low if self.high == LARGEST else high if self.low == -LARGEST else f"{low} and {high}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Several:
+    """A list of at least so many entries, none of them twice."""
+
+    least: int = 0
+
+    def allows(self, value: Sequence[Any]) -> bool:
+        return len(value) >= self.least and len(set(value)) == len(value)
+
+    def __str__(self) -> str:
+        return ("at least one entry, " if self.least else "") + "each entry once"
+
+
+@dataclasses.dataclass(frozen=True)
+class Matches:
+    """A text of a form; `form` says which."""
+
+    pattern: str
+    form: str
+
+    def allows(self, value: str) -> bool:
+        return re.fullmatch(self.pattern, value) is not None
+
+    def __str__(self) -> str:
+        return self.form
+
+
+Whole = Annotated[int, Within(0)]
+Count = Annotated[int, Within(1)]
+Weight = Annotated[float, Within(0)]
+Positive = Annotated[float, Within(0, above=True)]
+Share = Annotated[float, Within(0, 1)]
+Part = Annotated[float, Within(0, 1, below=True)]
+"""A share that is never all."""
+Seed = Annotated[int, Within(0, LARGEST)]
+Percent = Annotated[float, Within(0, 100)]
+Name = Annotated[str, Matches(r"\w[\w.+-]{0,99}", "it becomes part of paths: letters, digits and _ . + - only")]
+Sha256 = Annotated[str, Matches(r"([0-9a-f]{64})?", "64 hexadecimal digits, or empty")]
+
+
+@typing.dataclass_transform(frozen_default=True, kw_only_default=True)
 def spec(cls: type[T]) -> type[T]:
-    """A frozen, keyword-only dataclass."""
+    """A frozen, keyword-only dataclass whose values lie in the ranges that its types name; InputError otherwise."""
+    own = cls.__dict__.get("__post_init__")
+
+    def checked(self: Any) -> None:
+        for name, check in _checks(cls):
+            check(getattr(self, name), name)
+        if own is not None:
+            own(self)
+
+    cls.__post_init__ = checked  # type: ignore[attr-defined]
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+
+
+_hints = functools.cache(typing.get_type_hints)
+
+
+@functools.cache
+def _checks(cls: type) -> list[tuple[str, Check]]:
+    """(name, check) of the fields with a range somewhere in their type."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return [(name, check) for name, hint in hints.items() if (check := _check_of(hint)) is not None]
+
+
+def _check_of(hint: Any) -> Check | None:
+    """A function of (value, where) that raises InputError outside the ranges that a type names; None if it names none.
+
+    Compiled once for a type: a plan makes two thousand specs.
+    """
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        within, limits = _check_of(args[0]), args[1:]
+
+        def annotated(value: Any, where: str) -> None:
+            for limit in limits:
+                if not limit.allows(value):
+                    raise InputError(f"{where} is {shown(value)}; {limit}")
+            if within is not None:
+                within(value, where)
+
+        return annotated
+    if origin in (typing.Union, types.UnionType):
+        given = _check_of(next(a for a in args if a is not type(None)))
+        return given and (lambda value, where: given(value, where) if value is not None else None)
+    if origin not in (tuple, dict):
+        return None
+    checks = [_check_of(a) for a in args if a is not Ellipsis]
+    if not any(checks):
+        return None
+
+    def each(value: Any, where: str) -> None:
+        if origin is dict:
+            for place, part in value.items():
+                _apply(checks[0], place, where)
+                _apply(checks[1], part, f"{where}.{place}")
+        else:
+            for check, part in zip(checks if len(checks) == len(value) else checks * len(value), value, strict=False):
+                _apply(check, part, where)
+
+    return each
+
+
+def _apply(check: Check | None, value: Any, where: str) -> None:
+    if check is not None:
+        check(value, where)
+
+
+def shown(value: Any) -> str:
+    """A value as it stands in a sentence: one short line."""
+    try:
+        text = repr(list(value) if isinstance(value, tuple) else value)
+    except ValueError:  # Python refuses to print integers of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def unknown(key: str, known: Sequence[str] | Mapping[str, Any], kind: str, where: str) -> str:
     """The sentence for a name that does not exist, with the nearest one that does."""
+    key = key if len(key) <= 60 else f"{key[:57]}..."
     near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.4)
     shown = [*sorted(known)[:12], *(["..."] if len(known) > 12 else [])]
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(shown)}"
@@ -41,16 +186,16 @@ def build(cls: type[T], values: Any, where: str) -> T:
     key, or a value of the wrong type.
     """
     if not isinstance(values, Mapping):
-        raise InputError(f"{where}: expected a mapping, got {values!r}")
+        raise InputError(f"{where}: expected a mapping, got {shown(values)}")
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:
         if key not in fields:
-            raise InputError(unknown(str(key), fields, "key", where))
-    hints = typing.get_type_hints(cls)
+            raise InputError(unknown(_text(key), fields, "key", where))
+    hints = _hints(cls)
     built = {}
     for name, field in fields.items():
         if name in values:
-            built[name] = _convert(hints[name], values[name], f"{where}: {name}")
+            built[name] = convert(hints[name], values[name], f"{where}: {name}")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise InputError(f"{where}: missing key {name!r}")
     try:
@@ -59,46 +204,74 @@ def build(cls: type[T], values: Any, where: str) -> T:
         raise InputError(f"{where}: {error}") from None
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def convert(hint: Any, value: Any, where: str) -> Any:
     """`value` as `hint`, or InputError. Integers pass as floats; lists become tuples, mappings Pairs."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return freeze(value)
+    if hint in (Any, object):
+        return freeze(_plain(value, where)) if hint is Any else _plain(value, where)
     if hint == Pairs:
         if isinstance(value, list | tuple) and all(isinstance(v, list | tuple) and len(v) == 2 for v in value):
-            return freeze(value)  # as a record holds them
+            value = {_key(k, where): v for k, v in value}  # as a record holds them
         if not isinstance(value, Mapping):
-            raise InputError(f"{where}: expected a mapping, got {value!r}")
-        return freeze(value)
+            raise InputError(f"{where}: expected a mapping, got {shown(value)}")
+        return freeze(_plain(value, where))
     if origin in (typing.Union, types.UnionType):
         if value is None:
             return None
-        return _convert(next(a for a in args if a is not type(None)), value, where)
+        return convert(next(a for a in args if a is not type(None)), value, where)
     if origin is Literal:
-        if value not in args:
-            raise InputError(unknown(str(value), [str(a) for a in args], "value", where))
+        if not any(value == a and type(value) is type(a) for a in args):
+            raise InputError(unknown(_text(value), [str(a) for a in args], "value", where))
         return value
     if origin is dict:
         if not isinstance(value, Mapping):
-            raise InputError(f"{where}: expected a mapping, got {value!r}")
-        return {str(k): _convert(args[1], v, f"{where}.{k}") for k, v in value.items()}
+            raise InputError(f"{where}: expected a mapping, got {shown(value)}")
+        return {_key(k, where): convert(args[1], v, f"{where}.{k}") for k, v in value.items()}
     if origin is tuple:
-        if not isinstance(value, Sequence) or isinstance(value, str):
-            raise InputError(f"{where}: expected a list, got {value!r}")
+        if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+            raise InputError(f"{where}: expected a list, got {shown(value)}")
         kinds = args[:1] * len(value) if args[-1] is Ellipsis else args
         if len(kinds) != len(value):
-            raise InputError(f"{where}: expected {len(kinds)} values, got {list(value)!r}")
-        return tuple(_convert(kind, v, where) for kind, v in zip(kinds, value, strict=True))
+            raise InputError(f"{where}: expected {len(kinds)} values, got {shown(value)}")
+        return tuple(convert(kind, v, where) for kind, v in zip(kinds, value, strict=True))
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else build(hint, value, where)  # type: ignore[arg-type]
-    if hint is float and isinstance(value, int | str) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
-            return float(value)  # YAML reads 1e-5, without a dot, as text
-        except ValueError:
-            raise InputError(f"{where}: expected a number, got {value!r}") from None
+            number = float(value)  # YAML reads 1e-5, without a dot, as text
+        except (ValueError, OverflowError):
+            raise InputError(f"{where}: expected a number, got {shown(value)}") from None
+        if not math.isfinite(number):
+            raise InputError(f"{where}: expected a finite number, got {shown(value)}")
+        return number
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise InputError(f"{where}: expected {hint.__name__}, got {value!r}")
-    return value
+        raise InputError(f"{where}: expected {hint.__name__}, got {shown(value)}")
+    return _plain(value, where)
+
+
+def _plain(value: Any, where: str) -> Any:
+    """`value`, made of what JSON has and nothing else; InputError for dates, bytes, sets and numbers out of range."""
+    if isinstance(value, Mapping):
+        return {_key(k, where): _plain(v, f"{where}.{k}") for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v, where) for v in value]
+    if isinstance(value, str) and UNPRINTABLE.search(value):
+        raise InputError(f"{where}: {shown(value)} holds a control character; write it without")
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, int | float) and Within().allows(value):
+        return value
+    raise InputError(f"{where}: expected text, a number of ordinary size, a list or a mapping, got {shown(value)}")
+
+
+def _key(key: Any, where: str) -> str:
+    if not isinstance(key, str):
+        raise InputError(f"{where}: the key {shown(key)} is no text; put it in quotes")
+    return key
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else shown(value)
 
 
 def freeze(value: Any) -> Any:
@@ -126,7 +299,7 @@ def override(base: T, changes: Mapping[str, Any], where: str) -> T:
     for head, below in grouped.items():
         here = f"{where}: {head}"
         if "" in below:
-            new[head] = _convert(typing.get_type_hints(type(base))[head], below[""], here)
+            new[head] = convert(_hints(type(base))[head], below[""], here)
         elif not dataclasses.is_dataclass(getattr(base, head)):
             raise InputError(f"{here} has no fields of its own, so {head}.{next(iter(below))} names nothing")
         else:
@@ -135,6 +308,14 @@ def override(base: T, changes: Mapping[str, Any], where: str) -> T:
         return dataclasses.replace(base, **new)  # type: ignore[type-var]
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
+
+
+def slug(text: str) -> str:
+    """A text as part of a path: as it is where it can be, else folded, with a hash so that no two texts get one."""
+    folded = re.sub(r"[^A-Za-z0-9._-]+", "_", text.strip())
+    if folded == text and len(folded) <= 80 and not folded.startswith((".", "-")):
+        return folded
+    return f"{folded[:60].lstrip('.-')}~{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 def lookup(base: Any, path: str) -> Any:

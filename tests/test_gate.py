@@ -173,7 +173,7 @@ def test_outputs_that_do_not_fit_the_folders(outputs, message):
     "said, message",
     [
         ({"mean": [0.5]}, "mean and std are given together"),
-        ({"mean": [0.5], "std": [0]}, "each std is above 0"),
+        ({"mean": [0.5], "std": [0]}, "std is 0.0; above 0"),
         ({"channels": 2}, "channels is 2; it is 1 or 3"),
         ({"channels": 1, "mean": [0.5] * 3, "std": [0.5] * 3}, "as many as mean has values"),
         ({"image_size": -1}, "image_size is -1"),

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
 from dearkd.matrix import MATRIX, load, load_scale, run_name
 from dearkd.recipes import METHODS
@@ -175,16 +177,16 @@ def test_mistakes_in_the_matrix(matrix, edit, message):
         ("seed: [0]", r"unknown key 'seed'; did you mean 'seeds'"),
         ("training: {epoch: 3}", r"training: unknown key 'epoch'; did you mean 'epochs'"),
         ("training: {epochs: three}", r"training: epochs: expected int, got 'three'"),
-        ("training: {batch: 0}", "batch, micro_batch and epochs must be at least 1, and lr above 0"),
+        ("training: {batch: 0}", r"training: batch is 0; at least 1"),
         ("training: {batch: 100, micro_batch: 33}", r"training: batch 100 is no multiple of micro_batch 33"),
         ("training: {stage1_epochs: 70}", r"stage1_epochs 70 lies outside 0 to epochs 40"),
         ("data: {main: {mean: [0.1, 0.2]}}", r"data.main: mean has 2 values but channels is 1"),
         ("data: {main: {kind: digit}}", r"data.main: kind: unknown value 'digit'; did you mean 'digits'"),
         ("distillation: {teacher: mian}", r"distillation.teacher: unknown teacher 'mian'; did you mean 'main'"),
         ("rpe: {drop_mode: rows}", r"rpe: drop_mode: unknown value 'rows'"),
-        ("training: {validate_every: 0}", "validate_every and augment.repeats must be at least 1"),
-        ("training: {augment: {repeats: 0}}", "validate_every and augment.repeats must be at least 1"),
-        ("synthesis: {together: 0}", "per_class, shard_batches and together must be at least 1"),
+        ("training: {validate_every: 0}", r"training: validate_every is 0; at least 1"),
+        ("training: {augment: {repeats: 0}}", r"training: augment: repeats is 0; at least 1 and at most 1,000"),
+        ("synthesis: {together: 0}", r"synthesis: together is 0; at least 1"),
         ("resources: {trian: {gpu: 1}}", r"unknown kind of job 'trian'; did you mean 'train'"),
         ("seeds: 3", r"seeds: expected a list, got 3"),
         ("rpe: [1", r"not valid YAML"),
@@ -285,7 +287,7 @@ def test_a_size_may_have_a_learning_rate_of_its_own(tmp_path):
     wide = own.runs["transfer-B-target~parity"].stages[0]
     assert wide.initial[0].training.lr == base.scale.training.lr / 2 and wide.training.lr == 1e-3
     path.write_text("extends: digits\nname: own\nstudents: {B: {lr_factor: 0}}\n")
-    with pytest.raises(InputError, match=r"students.B: lr_factor: 0.0 is not above 0"):
+    with pytest.raises(InputError, match=r"students.B: lr_factor is 0.0; above 0"):
         load(str(path))
 
 
@@ -294,6 +296,98 @@ def test_run_names_are_safe_paths():
     assert (
         re.fullmatch(r"[A-Za-z0-9._~-]+", name) and "/" not in name and name.startswith("dearkd-Ti-distillation.pairs~")
     )
+
+
+SETTINGS = {
+    "mhca": st.booleans(),
+    "two_stage": st.booleans(),
+    "distill": st.booleans(),
+    "long": st.booleans(),
+    "fraction": st.sampled_from([10, 50, 100]),
+    "taught_by": st.sampled_from(["distillation", "synthesis"]),
+    "images": st.sampled_from(["real", "deepinversion", "df_dearkd"]),
+    "rpe.drop": st.sampled_from([0, 0.0, "0.0", 0.1, "1e-1", 0.2]),
+    "training.lr": st.sampled_from([1e-3, "1e-3", 0.001, "0.0010", 0.006]),
+    "distillation.beta": st.sampled_from([4, 4.0, "4", 2]),
+    "distillation.pairs": st.sampled_from([[[2, 1]], [[1, 2]], [[2, 1], [1, 0]], [[1, 0], [2, 1]]]),
+    "distillation.teacher": st.sampled_from(["main", "my-cnn", "my_cnn", "my.cnn"]),
+    "training.augment": st.sampled_from([{}, {"mixup": 0}, {"mixup": 0.0, "flip": 0.5}, {"auto": ""}]),
+}
+
+
+@settings(max_examples=15, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+@given(rows=st.lists(st.fixed_dictionaries({}, optional=SETTINGS), min_size=2, max_size=4))
+def test_two_rows_are_one_run_where_their_stages_are_equal_and_only_there(tmp_path_factory, rows):
+    scale = load_scale("digits")
+    cnn = scale.teachers["main"]
+    others = {name: dataclasses.replace(cnn, top1=90.0 + i) for i, name in enumerate(("my-cnn", "my_cnn", "my.cnn"))}
+    scale = dataclasses.replace(scale, teachers={**scale.teachers, **others})
+    path = tmp_path_factory.mktemp("rows") / "experiments.yaml"
+    kept = []
+    for row in rows:  # those that contradict themselves are refused one by one
+        row = {"label": f"row {len(kept)}", "method": "dearkd", "student": "Ti", **row}
+        path.write_text(yaml.safe_dump({"tables": {"t": {"title": "t", "metric": "top1", "rows": [row]}}}))
+        try:
+            alone = load(scale, path)
+        except InputError:
+            continue
+        kept.append((row, alone.runs[alone.tables["t"].rows[0].cells[0].run].fingerprint("I")))
+    if not kept:
+        return
+    whole = {"tables": {"t": {"title": "t", "metric": "top1", "rows": [row for row, _ in kept]}}}
+    path.write_text(yaml.safe_dump(whole))
+    together = load(scale, path)
+    runs = [together.runs[row.cells[0].run] for row in together.tables["t"].rows]
+    for run, (_, first) in zip(runs, kept, strict=True):
+        assert run.fingerprint("I") == first, "a row shows another row's run"
+    for a in runs:
+        for b in runs:
+            assert (a.name == b.name) == (a.stages == b.stages)
+    assert len({name.lower() for name in together.runs}) == len(together.runs)
+
+
+def test_targets_that_fold_to_one_name_are_two_runs(scale, matrix):
+    def edit(values):
+        data = load_scale("digits").data["parity"]
+        values["data"] = {"a-b": to_json(data), "a_b": to_json(dataclasses.replace(data, label_noise=0.1))}
+        values["transfer"] = {"targets": ["a-b", "a_b"]}
+
+    plan = load(scale("{extends: digits, name: own, only: [table4]}", edit))
+    names = [cell.run for row in plan.tables["table4"].rows for cell in row.cells if cell.run]
+    assert len(set(names)) == len(names) > 0
+    assert {plan.runs[n].stages[0].data_name for n in names} == {"a-b", "a_b"}
+
+
+@given(
+    texts=st.lists(
+        st.one_of(st.text(max_size=20), st.booleans(), st.integers(), st.floats(allow_nan=False)), max_size=4
+    )
+)
+def test_names_are_paths_and_different_values_have_different_ones(texts):
+    names = {}
+    for value in texts:
+        name = run_name("dearkd", "Ti", {"training.x": value, "y": "a" * 300 if value == 0.5 else 1})
+        assert re.fullmatch(r"[A-Za-z0-9._~-]+", name) and len(name) < 250
+        names.setdefault(name, []).append(value)
+    for same in names.values():
+        assert len({v if isinstance(v, str) else float(v) for v in same}) == 1 or set(map(str, same)) <= {"yes", "True"}
+
+
+@pytest.mark.parametrize(
+    "edit, message",
+    [
+        (
+            lambda v: v.pop("name"),
+            "missing key 'name'; .* would overwrite what .*digits.yaml",
+        ),
+        (lambda v: v.update(name="digits"), "name: digits is that of workflow/scales/digits.yaml too"),
+        (lambda v: v.update(name="twice"), "name: twice is that of .*other.yaml too"),
+    ],
+)
+def test_two_scales_never_write_into_one_folder(scale, tmp_path, edit, message):
+    (tmp_path / "other.yaml").write_text("extends: smoke\nname: 'twice'  # as another\n")
+    with pytest.raises(InputError, match=message):
+        load_scale(scale("{extends: digits, name: own}", edit))
 
 
 def test_unknown_run():
