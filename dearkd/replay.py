@@ -6,6 +6,7 @@ is replayed.
 """
 
 from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,9 +28,12 @@ class Replayed:
         self.key: Hashable = None
         self.graph: torch.cuda.CUDAGraph | None = None
         self.inputs: tuple[Tensor | None, ...] = ()
-        self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+        self.stream: torch.cuda.Stream | None = None
+        self.pool: Any = None
 
     def __call__(self, key: Hashable, *tensors: Tensor | None) -> None:
+        if self.stream is None:
+            self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
         if self.calls < WARM:
             self.calls += 1
             self.stream.wait_stream(torch.cuda.current_stream())

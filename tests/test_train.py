@@ -16,6 +16,7 @@ from dearkd import jobs, matrix, models, optimise, record
 from dearkd import train as training
 from dearkd.artifacts import sha256
 from dearkd.checkpoint import Checkpoints
+from dearkd.loader import training_loader
 from dearkd.matrix import load_scale
 from dearkd.recipes import dearkd
 from dearkd.schema import InputError, override
@@ -98,6 +99,37 @@ def test_the_switch_keeps_weights_and_moments_and_drops_aligner_and_pooled_head(
         for key, value in before["moments"][name].items():
             assert torch.equal(resumed.optimiser.state[parameter][key], value), (name, key)
     assert len(resumed.optimiser.state) == len(list(resumed.trainee.parameters()))
+
+
+def test_a_step_that_overflows_leaves_weights_average_and_feature_scale_alone(project):
+    """fp16 with a loss scale far too high: the scaler skips the step and lowers the scale."""
+    whole = matrix.load("smoke")
+    run = whole.runs["dearkd-Ti"]
+    stage = dataclasses.replace(
+        run.stage("I"), training=dataclasses.replace(run.stage("I").training, ema=0.9, micro_batch=64)
+    )
+    work, _ = jobs._gather(whole, run, 0, run.stage("I"))
+    work.checkpoints = Checkpoints(project / "elsewhere")
+    session = Session(stage, 0, work)
+    learner, average = session.trainee.student, session.ema.module
+    batches = training_loader(work.train, stage.data, stage.training.augment, session.schedule, 0, 3, 0)
+
+    def step(contrast=1.0):
+        _, images, labels = next(batches)
+        session.set_epoch(1)
+        session.learn(*session.mix(contrast * images, labels), None, last=True)
+        return [{k: v.clone() for k, v in m.state_dict().items()} for m in (learner, average, session.scale)]
+
+    before = step()
+    session.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    session.loss_scale = session.scaler.get_scale()
+    after = step(1e4)
+    assert all(torch.equal(one[k], other[k]) for one, other in zip(before, after, strict=True) for k in one)
+    assert session.scaler.get_scale() == 2.0**126
+    session.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    session.loss_scale = 2.0
+    later = step()
+    assert all(any(not torch.equal(one[k], other[k]) for k in one) for one, other in zip(before, later, strict=True))
 
 
 def test_exported_weights_hold_the_student_alone(project):
