@@ -5,6 +5,8 @@ import functools
 import hashlib
 import io
 import os
+import re
+import unicodedata
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +23,8 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 """Date of every member, so that equal images make equal files."""
 IN_MEMORY = 2**28
 """Bytes of pixels up to which a set is decoded once and kept."""
+LONGEST = 100
+"""Characters of a class's name in that of its folder."""
 
 
 def write(path: Path, pixels: UInt8[np.ndarray, "n height width channels"], names: Sequence[str]) -> str:
@@ -33,6 +37,18 @@ def write(path: Path, pixels: UInt8[np.ndarray, "n height width channels"], name
             archive.writestr(zipfile.ZipInfo(name, EPOCH), png.getvalue())
     write_bytes(path, buffer.getbuffer())
     return hashlib.sha256(buffer.getbuffer()).hexdigest()
+
+
+def folders_of(names: Sequence[str]) -> list[str]:
+    """A folder for each class, without anything that could point elsewhere; no two are the same on any file system.
+
+    They begin with the number of the output where names are equal, or would be as folders.
+    """
+    plain = [re.sub(r"[^\w .-]+", "_", unicodedata.normalize("NFC", name.strip())) for name in names]
+    folders = [name[:LONGEST].strip(". ") or "_" for name in plain]
+    if len({unicodedata.normalize("NFC", name.casefold()) for name in folders}) == len(names):
+        return folders
+    return [f"{i:04d}-{name}" for i, name in enumerate(folders)]
 
 
 @dataclasses.dataclass(frozen=True)

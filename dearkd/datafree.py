@@ -43,7 +43,8 @@ def shard(plan: Plan, name: str, seed: int, index: int, save_seconds: float | No
         found_verifier, verifier_weights = teacher_weights(plan, source.recipe.verifier)
         student = teachers.Classifier(teachers.build(source.verifier, source.data, verifier_weights))
         competing = {"verifier": source.recipe.verifier, "weights_sha256": found_verifier["weights_sha256"]}
-    path = plan.paths.archive(name, seed, index)
+    path, target = plan.paths.archive(name, seed, index), plan.paths.shard(name, seed, index)
+    named = found.get("classes") if source.data.kind == "folder" else None
     made = make(
         source,
         seed,
@@ -56,25 +57,44 @@ def shard(plan: Plan, name: str, seed: int, index: int, save_seconds: float | No
         title=f"{name} seed {seed} shard {index}",
         save_seconds=plan.scale.save_seconds if save_seconds is None else save_seconds,
         wait=wait,
+        folders=archive.folders_of(named or ()),
     )
-    target = plan.paths.shard(name, seed, index)
     record.write_text(target.with_suffix(".csv"), made.pop("manifest"))
-    record.write(
-        target,
-        {
-            "scale": plan.scale.name,
-            "source": name,
-            "seed": seed,
-            "shard": index,
-            "round": source.round(index),
-            "spec": to_json(source),
-            "fingerprint": fingerprint(source),
-            "teacher": {k: found[k] for k in ("teacher", "top1", "weights_sha256")},
-            "student": competing,
-            **made,
-        },
-    )
+    described = {
+        "scale": plan.scale.name,
+        "source": name,
+        "seed": seed,
+        "shard": index,
+        "round": source.round(index),
+        "spec": to_json(source),
+        "fingerprint": fingerprint(source),
+        "teacher": {k: found[k] for k in ("teacher", "top1", "weights_sha256")},
+        "student": competing,
+        **made,
+    }
+    if _is_recorded(target, described):
+        print(f"{path}: made again, with the same bits; {target} stays as it is")
+    else:
+        record.write(target, described)
     Checkpoints(path.with_suffix("")).discard()
+
+
+def _is_recorded(target: Path, made: dict[str, Any]) -> bool:
+    """Whether the record there says the same of the images, so that a committed one is not replaced for nothing."""
+    decides = (
+        "fingerprint",
+        "teacher",
+        "student",
+        "images",
+        "iterations",
+        "teacher_accuracy",
+        "archive_sha256",
+        "terms",
+    )
+    if not target.is_file():
+        return False
+    before = record.read(target)
+    return all(before.get(key) == made[key] for key in decides)
 
 
 def make(

@@ -1,8 +1,6 @@
 """Images out of a CNN of one's own, without a scale or any image. Run layer."""
 
 import dataclasses
-import re
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import torch
 from timm.data import ImageNetInfo
 
 from dearkd import hub, lite0, recipes, record, synthesize, teachers
+from dearkd.archive import folders_of
 from dearkd.artifacts import available_device
 from dearkd.checkpoint import Checkpoints
 from dearkd.datafree import make
@@ -31,8 +30,6 @@ ELSEWHERE = {
     "shard_batches": "a scale",
 }
 """Keys of a scale's `synthesis` that a recipe of one's own cannot set, and what does."""
-LONGEST = 100
-"""Characters of a class's name in that of its folder."""
 
 
 def invert(
@@ -114,18 +111,6 @@ def class_names(text: str) -> list[str]:
                 f"--classes: {text} cannot be read ({error}); give a text file with a name a line"
             ) from None
     return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def folders_of(names: Sequence[str]) -> list[str]:
-    """A folder for each class, without anything that could point elsewhere; no two are the same on any file system.
-
-    They begin with the number of the output where names are equal, or would be as folders.
-    """
-    plain = [re.sub(r"[^\w .-]+", "_", unicodedata.normalize("NFC", name.strip())) for name in names]
-    folders = [name[:LONGEST].strip(". ") or "_" for name in plain]
-    if len({unicodedata.normalize("NFC", name.casefold()) for name in folders}) == len(names):
-        return folders
-    return [f"{i:04d}-{name}" for i, name in enumerate(folders)]
 
 
 def _data_of(teacher: Teacher, named: int, side: int) -> Data:

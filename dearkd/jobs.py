@@ -98,6 +98,7 @@ def teacher(plan: Plan, name: str) -> None:
             "gate": spec.gate,
             "images": len(split),
             "warning": warning,
+            "classes": classes,
             "parameters": sum(p.numel() for p in loaded.net.parameters()),
             "weights_sha256": sha256(target),
             "state_sha256": state_sha256,

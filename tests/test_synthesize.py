@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import json
 import re
 import signal
 import subprocess
@@ -260,6 +261,19 @@ def test_a_set_of_images_is_described_and_a_changed_recipe_refuses_the_descripti
         results.diversity(whole, ["df_dearkd"])
 
 
+def test_images_made_again_leave_their_record_and_a_changed_record_is_written_anew(project, whole):
+    datafree.shard(whole, "df_dearkd", 0, 0)
+    target, path = whole.paths.shard("df_dearkd", 0, 0), whole.paths.archive("df_dearkd", 0, 0)
+    first, listed = target.read_bytes(), target.with_suffix(".csv").read_bytes()
+    path.unlink()
+    target.with_suffix(".csv").write_text("cut")
+    datafree.shard(whole, "df_dearkd", 0, 0)
+    assert (target.read_bytes(), target.with_suffix(".csv").read_bytes()) == (first, listed) and path.is_file()
+    record.write(target, {**record.read(target), "teacher_accuracy": 99.0})
+    datafree.shard(whole, "df_dearkd", 0, 0)
+    assert record.read(target)["teacher_accuracy"] == json.loads(first)["teacher_accuracy"]
+
+
 def test_a_damaged_or_missing_archive_is_named(project, whole):
     datafree.shard(whole, "deepinversion", 0, 0)
     path = whole.paths.archive("deepinversion", 0, 0)
@@ -444,7 +458,7 @@ def test_equal_names_keep_their_own_folders(own):
     )
 )
 def test_no_two_classes_share_a_folder_on_any_file_system(names):
-    folders = invert.folders_of(names)
+    folders = archive.folders_of(names)
     assert len({unicodedata.normalize("NFC", f.casefold()) for f in folders}) == len(names)
     assert all(f.strip(". ") == f and f and not set(f) & set('/\\:*?"<>|\0\n') for f in folders)
 
