@@ -12,6 +12,8 @@ from pathlib import Path
 if sys.platform == "win32":
     sys.exit("dearkd runs on Linux and macOS; on Windows, install and run it inside WSL 2")
 
+import resource
+
 from dearkd import devices, warm
 from dearkd.schema import InputError, unknown
 from dearkd.stop import Interrupted
@@ -35,9 +37,12 @@ def main(arguments: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     args = _parser().parse_args(arguments, argparse.Namespace(arguments=arguments))
+    args.gpu = devices.given(args.gpu) if args.verb in HEAVY else 0
     try:
-        with devices.claimed(getattr(args, "gpu", 0)):
+        with devices.claimed(args.gpu):
             status = args.verb_function(args) or 0
+        if args.verb in HEAVY and os.environ.get("RANK", "0") == "0":
+            _say(f"dearkd {args.verb}: {_spent()}")
         sys.stdout.flush()
         return status
     except BrokenPipeError:
@@ -66,6 +71,13 @@ def _say(sentence: str) -> None:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _spent() -> str:
+    """Processor time and most memory of this process: under `warm`, Snakemake's benchmarks would measure its client."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    gigabytes = used.ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
+    return f"took {used.ru_utime + used.ru_stime:.1f} s of processor time and {gigabytes:.2f} GB of memory at most"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -441,8 +453,9 @@ def _start() -> int:
 
     Not for several GPUs: such a job becomes torchrun, whose processes are its own.
     """
-    if warm.SERVER in os.environ and sys.argv[1:2] and sys.argv[1] in HEAVY and _parser().parse_args().gpu < 2:
-        status = warm.ask(sys.argv[1:])
+    if warm.SERVER in os.environ and sys.argv[1:2] and sys.argv[1] in HEAVY:
+        several = devices.given(_parser().parse_args().gpu) > 1
+        status = None if several else warm.ask(sys.argv[1:])
         if status is not None:
             return status
     return main()

@@ -31,6 +31,11 @@ def visible() -> list[str]:
     return [str(i) for i, line in enumerate(listed.splitlines()) if line.startswith("GPU ")]
 
 
+def given(asked: int) -> int:
+    """How many GPUs a job takes: as many as `--gpu` says, or, where that is 0, as many as SLURM gave it by `--gres`."""
+    return asked or int(os.environ.get("SLURM_GPUS_ON_NODE") or 0)
+
+
 @contextlib.contextmanager
 def claimed(count: int, locks: Path | None = None) -> Iterator[None]:
     """Within, `count` GPUs are the only visible ones and no other job has them; waits until so many are free.

@@ -269,3 +269,10 @@ def test_too_few_gpus_is_said_and_one_on_a_machine_without_is_a_cpu(monkeypatch)
         pass
     with devices.claimed(1):
         pass
+
+
+def test_gpus_that_slurm_gave_by_gres_are_taken_though_none_is_asked_for(monkeypatch):
+    monkeypatch.delenv("SLURM_GPUS_ON_NODE", raising=False)
+    assert [devices.given(n) for n in (0, 1, 8)] == [0, 1, 8]
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "4")
+    assert [devices.given(n) for n in (0, 1, 8)] == [4, 1, 8]

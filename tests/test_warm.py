@@ -44,6 +44,9 @@ def test_a_job_is_the_same_warm_and_cold(project):
     script = f"{JOB} evaluate dearkd-Ti --scale smoke --seed 0; echo status $?; md5sum {predictions}"
     cold, warm = run(script, warm=False), run(script)
     assert warm.returncode == 0 and "status 0" in warm.stdout and warm.stdout == cold.stdout
+    spent = r"dearkd evaluate: took [\d.]+ s of processor time and ([\d.]+) GB of memory"
+    for done in (cold, warm):  # its own memory, in which torch is, not the client's
+        assert float(re.search(spent, done.stderr)[1]) > 0.15
 
 
 def test_a_mistake_has_its_sentence_and_status():

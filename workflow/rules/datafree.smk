@@ -35,8 +35,6 @@ rule synthesize:
         fingerprint=lambda w: SOURCES[w.source],
     log:
         f"{LOGS}/images/{{source}}/seed{{seed}}-shard-{{shard}}.log",
-    benchmark:
-        f"{LOGS}/images/{{source}}/seed{{seed}}-shard-{{shard}}.benchmark.tsv"
     priority: 1  # ADI's images, students and images again are the longest chain of jobs
     threads: asks("synthesize", "threads")
     resources:

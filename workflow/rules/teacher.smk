@@ -41,8 +41,6 @@ rule labels:
         epochs=PLAN.scale.label_epochs,
     log:
         f"{LOGS}/labels/{{labels}}/seed{{seed}}-{{shard}}.log",
-    benchmark:
-        f"{LOGS}/labels/{{labels}}/seed{{seed}}-{{shard}}.benchmark.tsv"
     threads: asks("labels", "threads")
     resources:
         mem_mb=asks("labels", "mem_mb"),

@@ -27,8 +27,6 @@ rule train:
         fingerprint=lambda w: PLAN.runs[w.run].fingerprint(w.stage),
     log:
         f"{LOGS}/{{run}}/seed{{seed}}-{{stage}}.log",
-    benchmark:
-        f"{LOGS}/{{run}}/seed{{seed}}-{{stage}}.benchmark.tsv"
     threads: asks("train", "threads")
     resources:
         mem_mb=asks("train", "mem_mb"),
