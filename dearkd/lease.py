@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dearkd.record import write_text
+from dearkd.record import sweep, write_text
 from dearkd.schema import InputError
 
 BEAT_SECONDS = 10.0
@@ -71,6 +71,7 @@ class Lease:
         numbers = (re.fullmatch(r"attempt-(\d+)", p.stem) for p in self.folder.glob("attempt-*.json"))
         number = 1 + max((int(found[1]) for found in numbers if found), default=0)
         self.attempt = self.folder / f"attempt-{number:04d}.json"
+        self._sweep()
         self.began = time.time()
         self.saved()
         threading.Thread(target=self._beat, daemon=True).start()
@@ -124,6 +125,12 @@ class Lease:
             count, spent = count + 1, spent + max(seen - values["began"], 0.0)
             lost += 0.0 if path == self.attempt else max(seen - values["saved"], 0.0)
         return {"attempts": count, "seconds_all": round(spent, 2), "seconds_lost": round(lost, 2)}
+
+    def _sweep(self) -> None:
+        """Remove what attempts that were killed wrote in part: only who holds the lease writes here, or beside it."""
+        sweep(self.folder, 0.0)
+        for left in self.folder.glob(".*.tmp"):
+            left.unlink(missing_ok=True)
 
     def _take(self) -> dict[str, Any] | None:
         """Take the lease; returns its holder instead when that one is alive."""

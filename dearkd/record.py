@@ -3,12 +3,15 @@
 Plan layer: standard library only. A record is JSON, small and committed; whatever is in `results/` has one beside it.
 """
 
+import contextlib
+import glob
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -41,6 +44,15 @@ def write_text(path: Path, text: str) -> None:
             f"{path}: cannot be written ({error.strerror}); nothing was lost, make room or set "
             f"permissions and run again"
         ) from None
+    sweep(path)
+
+
+def sweep(path: Path, seconds: float = 3600.0) -> None:
+    """Remove what killed processes wrote of a file in part, when it is so old that nobody writes it any more."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime >= seconds:
+                left.unlink()
 
 
 def read(path: Path) -> dict[str, Any]:
