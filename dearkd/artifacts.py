@@ -32,6 +32,14 @@ def teacher_weights(plan: Plan, name: str) -> tuple[dict[str, Any], Path]:
 
 def trained_student(plan: Plan, run: Run, seed: int) -> tuple[torch.nn.Module, dict[str, Any]]:
     """(student of a finished run, its last record); InputError when weights and record do not belong together."""
+    weights, trained = trained_weights(plan, run, seed)
+    model = models.create(run.stages[-1].model, seed)
+    teachers.load_weights(model, weights)
+    return model, trained
+
+
+def trained_weights(plan: Plan, run: Run, seed: int) -> tuple[Path, dict[str, Any]]:
+    """(weights of a finished run, its last record); InputError when they do not belong together."""
     stage = run.stages[-1]
     path = plan.paths.stage(run.name, seed, stage.name)
     trained = record.read(path)
@@ -44,9 +52,7 @@ def trained_student(plan: Plan, run: Run, seed: int) -> tuple[torch.nn.Module, d
         )
     if sha256(weights) != trained["weights_sha256"]:
         raise InputError(f"{weights}: is not the file that {path} describes; train it again")
-    model = models.create(stage.model, seed)
-    teachers.load_weights(model, weights)
-    return model, trained
+    return weights, trained
 
 
 def synthetic(plan: Plan, name: str, seed: int, shards: int = 0) -> tuple[Images, str]:

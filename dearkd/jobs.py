@@ -16,6 +16,7 @@ from dearkd.artifacts import (
     synthetic,
     teacher_weights,
     trained_student,
+    trained_weights,
 )
 from dearkd.checkpoint import Checkpoints, write_bytes
 from dearkd.evaluate import accuracy, predict
@@ -69,9 +70,7 @@ def teacher(plan: Plan, name: str) -> None:
     """
     spec, scale_data = plan.scale.teachers[name], plan.scale.data["main"]
     own_run = plan.teacher_run(name)
-    weights: Path | None = None
-    if own_run is not None:
-        weights = plan.paths.state(own_run.name, 0, "I") / "student.safetensors"
+    weights = trained_weights(plan, own_run, 0)[0] if own_run else None
     loaded = teachers.build(spec, scale_data, weights)
     state_sha256 = teachers.weights_sha256(loaded.net)
     splits = subsets.splits(plan, "main")

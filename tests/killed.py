@@ -33,7 +33,7 @@ KINDS = {
     "images": (["synthesize", "deepinversion", *CACHED, *OFTEN], [f"{STATE}/images", f"{RESULTS}/images"]),
 }
 """Kind of job: its command, and the files or folders that must be the same in the end."""
-KEPT = (".npy", ".zip", ".csv", ".safetensors")
+KEPT = (".txt", ".npy", ".zip", ".csv", ".safetensors")
 """What has no times in it; records have."""
 
 
@@ -86,7 +86,7 @@ def kill(kind, command, places, chance, times):
     say(kind, status == 0 and same and not left, instants=instants, left=left)
 
 
-def damage(path, command, chance, also=""):
+def damage(path, command, chance):
     """One bit of a file is flipped: who reads it refuses by the name of the file, in one sentence."""
     raw = bytearray(path.read_bytes())
     whole, place = bytes(raw), chance.randrange(len(raw))
@@ -94,8 +94,8 @@ def damage(path, command, chance, also=""):
     path.write_bytes(raw)
     status, words = finish(command), Path("said").read_text()
     path.write_bytes(whole)
-    named = path.name in words or bool(also and also in words)
-    say(f"damaged {path}", status == 2 and named and "Traceback" not in words, place=place, status=status)
+    refused = status == 2 and str(path) in words and "Traceback" not in words
+    say(f"damaged {path}", refused, place=place, status=status)
 
 
 def say(trial, held, **how):

@@ -4,6 +4,7 @@ of a cluster: test_slurm.py; of two jobs on one run: test_lease.py.
 """
 
 import contextlib
+import json
 import os
 import random
 import re
@@ -162,6 +163,62 @@ def test_two_runs_started_by_hand_in_one_folder(project, untrained):
     refused(second, f"in use by process {first.pid}", "wait for it or stop it")
     assert first.wait(120) == 0
     assert record.read(project / RESULT)["weights_sha256"] == untrained["weights_sha256"]
+
+
+@pytest.mark.parametrize("how", ["hangup", "nohup", "reader"])
+def test_a_terminal_that_closes_and_a_reader_that_leaves_lose_nothing(project, untrained, how):
+    """SIGHUP and `| head` save and stop; under nohup the training goes on."""
+    command = [sys.executable, "-m", "dearkd", "train", "dearkd-Ti", "--scale", "smoke", "--seed", "0", "--stage", "I"]
+    ignored = signal.SIG_IGN if how == "nohup" else signal.SIG_DFL
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, ignored),
+    )
+    assert "epoch 1" in process.stdout.readline()
+    process.stdout.close() if how == "reader" else process.send_signal(signal.SIGHUP)
+    said = process.stderr.read()
+    assert process.wait(120) == (0 if how == "nohup" else 75) and "Traceback" not in said
+    if how != "nohup":
+        assert "the same command goes on from here" in said
+        assert train().returncode == 0
+    assert record.read(project / RESULT)["weights_sha256"] == untrained["weights_sha256"]
+
+
+def test_ctrl_c_before_there_is_something_to_save(project, untrained):
+    """While it waits for another machine's job."""
+    (project / STATE).mkdir(parents=True)
+    lease = {"host": "elsewhere", "machine": "m", "pid": 1, "job": "", "boot": "1"}
+    (project / STATE / "lease.json").write_text(json.dumps(lease))
+    command = [sys.executable, "-m", "dearkd", "train", "dearkd-Ti", "--scale", "smoke", "--seed", "0", "--stage", "I"]
+    process = subprocess.Popen([*command, "--wait"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert "waiting for it" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and said == "dearkd train: stopped by Ctrl-C; nothing finished was lost\n"
+
+
+@pytest.mark.parametrize("verb", [("plan",), ("--help",), ("status",)])
+def test_the_reader_of_a_list_may_leave(verb):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dearkd", *verb], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    said = process.stderr.read()
+    assert process.wait(60) in (0, 141) and not said, said
+
+
+def test_gpus_on_a_machine_without_any(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    refused(train("--gpu", "8"), "8 GPUs asked for, none visible", "or --gpu")
+
+
+def test_windows_is_refused_in_a_sentence():
+    code = "import sys, runpy; sys.platform = 'win32'; runpy.run_module('dearkd', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and "inside WSL 2" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 def test_a_label_that_is_no_class(project):
