@@ -181,7 +181,7 @@ def make(
         "seconds": round(seconds, 2),
         **costs,
         "gpu_seconds": costs["seconds_all"] if cuda else 0.0,
-        **record.provenance(torch.cuda.get_device_name() if cuda else ""),
+        **record.provenance(),
         "terms": state["terms"],
     }
 

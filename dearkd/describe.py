@@ -67,7 +67,7 @@ def describe(plan: Plan, name: str, seed: int) -> None:
                 "teacher_top1": top1,
                 "easy_positive": _easy_positive(codes, images.labels),
             },
-            **record.provenance(torch.cuda.get_device_name() if device.type == "cuda" else ""),
+            **record.provenance(),
         },
     )
 

@@ -158,7 +158,7 @@ def train(
                 "processes": processes,
                 "threads": torch.get_num_threads(),
                 "attention_distance_heads": state["heads"],
-                **record.provenance(torch.cuda.get_device_name() if device.type == "cuda" else ""),
+                **record.provenance(),
                 "curve": state["curve"],
             },
         )
@@ -262,7 +262,7 @@ def evaluate(plan: Plan, run: Run, seed: int) -> None:
             },
             "metrics": {"top1": accuracy(logits, labels), "top5": accuracy(logits, labels, 5)},
             "parameters": sum(p.numel() for p in model.parameters()),
-            **record.provenance(torch.cuda.get_device_name() if device.type == "cuda" else ""),
+            **record.provenance(),
         },
     )
 
@@ -294,7 +294,7 @@ def pretrained(plan: Plan, label: str) -> None:
             "images": len(labels),
             "data_sha256": data_record(plan, "main")["sha256"]["test"],
             "metrics": {"top1": accuracy(logits, labels), "top5": accuracy(logits, labels, 5)},
-            **record.provenance(torch.cuda.get_device_name() if device.type == "cuda" else ""),
+            **record.provenance(),
         },
     )
 
@@ -312,7 +312,7 @@ def architectures(plan: Plan) -> None:
             "spec": to_json(plan.scale.throughput),
             "threads": torch.get_num_threads(),
             "architectures": {name: {**throughput.size(name), **rates.get(name, {})} for name in names},
-            **record.provenance(torch.cuda.get_device_name() if device.type == "cuda" else ""),
+            **record.provenance(),
         },
     )
 

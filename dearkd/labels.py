@@ -109,7 +109,7 @@ def shard(plan: Plan, name: str, seed: int, index: int, save_seconds: float | No
             "seconds": round(seconds, 2),
             **costs,
             "gpu_seconds": round(costs["seconds_all"], 2) if device.type == "cuda" else 0.0,
-            **record.provenance(torch.cuda.get_device_name() if device.type == "cuda" else ""),
+            **record.provenance(),
         },
     )
     checkpoints.discard()

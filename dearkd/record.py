@@ -84,18 +84,18 @@ def differences(recorded: Any, planned: Any, where: str = "") -> list[str]:
     return [f"{where}: {json.dumps(recorded)} recorded, {json.dumps(planned)} planned"]
 
 
-def provenance(device: str = "") -> dict[str, Any]:
-    """Code, versions and hardware of this process. `device`: name of the GPU, empty for CPU."""
+def provenance() -> dict[str, Any]:
+    """Code, versions, hardware and command of this process."""
     return {
         "git": git_state(),
         "versions": {"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}},
         "hardware": {
-            "device": device or "cpu",
+            "device": _device_name(),
             "cpu": _cpu_name(),
             "cores": os.cpu_count(),
             "platform": platform.platform(terse=True),
         },
-        "command": " ".join(["python -m dearkd", *sys.argv[1:]]),
+        "command": " ".join([_program(), *sys.argv[1:]]),
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -120,6 +120,19 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _device_name() -> str:
+    """The GPU that jobs of this process take, or `cpu`; torch is asked only where a job has imported it."""
+    torch = sys.modules.get("torch")
+    return torch.cuda.get_device_name() if torch and torch.cuda.is_available() else "cpu"
+
+
+def _program() -> str:
+    """What `sys.argv` belongs to; a process that the server of `dearkd warm` has forked calls itself dearkd."""
+    path = Path(sys.argv[0])
+    ours = path.parent.name == "dearkd" or path.name == "dearkd"
+    return "python -m dearkd" if ours else f"python {Path(*path.parts[-2:])}"
 
 
 def _cpu_name() -> str:

@@ -92,6 +92,19 @@ def test_a_broken_record_is_named(project):
         results.load(whole, dearkd(whole))
 
 
+def test_a_record_names_the_gpu_and_the_command_of_its_process(monkeypatch):
+    """Every job's record does, whatever the job; a benchmark's command is not taken for the package's."""
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    monkeypatch.setattr("sys.argv", ["/somewhere/dearkd/__main__.py", "train", "x"])
+    found = record.provenance()
+    assert (found["hardware"]["device"], found["command"]) == ("a card", "python -m dearkd train x")
+    monkeypatch.setattr("sys.argv", ["/somewhere/benchmarks/study.py", "fashion"])
+    assert record.provenance()["command"] == "python benchmarks/study.py fashion"
+
+
 def test_records_hold_their_provenance(project):
     values = record.read(project / "results/smoke/runs/dearkd-Ti/seed0/II.json")
     assert [s["name"] for s in values["specs"]] == ["I", "II"] and values["data"]["images"] == 950
