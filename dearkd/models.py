@@ -4,6 +4,7 @@
 whose first blocks attend by `MHCA`; everything timm does with a ViT works on it. Model layer.
 """
 
+import contextlib
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -108,8 +109,9 @@ class DearKD(VisionTransformer):
         own = self.state_dict()
         moved = [n for n in _RESAMPLED if n in own and n in state_dict and own[n].shape != state_dict[n].shape]
         if moved:
-            state_dict = checkpoint_filter_fn(dict(state_dict), self)
-            warnings.warn(f"{', '.join(moved)}: resampled to {self.patch_embed.grid_size} patches", stacklevel=2)
+            with contextlib.suppress(RuntimeError):  # weights of no grid: torch names what differs
+                state_dict = checkpoint_filter_fn(dict(state_dict), self)
+                warnings.warn(f"{', '.join(moved)}: resampled to {self.patch_embed.grid_size} patches", stacklevel=2)
         positions = {name: value for name, value in own.items() if ".rpe." in name}
         if positions and not positions.keys() & state_dict.keys():
             state_dict = {**state_dict, **positions}

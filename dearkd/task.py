@@ -100,7 +100,8 @@ class DearKDTask(TrainingTask):
         trainee = Trainee(student_model, tuple(self.losses), distillation, features)
         self.trainable_module: nn.Module = trainee.to(self.device, self.dtype)
         self.scale = FeatureScale(distillation.hidden_norm, len(pairs)).to(self.device)
-        self.scaled, self.passes, self.squares = False, 0, torch.zeros(len(pairs), device=self.device)
+        self.passes = 0
+        self.register_buffer("squares", torch.zeros(len(pairs), device=self.device), persistent=False)
 
     def forward(
         self,
@@ -129,11 +130,10 @@ class DearKDTask(TrainingTask):
             return
         squares = mean_squares(features)
         self.squares, self.passes = self.squares + squares, self.passes + 1
-        if not self.scaled:
+        if not self.scale.known:
             if dist.is_initialized():
                 dist.broadcast(squares, 0)
             self.scale.update(squares)
-            self.scaled = True
 
     def begin_stage_two(self) -> None:
         """From here on the student learns from the labels alone (Eq. 7); the same optimiser goes on."""
@@ -182,7 +182,7 @@ class DearKDTask(TrainingTask):
         if module is None:
             return {}
         auxiliary = unwrap_model(module).auxiliary.state_dict()
-        return {"stage": self.stage, "auxiliary": auxiliary, "scale": self.scale.state_dict(), "scaled": self.scaled}
+        return {"stage": self.stage, "auxiliary": auxiliary, "scale": self.scale.state_dict()}
 
     def load_task_state(
         self, state: dict[str, Any] | None, strict: bool = True, module: nn.Module | None = None, ema: bool = False
@@ -194,7 +194,6 @@ class DearKDTask(TrainingTask):
         trainee.auxiliary.load_state_dict(state["auxiliary"], strict=strict)
         if not ema:
             self.scale.load_state_dict(state["scale"])
-            self.scaled = state["scaled"]
             if state["stage"] == 2:
                 self.begin_stage_two()
 

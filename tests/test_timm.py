@@ -308,6 +308,21 @@ def test_weights_of_a_deit_and_of_another_size_are_taken_over_and_said(name, way
         torch.testing.assert_close(value, wanted, rtol=0, atol=1e-6, msg=key)
 
 
+@pytest.mark.parametrize(
+    "name, changes, said",
+    [
+        ("deit_tiny_distilled_patch16_224", {}, "dist_token"),
+        ("deit_tiny_patch16_224", {"embed_dim": 24}, "size mismatch for cls_token"),
+        ("deit_tiny_patch16_224", {"class_token": False, "global_pool": "avg"}, "cls_token"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:weights of a plain ViT", "ignore:pos_embed")
+def test_weights_of_another_network_are_torchs_error(name, changes, said):
+    other = timm.create_model(name, **{**{k: v for k, v in SHAPE.items() if k != "n_mhca"}, **changes})
+    with pytest.raises(RuntimeError, match=said):
+        create().load_state_dict(other.state_dict())
+
+
 def test_part_of_the_position_encodings_missing_is_an_error():
     weights = create().state_dict()
     del weights["blocks.0.attn.rpe.alpha"]
