@@ -27,6 +27,7 @@ def teacher_weights(plan: Plan, name: str) -> tuple[dict[str, Any], Path]:
             f"{weights}: missing or not what {plan.paths.teacher(name)} describes; run "
             f"`python -m dearkd teacher {name} --scale {plan.scale.name}`"
         )
+    same_images(plan, plan.paths.teacher(name), "main", found.get("data_sha256"))
     return found, weights
 
 
@@ -52,6 +53,7 @@ def trained_weights(plan: Plan, run: Run, seed: int) -> tuple[Path, dict[str, An
         )
     if sha256(weights) != trained["weights_sha256"]:
         raise InputError(f"{weights}: is not the file that {path} describes; train it again")
+    same_images(plan, path, stage.data_name, trained["data"]["sha256"])
     return weights, trained
 
 
@@ -93,13 +95,29 @@ def real_images(plan: Plan, of: Stage | Labels, seed: int, train: Images | None 
     if train is None:
         train = subsets.splits(plan, of.data_name)["train"]
     images, images_sha256 = subsets.read(train, plan.paths.subsets(of.data_name), of.subset(seed))
+    described = data_record(plan, of.data_name)
+    if of.data.root:  # the list has names alone; of what a package ships, contents follow from the recipe
+        images_sha256 = hashlib.sha256((images_sha256 + described["sha256"]["train"]).encode()).hexdigest()
     if of.data.presize and not getattr(of, "source", None):
         images = presize.copy(plan, of.data_name, images)
-    return images, images_sha256, data_record(plan, of.data_name)["images"][subset_name(100)]
+    return images, images_sha256, described["images"][subset_name(100)]
 
 
 def data_record(plan: Plan, name: str) -> dict[str, Any]:
     return record.read(plan.paths.subsets(name) / "data.json")
+
+
+def same_images(plan: Plan, path: Path, name: str, sha256: dict[str, str] | None) -> None:
+    """Refuse what was made of other images of data set `name` than are listed today: it may have seen test images.
+
+    path: its record. sha256: what that says of the images; None: it is older than that field. Raises InputError.
+    """
+    listed = plan.paths.subsets(name) / "data.json"
+    if sha256 and listed.is_file() and sha256 != record.read(listed)["sha256"]:
+        raise InputError(
+            f"{path}: was made of other images than {listed} describes; make it again with "
+            f"`snakemake -c2 --config scale={plan.scale.name} --forcerun {path} -- all`"
+        )
 
 
 def available_device() -> torch.device:

@@ -12,6 +12,7 @@ from dearkd.artifacts import (
     available_device,
     data_record,
     real_images,
+    same_images,
     sha256,
     synthetic,
     teacher_weights,
@@ -96,6 +97,7 @@ def teacher(plan: Plan, name: str) -> None:
             "top1": round(top1, 4),
             "gate": spec.gate,
             "images": len(split),
+            "data_sha256": data_record(plan, "main")["sha256"],
             "warning": warning,
             "classes": classes,
             "parameters": sum(p.numel() for p in loaded.net.parameters()),
@@ -226,7 +228,10 @@ def _previous(plan: Plan, run: Run, seed: int, stage: Stage) -> tuple[dict[str, 
             f"missing or of another recipe; run `python -m dearkd train {run.name} --scale {plan.scale.name} "
             f"--seed {seed} --stage {before.name}` first"
         )
-    return state, record.read(plan.paths.stage(run.name, seed, before.name))
+    path = plan.paths.stage(run.name, seed, before.name)
+    described = record.read(path)
+    same_images(plan, path, before.data_name, described["data"]["sha256"])
+    return state, described
 
 
 def evaluate(plan: Plan, run: Run, seed: int) -> None:

@@ -53,6 +53,8 @@ def pretrained(plan: Plan, labels: list[str]) -> pd.DataFrame:
         if path.is_file():
             values = record.read(path)
             changed = _changes(Peer, values["spec"], plan.pretrained[label])
+            if values["data_sha256"] != data_sha256(plan, "main", {"test": values["data_sha256"]})["test"]:
+                changed.append("it measured other test images than today's")
             if changed:
                 raise _stale(plan, path, "; ".join(changed[:3]))
             lines.append(
@@ -109,6 +111,8 @@ def diversity(plan: Plan, names: list[str]) -> pd.DataFrame:
             changed = _changes(Diversity, values["spec"], plan.scale.diversity)
             if values["source_fingerprint"] != (fingerprint(plan.sources[name]) if name in plan.sources else ""):
                 changed.append("the recipe of its images has changed")
+            if values["data_sha256"] not in ("", data_sha256(plan, "main", {"train": values["data_sha256"]})["train"]):
+                changed.append("the real images are others now")
             if changed:
                 raise _stale(plan, path, "; ".join(changed[:3]))
             line = {"run": name, "seed": seed, "dirty": values["git"]["dirty"]}

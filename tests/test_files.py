@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dearkd import data, fetch, files, folder, jobs, matrix, record, status, subsets
-from dearkd.artifacts import real_images
+from dearkd.artifacts import real_images, trained_student
 from dearkd.export import export
 from dearkd.schema import InputError, to_json
 from dearkd.spec import Data
@@ -392,6 +392,34 @@ def test_committed_subsets_which_list_no_test_images_stay_valid():
         plan = matrix.load(scale)
         sets = subsets.splits(plan, "main")
         assert len(sets["test"]) == 797 and len(sets["validation"]) == 250 and len(sets["train"]) == 1000
+
+
+def test_after_new_subsets_what_learned_from_the_old_ones_is_not_used(mine, capsys):
+    """Tested again only once it was trained again, from nothing, on images that are not tested now."""
+    run, place = mine.runs["deit-Ti"], mine.paths.seed("deit-Ti", 0)
+
+    def trained_and_tested():
+        jobs.train(mine, run, 0, "I")
+        jobs.evaluate(mine, run, 0)
+        with (place / "predictions.csv").open(newline="") as file:
+            return record.read(place / "I.json"), {row["image"] for row in csv.DictReader(file)}
+
+    before, tested = trained_and_tested()
+    assert tested == {*alone(mine)["test"]}
+    classes(Path("mine"), count=14, first=1000)
+    jobs.subset(mine, "main")
+    for use in (lambda: jobs.evaluate(mine, run, 0), lambda: trained_student(mine, run, 0)):
+        with pytest.raises(InputError, match=r"seed0/I\.json: was made of other images than .*data\.json describes"):
+            use()
+    after, tested = trained_and_tested()
+    assert not tested & {*alone(mine)["train"]} and after["weights_sha256"] != before["weights_sha256"]
+    assert after["data"]["sha256"] == record.read(mine.paths.subsets("main") / "data.json")["sha256"]
+    assert "has changed since the last checkpoint; starting anew" in capsys.readouterr().out
+    names, first = mine.paths.subsets("main") / "train-100.txt", after["data"]["images_sha256"]
+    listed = names.read_text()
+    picture(Path("mine") / listed.splitlines()[0], 5000)
+    jobs.subset(mine, "main")
+    assert names.read_text() == listed and real_images(mine, run.stages[0], 0)[1] != first, "same names, other pixels"
 
 
 # ------------------------------------------------------------------------------------------------ opened once

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import random
 import shutil
 from pathlib import Path
@@ -308,6 +309,30 @@ def test_a_copy_killed_midway_goes_on_and_ends_with_the_same_bytes(copied, monke
     presize.presize(plan, "main")
     assert copies(copied) == whole and len(worked) == 6, "nothing was left to do"
     assert presize.copy(plan, "main", images).open(0, 3).size == (40, 24)
+
+
+@pytest.mark.parametrize("kept_time", [False, True])
+def test_a_copy_of_an_image_that_has_changed_is_refused_and_made_again(copied, monkeypatch, kept_time):
+    """Even where the new original has the old one's time and size; the other copies stay."""
+    plan, original = matrix.load("copied.yaml"), copied / "tiny/train/n0/deep/0.JPEG"
+    presize.presize(plan, "main")
+    before, images = copies(copied), data.read(plan.scale.data["main"])["train"]
+    times = original.stat()
+    smooth(100, 60, 3.0).save(original, quality=95)
+    if kept_time:
+        os.utime(original, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(InputError, match=r"n0/deep/0\.JPEG: gone, .* or not the copy of its original any more"):
+        presize.copy(plan, "main", images)
+    worked, resized = [], presize._resized
+    monkeypatch.setattr(presize, "_resized", lambda source, spec: worked.append(source.name) or resized(source, spec))
+    presize.presize(plan, "main")
+    after = copies(copied)
+    assert worked == ["0.JPEG"] and {n for n in after if after[n] != before[n]} == {"n0/deep/0.JPEG"}
+    presize.copy(plan, "main", images)
+    listed = copied / "checkpoints/copied/presized/main-24.csv"
+    listed.write_text(listed.read_text().replace("n1/deep/1", "n1/deep/9"))
+    with pytest.raises(InputError, match=r"main-24\.csv: missing or not what .* describes"):
+        presize.copy(plan, "main", images)
 
 
 def test_a_corrupt_image_is_named_and_leaves_no_record(copied):
