@@ -70,12 +70,12 @@ def walk(folder: Path) -> Found:
                 if not within:
                     found.folders.append(name)
                 visit(entry.path, f"{name}/", above)
+            elif entry.is_symlink() and kind in (*EXTENSIONS, "") and not Path(entry.path).exists():
+                dangling.append(name)
             elif kind not in EXTENSIONS:
                 found.leave(kind or "no extension", name)
             elif entry.is_file():
                 found.images.append(name)
-            elif entry.is_symlink():
-                dangling.append(name)
             else:
                 found.leave("no regular file", name)
 
@@ -107,7 +107,7 @@ def _listable(name: str) -> bool:
 
 def printed(name: str) -> str:
     """A name for a sentence: what no terminal can show is escaped."""
-    return name if _listable(name) else ascii(name)
+    return name if name.isprintable() else ascii(name)
 
 
 def left_out(found: Mapping[str, list[str]]) -> str:

@@ -48,8 +48,8 @@ def subset(plan: Plan, name: str) -> None:
     lists = {"test.txt": "".join(f"{name}\n" for name in sets["test"].names)}
     described = {"sha256": {k: v.sha256() for k, v in {**sets, "train": data.noisy(train, spec)}.items()}}
     if spec.kind in IN_FILES:
-        lists[files.LIST], described, line = subsets.list_files(plan, name, sets)
-        print(line)
+        lists[files.LIST], described = subsets.list_files(plan, name, sets)
+        print(described["survey"])
     subsets.write(train, chosen, place, lists)
     record.write(
         place / "data.json",

@@ -133,8 +133,8 @@ def survey(spec: Data, found: Mapping[str, Mapping[str, str]]) -> str:
     return line
 
 
-def list_files(plan: Plan, name: str, sets: Mapping[str, Images]) -> tuple[str, dict[str, Any], str]:
-    """(images.csv of a data set of files, what its record says of them, a line on what they are)."""
+def list_files(plan: Plan, name: str, sets: Mapping[str, Images]) -> tuple[str, dict[str, Any]]:
+    """(images.csv of a data set of files, what its record says of them)."""
     spec, found = plan.scale.data[name], sha256s(plan, name, sets)
     rows = [
         files.Listed(split, image, int(label), found[split][image])
@@ -143,8 +143,8 @@ def list_files(plan: Plan, name: str, sets: Mapping[str, Images]) -> tuple[str, 
     ]
     tables = {split: files.table(files.Listed._fields, (r for r in rows if r.split == split)) for split in sets}
     sums = {split: hashlib.sha256(text.encode()).hexdigest() for split, text in tables.items()}
-    described = {"sha256": sums, "folders": folders(spec, sets)}
-    return files.table(files.Listed._fields, rows), described, survey(spec, found)
+    described = {"sha256": sums, "folders": folders(spec, sets), "survey": survey(spec, found)}
+    return files.table(files.Listed._fields, rows), described
 
 
 def splits(plan: Plan, name: str) -> dict[str, Images]:

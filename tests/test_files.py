@@ -101,9 +101,9 @@ def test_folders_that_link_to_each_other_end(tmp_path):
 def test_what_no_list_can_hold_is_named(tmp_path, kind):
     classes(tmp_path, "a", 3)
     if kind == "dangling":
-        for i in (3, 4):
-            (tmp_path / f"a/{i}.png").symlink_to("../.git/annex/objects/missing.png")
-        said = r"a/3\.png is a link to nothing, as are 2 in all; fetch"
+        for name in ("3.png", "4.png", "more", "note.txt"):
+            (tmp_path / "a" / name).symlink_to("../.git/annex/objects/missing.png")
+        said = r"a/3\.png is a link to nothing, as are 3 in all; fetch"
     elif kind == "circle":
         (tmp_path / "a/loop.png").symlink_to("loop.png")
         said = r"a/loop\.png: cannot be read \(Too many levels of symbolic links\)"
