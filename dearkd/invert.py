@@ -82,6 +82,8 @@ def invert(
     if _is_made(out, identity):
         print(f"{path}: made already, by this very recipe")
         return path
+    if len(set(names)) < len(names):
+        print("Some classes have the same name, so each folder begins with the number of its output.", flush=True)
     _announce(source, seed, indices, loaded, quick)
     title = f"{method} from {teacher.model}"
     made = make(source, seed, 0, indices, loaded, None, path, identity, title, save_seconds, folders=folders)

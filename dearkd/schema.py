@@ -3,6 +3,7 @@
 Plan layer: standard library only.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -12,7 +13,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 T = TypeVar("T")
@@ -195,13 +196,49 @@ def build(cls: type[T], values: Any, where: str) -> T:
     built = {}
     for name, field in fields.items():
         if name in values:
-            built[name] = convert(hints[name], values[name], f"{where}: {name}")
+            try:
+                built[name] = convert(hints[name], values[name], f"{where}: {name}")
+            except InputError as error:
+                raise InputError(f"{error}{_instead(cls, field, values[name])}") from None
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise InputError(f"{where}: missing key {name!r}")
     try:
         return cls(**built)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
+
+
+def _instead(cls: type, field: dataclasses.Field, value: Any) -> str:
+    """What to write where a field does not take a value as people write it in YAML; empty where nothing would do."""
+    for meant in _meanings(value):
+        with contextlib.suppress(InputError):
+            converted = convert(_hints(cls)[field.name], meant, "")
+            for name, check in _checks(cls):
+                _apply(check if name == field.name else None, converted, "")
+            return f"; write {json.dumps(meant)}"
+    default = _default(field)
+    known = (value is True or value is None) and isinstance(default, int | float | str)
+    return f"; the default is {json.dumps(default)}" if known else ""
+
+
+def _meanings(value: Any) -> Iterator[Any]:
+    """What a value may stand for: `off` for 0 or none, `0,5` for 0.5, 2000.0 for 2000, 3 for "3" or [3]."""
+    if value is False:
+        yield from (0, "none")
+    elif value is None:
+        yield "none"
+    elif isinstance(value, str):
+        yield from ({"yes": (True,), "true": (True,), "no": (False,), "false": (False,)}.get(value.lower(), ()))
+        yield from ((0, value.lower()) if value.lower() in ("off", "none", "no", "false") else ())
+        with contextlib.suppress(ValueError):
+            number = float(value.replace(",", "."))
+            yield int(number) if number.is_integer() else number
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield from ((bool(value),) if value in (0, 1) else ())
+        yield from ((int(value),) if isinstance(value, float) and value.is_integer() else ())
+        yield str(value)
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        yield [value]
 
 
 def convert(hint: Any, value: Any, where: str) -> Any:

@@ -448,7 +448,8 @@ def test_a_recipe_key_that_something_else_decides_is_refused(own, key):
 def test_equal_names_keep_their_own_folders(own):
     _, _, made = own("--classes", "crane,boat,Crane", "--images", "6")
     assert made["classes"] == ["0000-crane", "0001-boat", "0002-Crane"]
-    _, _, made = own("--classes", "crane,boat,crane", "--pick", "2", out="other")
+    _, said, made = own("--classes", "crane,boat,crane", "--pick", "2", out="other")
+    assert "Some classes have the same name" in said
     assert {n.split("/")[0] for n in members("other")} == {"0002-crane"}
 
 
