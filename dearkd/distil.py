@@ -9,6 +9,7 @@ import yaml
 from PIL import Image
 
 from dearkd import export, jobs, matrix, recipes, record
+from dearkd.checkpoint import write_bytes
 from dearkd.plan import Paths, Plan, Run
 from dearkd.record import write_text
 from dearkd.schema import InputError, unknown
@@ -52,7 +53,7 @@ def distil(images: Path, model: str, weights: str, student: str, out: Path, epoc
     scale = matrix.load_scale(path.as_posix())
     stages = recipes.dearkd(scale, student)
     run = Run(name=f"dearkd-{student}", method="dearkd", student=student, fraction=100, stages=stages, seeds=(seed,))
-    plan = Plan(scale=scale, runs={run.name: run}, sources={}, pretrained={}, tables={}, figures={})
+    plan = Plan(scale=scale, runs={run.name: run}, sources={}, competitors={}, pretrained={}, tables={}, figures={})
     jobs.subset(plan, "main")
     jobs.teacher(plan, "main")
     for stage in stages:
@@ -76,10 +77,13 @@ def _made(images: Path) -> dict[str, Any]:
 
 
 def _unpacked(archive: Path, folder: Path) -> Path:
-    """The archive's images as files below `folder`; zipfile keeps every member inside it."""
+    """The archive's images as files below `folder`; InputError for a member that is no file in a class's folder."""
     try:
         with zipfile.ZipFile(archive) as members:
-            members.extractall(folder)
+            for name in members.namelist():
+                if not re.fullmatch(r"[^/\\]*[^/\\.][^/\\]*/[^/\\]+\.png", name):
+                    raise InputError(f"{archive}: {name!r} is no PNG in the folder of a class; make the archive again")
+                write_bytes(folder / name, memoryview(members.read(name)))
     except (zipfile.BadZipFile, OSError) as error:
         raise InputError(f"{archive}: not a whole archive ({error}); make it again") from None
     return folder

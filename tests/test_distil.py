@@ -1,5 +1,6 @@
 """From a CNN alone to a student that timm loads: the real commands, one after the other."""
 
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,15 @@ def test_a_damaged_archive_is_named(folder):
     Path("images.zip").write_bytes(b"PK no archive")
     with pytest.raises(InputError, match=r"images\.zip: not a whole archive"):
         distil.distil(Path("images.zip"), "resnet10t", "", "Ti", Path("mine"))
+
+
+@pytest.mark.parametrize("name", ["../cat/1.png", "/cat/1.png", "cat/../../1.png", "../1.png", "cat/run.py", "1.png"])
+def test_an_archive_cannot_write_beside_its_folder(folder, name):
+    with zipfile.ZipFile("images.zip", "w") as members:
+        members.writestr(name, b"PNG")
+    with pytest.raises(InputError, match="is no PNG in the folder of a class"):
+        distil.distil(Path("images.zip"), "resnet10t", "", "Ti", Path("mine"))
+    assert not [path for path in folder.rglob("*") if path.name in ("1.png", "run.py")]
 
 
 @pytest.mark.parametrize("student", ["Ti", "S", "B"])
