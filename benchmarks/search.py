@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from dearkd import data, matrix, models, recipes, record, strict_yaml, subsets, teachers
+from dearkd import data, disk, matrix, models, recipes, record, strict_yaml, subsets, teachers
 from dearkd.artifacts import available_device
 from dearkd.checkpoint import Checkpoints
 from dearkd.plan import Paths
@@ -246,7 +246,7 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"search: {error}", file=sys.stderr)
         return 2
-    record.write_text(path.with_suffix(".md"), table(_lines(path)))
+    disk.write(path.with_suffix(".md"), table(_lines(path)))
     print(f"{path}: {left} trainings are left" if left else f"{path}: complete")
     return 0
 

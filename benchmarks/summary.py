@@ -8,7 +8,7 @@ import pandas as pd
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from dearkd import record
+from dearkd import disk, record
 from dearkd.figures import STYLE
 
 QUANTITY = {"speed": "times as fast", "time": "times as long", "memory": "times the memory"}
@@ -22,7 +22,7 @@ def write(folder: Path) -> str:
     )
     frame.to_csv(folder / "table.csv", index=False, float_format="%.4f", lineterminator="\n")
     text = f"{table(frame)}\n\n{machine(records)}\n"
-    record.write_text(folder / "table.md", text)
+    disk.write(folder / "table.md", text)
     with plt.style.context(STYLE):
         if len(frame):
             ratios(frame, folder / "ratios.png")

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from dearkd.checkpoint import write_bytes
+from dearkd import disk
 from dearkd.images import Images, eight_bit, opened
 from dearkd.schema import InputError
 
@@ -35,7 +35,7 @@ def write(path: Path, pixels: UInt8[np.ndarray, "n height width channels"], name
             png = io.BytesIO()
             Image.fromarray(image.squeeze()).save(png, "PNG")
             archive.writestr(zipfile.ZipInfo(name, EPOCH), png.getvalue())
-    write_bytes(path, buffer.getbuffer())
+    disk.write(path, buffer.getbuffer())
     return hashlib.sha256(buffer.getbuffer()).hexdigest()
 
 

@@ -5,19 +5,22 @@ They lie outside Snakemake's outputs, which it deletes when a job fails. Run lay
 
 import hashlib
 import io
-import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dearkd import disk, record
 from dearkd.lease import Lease
 from dearkd.schema import InputError
 
 NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.pt")
 KEPT = 2
+FINISHED = "finished.json"
+"""Beside the checkpoints: what is known of a file that is whole, so that a lost record is written anew in a second."""
 
 
 class Checkpoints:
@@ -39,7 +42,7 @@ class Checkpoints:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         path = self.folder / f"step-{step:09d}-{hashlib.sha256(buffer.getbuffer()).hexdigest()[:16]}.pt"
-        write_bytes(path, buffer.getbuffer())
+        disk.write(path, buffer.getbuffer())
         for old in self._found()[KEPT:]:
             old.unlink(missing_ok=True)
         if self.lease:
@@ -48,12 +51,16 @@ class Checkpoints:
 
     def load(self) -> dict[str, Any] | None:
         """The newest state that is whole, or None. A damaged file is named on stderr and passed over."""
+        return next(self.states(), None)
+
+    def states(self) -> Iterator[dict[str, Any]]:
+        """The states that are whole, newest first; a damaged file is named on stderr."""
         for path in self._found():
             raw = path.read_bytes()
             if hashlib.sha256(raw).hexdigest()[:16] == NAME.fullmatch(path.name)[2]:
-                return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
-            print(f"{path}: damaged, the checkpoint before it is taken", file=sys.stderr, flush=True)
-        return None
+                yield torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+            else:
+                print(f"{path}: damaged, passed over", file=sys.stderr, flush=True)
 
     def discard(self, step: int | None = None) -> None:
         """Remove all checkpoints because the recipe has changed, or the one of a step that turned out to be bad."""
@@ -61,23 +68,19 @@ class Checkpoints:
             if step is None or int(NAME.fullmatch(path.name)[1]) == step:
                 path.unlink(missing_ok=True)
 
+    def keep(self, identity: str, made: Path, values: dict[str, Any]) -> None:
+        """Note that the file `made` is whole, and what its record is to say; only then remove all checkpoints."""
+        record.write(self.folder / FINISHED, {"identity": identity, "sha256": disk.sha256(made), "values": values})
+        self.discard()
+
+    def kept(self, identity: str, made: Path) -> dict[str, Any] | None:
+        """What was noted of the file `made`; None where it is missing, damaged or made with another `identity`."""
+        try:
+            found = record.read(self.folder / FINISHED)
+            whole = found["identity"] == identity and made.is_file() and disk.sha256(made) == found["sha256"]
+            return found["values"] if whole else None
+        except (InputError, KeyError):
+            return None
+
     def _found(self) -> list[Path]:
         return sorted((p for p in self.folder.glob("step-*.pt") if NAME.fullmatch(p.name)), reverse=True)
-
-
-def write_bytes(path: Path, raw: bytes | memoryview) -> None:
-    """Write a file whole or not at all; InputError naming it when the disk is full or the folder read-only."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror}); what was there before is intact, make room or "
-            f"set permissions and run again"
-        ) from None

@@ -8,9 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dearkd import figures, results
+from dearkd import disk, figures, results
 from dearkd.plan import Plan, Run
-from dearkd.record import write_text
 from dearkd.schema import InputError
 
 OTHERS = ("lr", "validation_top1", "attention_distance")
@@ -31,7 +30,7 @@ def write(plan: Plan, name: str) -> str:
         )
     with plt.style.context([figures.STYLE, figures.PLAIN]):
         figures.save(plan, f"curves/{name}", draw(frame, run), None)
-    write_text(plan.paths.figures / f"curves/{name}.csv", frame.to_csv(index=False, float_format="%.6g"))
+    disk.write(plan.paths.figures / f"curves/{name}.csv", frame.to_csv(index=False, float_format="%.6g"))
     return f"{plan.paths.figures}/curves/{name}.png"
 
 

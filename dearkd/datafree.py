@@ -59,7 +59,7 @@ def shard(plan: Plan, name: str, seed: int, index: int, save_seconds: float | No
         wait=wait,
         folders=archive.folders_of(named or ()),
     )
-    record.write_text(target.with_suffix(".csv"), made.pop("manifest"))
+    manifest = made.pop("manifest")
     described = {
         "scale": plan.scale.name,
         "source": name,
@@ -72,14 +72,13 @@ def shard(plan: Plan, name: str, seed: int, index: int, save_seconds: float | No
         "student": competing,
         **made,
     }
-    if _is_recorded(target, described):
+    if _is_recorded(target, described, manifest):
         print(f"{path}: made again, with the same bits; {target} stays as it is")
     else:
-        record.write(target, described)
-    Checkpoints(path.with_suffix("")).discard()
+        record.write(target, described, {target.with_suffix(".csv").name: manifest})
 
 
-def _is_recorded(target: Path, made: dict[str, Any]) -> bool:
+def _is_recorded(target: Path, made: dict[str, Any], manifest: str) -> bool:
     """Whether the record there says the same of the images, so that a committed one is not replaced for nothing."""
     decides = (
         "fingerprint",
@@ -91,10 +90,11 @@ def _is_recorded(target: Path, made: dict[str, Any]) -> bool:
         "archive_sha256",
         "terms",
     )
-    if not target.is_file():
+    try:
+        before, listed = record.read(target), target.with_suffix(".csv").read_text(encoding="utf-8")
+    except (InputError, OSError, UnicodeDecodeError):  # missing or damaged, which is why it is made again
         return False
-    before = record.read(target)
-    return all(before.get(key) == made[key] for key in decides)
+    return listed == manifest and all(before.get(key) == made[key] for key in decides)
 
 
 def make(
@@ -113,13 +113,18 @@ def make(
 ) -> dict[str, Any]:
     """Synthesise a shard into the archive `path`; returns what its record says, and under `manifest` a CSV of images.
 
-    Checkpoints lie in the folder of the archive's name. `identity`: what they must have been made with. `folders`: a
-    name for each class inside the archive, its number where there are none.
+    Checkpoints lie in the folder of the archive's name, and in the end what is returned: where the archive is whole and
+    of the same `identity`, what it was made with, it is returned again. `folders`: a name for each class inside the
+    archive, its number where there are none.
     """
     device = available_device()
     folder = path.with_suffix("")
     with Lease(folder, identity, wait) as lease, stop_requests() as stop:
         checkpoints = Checkpoints(folder, lease)
+        made = checkpoints.kept(identity, path)
+        if made is not None:
+            print(f"{title}: made already, only its record is written", flush=True)
+            return made
         state = checkpoints.load()
         if state is None or state["identity"] != identity:
             checkpoints.discard()
@@ -160,30 +165,29 @@ def make(
             for i, label in enumerate(labels.tolist())
         ]
         verdict, sure = _verdict(teacher.to(device), pixels, source, device)
+        rows = zip(names, labels.tolist(), verdict.tolist(), sure.tolist(), strict=True)
         archive_sha256 = archive.write(path, pixels.permute(0, 2, 3, 1).numpy(), names)
-        seconds, costs = before + time.monotonic() - started, lease.costs()
-    rows = zip(names, labels.tolist(), verdict.tolist(), sure.tolist(), strict=True)
-    manifest = "image,label,teacher_top1,teacher_probability\n" + "".join(
-        f"{n},{t},{v},{p:.4f}\n" for n, t, v, p in rows
-    )
-    cuda = device.type == "cuda"
-    believed = 100 * (verdict == labels).float().mean().item()
-    if warning := synthesize.doubt(source, believed):
-        print(f"{title}: {warning}", flush=True)
-    return {
-        "manifest": manifest,
-        "images": len(labels),
-        "iterations": steps,
-        "teacher_accuracy": round(believed, 4),
-        "warning": warning,
-        "advice": synthesize.advice(source.recipe, {"r_bn": [t["first_r_bn"] for t in state["terms"]]}),
-        "archive_sha256": archive_sha256,
-        "seconds": round(seconds, 2),
-        **costs,
-        "gpu_seconds": costs["seconds_all"] if cuda else 0.0,
-        **record.provenance(),
-        "terms": state["terms"],
-    }
+        seconds, costs, cuda = before + time.monotonic() - started, lease.costs(), device.type == "cuda"
+        believed = 100 * (verdict == labels).float().mean().item()
+        if warning := synthesize.doubt(source, believed):
+            print(f"{title}: {warning}", flush=True)
+        made = {
+            "manifest": "image,label,teacher_top1,teacher_probability\n"
+            + "".join(f"{n},{t},{v},{p:.4f}\n" for n, t, v, p in rows),
+            "images": len(labels),
+            "iterations": steps,
+            "teacher_accuracy": round(believed, 4),
+            "warning": warning,
+            "advice": synthesize.advice(source.recipe, {"r_bn": [t["first_r_bn"] for t in state["terms"]]}),
+            "archive_sha256": archive_sha256,
+            "seconds": round(seconds, 2),
+            **costs,
+            "gpu_seconds": costs["seconds_all"] if cuda else 0.0,
+            **record.provenance(),
+            "terms": state["terms"],
+        }
+        checkpoints.keep(identity, path, made)
+    return made
 
 
 def _column(terms: dict[str, list[float]], i: int, prefix: str) -> dict[str, float]:

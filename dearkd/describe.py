@@ -14,7 +14,6 @@ from torch import Tensor
 
 from dearkd import diversity, record, subsets, teachers, trunks
 from dearkd.artifacts import available_device, data_record, synthetic, teacher_weights
-from dearkd.checkpoint import write_bytes
 from dearkd.images import Images
 from dearkd.loader import evaluation_loader
 from dearkd.plan import Plan
@@ -45,9 +44,6 @@ def describe(plan: Plan, name: str, seed: int) -> None:
     found, weights = teacher_weights(plan, scale.synthesis.teacher)
     teacher = teachers.build(scale.teachers[scale.synthesis.teacher], main, weights).to(device)
     codes, verdict = _codes(teacher, images, plan, device)
-    folder = plan.paths.images(name, seed)
-    record.write_text(folder / "latents.csv", _latents(images, codes))
-    write_bytes(folder / "sample.png", _sample(images, main))
     top1 = 100 * float((verdict == images.labels).mean())
     record.write(
         plan.paths.diversity(name, seed),
@@ -69,6 +65,7 @@ def describe(plan: Plan, name: str, seed: int) -> None:
             },
             **record.provenance(),
         },
+        {"latents.csv": _latents(images, codes), "sample.png": _sample(images, main)},
     )
 
 

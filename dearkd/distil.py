@@ -8,10 +8,8 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from dearkd import export, jobs, matrix, recipes, record
-from dearkd.checkpoint import write_bytes
+from dearkd import disk, export, jobs, matrix, recipes, record
 from dearkd.plan import Paths, Plan, Run
-from dearkd.record import write_text
 from dearkd.schema import InputError, unknown
 from dearkd.spec import DEARKD_HEADS, SIZES
 
@@ -49,7 +47,7 @@ def distil(images: Path, model: str, weights: str, student: str, out: Path, epoc
     if path.read_text() != text if path.is_file() else results.exists():
         there = path if path.is_file() else results
         raise InputError(f"{there}: is of a student made otherwise; name another folder with --out, or delete it")
-    write_text(path, text)
+    disk.write(path, text)
     scale = matrix.load_scale(path.as_posix())
     stages = recipes.dearkd(scale, student)
     run = Run(name=f"dearkd-{student}", method="dearkd", student=student, fraction=100, stages=stages, seeds=(seed,))
@@ -83,7 +81,7 @@ def _unpacked(archive: Path, folder: Path) -> Path:
             for name in members.namelist():
                 if not re.fullmatch(r"[^/\\]*[^/\\.][^/\\]*/[^/\\]+\.png", name):
                     raise InputError(f"{archive}: {name!r} is no PNG in the folder of a class; make the archive again")
-                write_bytes(folder / name, memoryview(members.read(name)))
+                disk.write(folder / name, memoryview(members.read(name)))
     except (zipfile.BadZipFile, OSError) as error:
         raise InputError(f"{archive}: not a whole archive ({error}); make it again") from None
     return folder

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -28,8 +28,12 @@ def predict(
 
 def accuracy(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], k: int = 1) -> float:
     """Top-k accuracy in percent."""
-    hits = logits.topk(min(k, logits.shape[1]), dim=1).indices == labels[:, None]
-    return 100.0 * hits.any(1).float().mean().item()
+    return 100.0 * hits(logits, labels, k).float().mean().item()
+
+
+def hits(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], k: int = 1) -> Bool[Tensor, " n"]:
+    """Whether the label is among the k classes of the largest logits."""
+    return (logits.topk(min(k, logits.shape[1]), dim=1).indices == labels[:, None]).any(1)
 
 
 @torch.no_grad()

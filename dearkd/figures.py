@@ -3,6 +3,7 @@
 Fonts, sizes and colours stand in paper.mplstyle. Read layer: pandas and matplotlib; never torch.
 """
 
+import io
 import itertools
 from pathlib import Path
 
@@ -15,8 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dearkd import diagrams, latent, plan, results, tables
-from dearkd.record import write_text
+from dearkd import diagrams, disk, latent, plan, results, tables, verify
 from dearkd.schema import InputError, unknown
 
 STYLE = Path(__file__).with_name("paper.mplstyle")
@@ -35,12 +35,12 @@ def write(whole: plan.Plan, name: str) -> None:
 
 def save(whole: plan.Plan, name: str, drawn: Figure, numbers: pd.DataFrame | None) -> None:
     """Write a drawn figure, without times and versions in it, and the numbers in it."""
-    (whole.paths.figures / name).parent.mkdir(parents=True, exist_ok=True)
-    for suffix, metadata in ((".pdf", {"CreationDate": None}), (".png", {"Software": None})):
-        drawn.savefig(whole.paths.figures / f"{name}{suffix}", metadata=metadata)
+    for suffix, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
+        drawn.savefig(buffer := io.BytesIO(), format=suffix, metadata=metadata)
+        disk.write(whole.paths.figures / f"{name}.{suffix}", buffer.getbuffer())
     plt.close(drawn)
     if numbers is not None:
-        write_text(whole.paths.figures / f"{name}.csv", numbers.to_csv(index=False, float_format="%.4f"))
+        disk.write(whole.paths.figures / f"{name}.csv", numbers.to_csv(index=False, float_format="%.4f"))
 
 
 # ---------------------------------------------------------------------------------------------- Figure 1
@@ -164,7 +164,7 @@ def pipeline(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, None]:
     """Figure 2: both stages of DearKD with this scale's shapes, weights and epochs."""
     drawn, ax = plt.subplots(figsize=(7.2, 4.2))
     run = whole.runs[figure.rows[0].cells[0].run]
-    diagrams.pipeline(ax, run, results.teacher(whole, run.stages[0].teacher_name))
+    diagrams.pipeline(ax, run, verify.teacher(whole, run.stages[0].teacher_name))
     return drawn, None
 
 
@@ -172,7 +172,7 @@ def aligner(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, None]:
     """Figure 3: the aligner's layers with this scale's shapes."""
     drawn, ax = plt.subplots(figsize=(7.2, 1.6))
     run = whole.runs[figure.rows[0].cells[0].run]
-    diagrams.aligner(ax, run, results.teacher(whole, run.stages[0].teacher_name))
+    diagrams.aligner(ax, run, verify.teacher(whole, run.stages[0].teacher_name))
     return drawn, None
 
 

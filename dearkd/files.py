@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from dearkd import record
+from dearkd import disk, record
 from dearkd.plan import Plan
 from dearkd.schema import InputError
 
@@ -168,7 +168,7 @@ def contents(
     if unread:
         with contextlib.suppress(InputError):  # it only saves time
             rows = ((n, *known) for n, known in {**before, **now}.items())
-            record.write_text(seen, table(("name", "bytes", "written", "moved", "sha256"), rows))
+            disk.write(seen, table(("name", "bytes", "written", "moved", "sha256"), rows))
     if broken:
         raise InputError(f"{root}: {len(broken)} images cannot be used:\n" + "\n".join(sorted(broken)))
     return {name: known[3] for name, known in now.items()}

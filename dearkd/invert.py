@@ -9,7 +9,7 @@ import timm
 import torch
 from timm.data import ImageNetInfo
 
-from dearkd import hub, lite0, recipes, record, synthesize, teachers
+from dearkd import disk, hub, lite0, recipes, record, synthesize, teachers
 from dearkd.archive import folders_of
 from dearkd.artifacts import available_device
 from dearkd.checkpoint import Checkpoints
@@ -87,10 +87,9 @@ def invert(
     _announce(source, seed, indices, loaded, quick)
     title = f"{method} from {teacher.model}"
     made = make(source, seed, 0, indices, loaded, None, path, identity, title, save_seconds, folders=folders)
-    record.write_text(out / "images.csv", made.pop("manifest"))
+    manifest = made.pop("manifest")
     described = {"identity": identity, "seed": seed, "classes": folders, "names": names, "state_sha256": state_sha256}
-    record.write(out / "images.json", {"spec": to_json(source), **described, **made})
-    Checkpoints(path.with_suffix("")).discard()
+    record.write(out / "images.json", {"spec": to_json(source), **described, **made}, {"images.csv": manifest})
     return path
 
 
@@ -183,16 +182,19 @@ def _recipe(recipe: Synthesis | None, side: int, images: int, classes: int, quic
 def _is_made(out: Path, identity: str) -> bool:
     """Whether `out` has these very images; InputError when it has others, finished or half made."""
     path, said = out / "images.zip", out / "images.json"
-    half = Checkpoints(path.with_suffix("")).load()
-    if said.is_file():
-        there = record.read(said).get("identity")
-    else:
-        there = half["identity"] if half else "another" if path.is_file() else identity
+    checkpoints = Checkpoints(path.with_suffix(""))
+    half, made = checkpoints.load(), record.read(said) if said.is_file() else {}
+    if made:
+        there = made.get("identity")
+    elif half is not None:
+        there = half["identity"]
+    else:  # killed before the record was written, or of another making
+        there = identity if not path.is_file() or checkpoints.kept(identity, path) else "another"
     if there != identity:
         raise InputError(
             f"{out}: holds images of another CNN, recipe or seed; name another folder with --out, or delete it"
         )
-    return said.is_file() and path.is_file()
+    return path.is_file() and disk.sha256(path) == made.get("archive_sha256")
 
 
 def _announce(source: Source, seed: int, indices: Sequence[int], teacher: teachers.Teacher, quick: bool) -> None:

@@ -1,31 +1,31 @@
 """The jobs of the workflow: each gathers what a plan names, runs it, and writes its record last. Run layer."""
 
 import dataclasses
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dearkd import data, files, folder, gate, hub, labels, models, record, subsets, teachers, throughput
+from dearkd import data, disk, files, folder, gate, hub, labels, models, record, subsets, teachers, throughput, verify
 from dearkd import train as training
 from dearkd.artifacts import (
     available_device,
     data_record,
     real_images,
-    same_images,
-    sha256,
     synthetic,
     teacher_weights,
     trained_student,
     trained_weights,
 )
-from dearkd.checkpoint import Checkpoints, write_bytes
-from dearkd.evaluate import accuracy, predict
+from dearkd.checkpoint import Checkpoints
+from dearkd.evaluate import accuracy, hits, predict
 from dearkd.lease import Lease
 from dearkd.loader import evaluation_loader
 from dearkd.plan import Plan, Run
 from dearkd.schema import InputError, to_json
-from dearkd.session import Work, export, precision
+from dearkd.session import Work, export, packed, precision
 from dearkd.spec import IN_FILES, Stage, Teacher
 
 KEPT = 4_000_000
@@ -88,7 +88,7 @@ def teacher(plan: Plan, name: str) -> None:
     target = plan.paths.teacher_weights(name)
     export({"student": {k: v.cpu() for k, v in loaded.net.state_dict().items()}}, target)
     if own_run is not None and target.stat().st_size <= KEPT:
-        write_bytes(plan.paths.kept_weights(name), target.read_bytes())
+        disk.write(plan.paths.kept_weights(name), target.read_bytes())
     record.write(
         plan.paths.teacher(name),
         {
@@ -101,7 +101,7 @@ def teacher(plan: Plan, name: str) -> None:
             "warning": warning,
             "classes": classes,
             "parameters": sum(p.numel() for p in loaded.net.parameters()),
-            "weights_sha256": sha256(target),
+            "weights_sha256": disk.sha256(target),
             "state_sha256": state_sha256,
             "features": [
                 {"stage": i, "channels": s.channels, "size": list(s.size), "nonnegative": s.nonnegative}
@@ -152,7 +152,7 @@ def train(
                 "specs": [to_json(s) for s in run.stages[: run.stages.index(stage) + 1]],
                 "fingerprint": run.fingerprint(stage_name),
                 **inputs,
-                "weights_sha256": sha256(weights),
+                "weights_sha256": disk.sha256(weights),
                 "steps": state["step"],
                 "seconds": round(state["seconds"], 2),
                 **costs,
@@ -217,21 +217,23 @@ def _gather(plan: Plan, run: Run, seed: int, stage: Stage) -> tuple[Work, dict[s
 
 
 def _previous(plan: Plan, run: Run, seed: int, stage: Stage) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """(final state, record) of the stage before; Nones for the first one."""
+    """(final state, record) of the stage before; Nones for the first one.
+
+    Raises InputError unless a checkpoint holds exactly the state that the record describes.
+    """
     if stage == run.stages[0]:
         return None, None
     before = run.stages[run.stages.index(stage) - 1]
-    state = Checkpoints(plan.paths.state(run.name, seed, before.name)).load()
-    if state is None or state["fingerprint"] != run.fingerprint(before.name):
-        raise InputError(
-            f"{run.name}, seed {seed}: stage {stage.name} starts from stage {before.name}, whose final state is "
-            f"missing or of another recipe; run `python -m dearkd train {run.name} --scale {plan.scale.name} "
-            f"--seed {seed} --stage {before.name}` first"
-        )
-    path = plan.paths.stage(run.name, seed, before.name)
-    described = record.read(path)
-    same_images(plan, path, before.data_name, described["data"]["sha256"])
-    return state, described
+    made, folder = verify.stages(plan, run, seed, before.name)[-1], plan.paths.state(run.name, seed, before.name)
+    wanted = (run.fingerprint(before.name), made["steps"])
+    for state in Checkpoints(folder).states():
+        if (state["fingerprint"], state["step"]) == wanted and disk.sha256_of(packed(state)) == made["weights_sha256"]:
+            return state, made
+    raise InputError(
+        f"{folder}: stage {stage.name} starts from the final state of stage {before.name}, which is missing, damaged "
+        f"or not what {plan.paths.stage(run.name, seed, before.name)} describes; run `python -m dearkd train "
+        f"{shlex.quote(run.name)} --scale {plan.scale.name} --seed {seed} --stage {before.name}` first"
+    )
 
 
 def evaluate(plan: Plan, run: Run, seed: int) -> None:
@@ -247,12 +249,8 @@ def evaluate(plan: Plan, run: Run, seed: int) -> None:
         device,
         precision(stage.training.precision, device),
     )
-    guesses = logits.argmax(1).tolist()
-    path = plan.paths.metrics(run.name, seed)
-    rows = zip(split.names, labels.tolist(), guesses, strict=True)
-    record.write_text(path.with_name("predictions.csv"), files.table(("image", "label", "top1"), rows))
     record.write(
-        path,
+        plan.paths.metrics(run.name, seed),
         {
             "scale": plan.scale.name,
             "run": run.name,
@@ -269,7 +267,14 @@ def evaluate(plan: Plan, run: Run, seed: int) -> None:
             "parameters": sum(p.numel() for p in model.parameters()),
             **record.provenance(),
         },
+        {"predictions.csv": _predictions(split.names, logits, labels)},
     )
+
+
+def _predictions(names: Sequence[str], logits: torch.Tensor, labels: torch.Tensor) -> str:
+    """CSV from which anyone can count the accuracies: image, label, the class predicted, label among the best five."""
+    columns = (labels.tolist(), logits.argmax(1).tolist(), hits(logits, labels, 5).int().tolist())
+    return files.table(("image", "label", "top1", "in_top5"), zip(names, *columns, strict=True))
 
 
 def pretrained(plan: Plan, label: str) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from dearkd import optimise, record, teachers
-from dearkd.artifacts import available_device, real_images, sha256, teacher_weights
-from dearkd.checkpoint import Checkpoints, write_bytes
+from dearkd import commands, disk, optimise, record, teachers, verify
+from dearkd.artifacts import available_device, real_images, teacher_weights
+from dearkd.checkpoint import Checkpoints
 from dearkd.keys import seed_all
 from dearkd.lease import Lease
 from dearkd.loader import Decisions, Schedule, training_loader
@@ -48,9 +48,15 @@ def shard(plan: Plan, name: str, seed: int, index: int, save_seconds: float | No
     draws = everything if spec.subset_schedule == "iterations" else len(images)
     schedule = Schedule(len(images), draws, spec.batch, spec.micro_batch, spec.augment.repeats, seed)
     path, title = plan.paths.label_file(name, seed, index), f"labels {name} seed {seed} shard {index}"
+    target = plan.paths.labels(name, seed, index)
     identity = "-".join([fingerprint(spec), str(epochs), found["weights_sha256"], images_sha256])
     with Lease(path.with_suffix(""), identity, wait) as lease, stop_requests() as stop:
         checkpoints = Checkpoints(path.with_suffix(""), lease)
+        made = checkpoints.kept(identity, path)
+        if made is not None:
+            print(f"{title}: made already, only its record is written", flush=True)
+            record.write(target, made)
+            return
         state = checkpoints.load()
         if state is None or state["identity"] != identity:
             checkpoints.discard()
@@ -90,11 +96,9 @@ def shard(plan: Plan, name: str, seed: int, index: int, save_seconds: float | No
                         raise Interrupted(f"{title}: stopped at step {state['step']} of {steps}, everything is saved")
         buffer = io.BytesIO()
         np.save(buffer, state["labels"].numpy().astype(np.uint16))
-        write_bytes(path, buffer.getbuffer())
+        disk.write(path, buffer.getbuffer())
         seconds, costs = before + time.monotonic() - started, lease.costs()
-    record.write(
-        plan.paths.labels(name, seed, index),
-        {
+        made = {
             "scale": plan.scale.name,
             "labels": name,
             "seed": seed,
@@ -104,15 +108,15 @@ def shard(plan: Plan, name: str, seed: int, index: int, save_seconds: float | No
             "fingerprint": fingerprint(spec),
             "teacher": {k: found[k] for k in ("teacher", "top1", "weights_sha256")},
             "images_sha256": images_sha256,
-            "sha256": sha256(path),
+            "sha256": disk.sha256(path),
             "agreement": round(100 * state["right"] / (steps * spec.batch), 3),
             "seconds": round(seconds, 2),
             **costs,
             "gpu_seconds": round(costs["seconds_all"], 2) if device.type == "cuda" else 0.0,
             **record.provenance(),
-        },
-    )
-    checkpoints.discard()
+        }
+        checkpoints.keep(identity, path, made)
+        record.write(target, made)
 
 
 def read(plan: Plan, stage: Stage, seed: int, images_sha256: str) -> tuple[Decisions | None, dict[str, Any] | None]:
@@ -123,17 +127,14 @@ def read(plan: Plan, stage: Stage, seed: int, images_sha256: str) -> tuple[Decis
     spec = plan.labels_of(stage)
     if spec is None:
         return None, None
-    taught_by = record.read(plan.paths.teacher(stage.teacher_name))["weights_sha256"]
     shards, sums = {}, []
     for index in plan.label_shards(stage):
-        path, made = plan.paths.label_file(spec.name, seed, index), plan.paths.labels(spec.name, seed, index)
-        found = record.read(made)
-        epochs = [index * plan.scale.label_epochs, (index + 1) * plan.scale.label_epochs]
-        same = (found["teacher"]["weights_sha256"], found["images_sha256"]) == (taught_by, images_sha256)
-        if not same or found["epochs"] != epochs or not path.is_file() or sha256(path) != found["sha256"]:
+        path, found = plan.paths.label_file(spec.name, seed, index), verify.labels(plan, spec.name, seed, index)
+        right = found["images_sha256"] == images_sha256 and path.is_file() and disk.sha256(path) == found["sha256"]
+        if not right:
             raise InputError(
-                f"{path}: missing, or not what {made} describes, or of another teacher, images or epochs; again: "
-                f"python -m dearkd labels {spec.name} --scale {plan.scale.name} --seed {seed} --shard {index}"
+                f"{path}: missing, of other images, or not what {plan.paths.labels(spec.name, seed, index)} describes; "
+                f"make it again: {commands.labels(plan, spec.name, seed, index)}"
             )
         shards[index] = np.load(path, mmap_mode="r", allow_pickle=False)
         sums.append(found["sha256"])

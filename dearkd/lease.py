@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dearkd.record import sweep, write_text
+from dearkd import disk
 from dearkd.schema import InputError
 
 BEAT_SECONDS = 10.0
@@ -102,7 +102,7 @@ class Lease:
     def saved(self) -> None:
         """Note that everything up to now is kept."""
         if self.active:
-            write_text(
+            disk.write(
                 self.attempt,
                 json.dumps({**json.loads(self.me), "of": self.identity, "began": self.began, "saved": time.time()}),
             )
@@ -127,8 +127,7 @@ class Lease:
         return {"attempts": count, "seconds_all": round(spent, 2), "seconds_lost": round(lost, 2)}
 
     def _sweep(self) -> None:
-        """Remove what attempts that were killed wrote in part: only who holds the lease writes here, or beside it."""
-        sweep(self.folder, 0.0)
+        """Remove what killed attempts on any machine wrote in part: only who holds the lease writes here."""
         for left in self.folder.glob(".*.tmp"):
             left.unlink(missing_ok=True)
 
@@ -145,7 +144,7 @@ class Lease:
             state = _state(self.path)
             if state is not None and state != self._silent and not _gone(holder := _holder(state[0])):
                 return holder
-            write_text(self.path, self.me)
+            disk.write(self.path, self.me)
         return None
 
     def _wait_or_refuse(self) -> None:

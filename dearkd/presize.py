@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dearkd import data, files, record, subsets
+from dearkd import data, disk, files, record, subsets
 from dearkd.images import Images, eight_bit, named, opened
 from dearkd.plan import Plan
 from dearkd.schema import InputError, to_json
@@ -45,7 +45,7 @@ def presize(plan: Plan, name: str) -> None:
             list(pool.map(lambda n: shrink(originals.root / n, folder / n, spec), names))
     copied = _contents(plan, name, originals.names)
     listed = files.table(("image", "original", "copy"), ((n, known[n], copied[n]) for n in originals.names))
-    record.write_text(_list(folder), listed)
+    disk.write(_list(folder), listed)
     record.write(
         plan.paths.presized(name),
         {
@@ -113,17 +113,8 @@ def shrink(source: Path, target: Path, spec: Data) -> None:
         if target.exists() and target.stat().st_mtime_ns == written:
             return
         content = _resized(source, spec)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.utime(temporary, ns=(written, written))
-        temporary.replace(target)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(
-            f"{target}: cannot be written ({error.strerror}); make room or set permissions and run again"
-        ) from None
+    disk.write(target, content)
+    os.utime(target, ns=(written, written))
 
 
 def _resized(source: Path, spec: Data) -> bytes:

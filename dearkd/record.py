@@ -1,71 +1,85 @@
-"""Records: one result with its provenance, written atomically and last, read back and compared with the plan.
+"""Records: one result with its provenance, written atomically and last, read back as it was written.
 
 Plan layer: standard library only. A record is JSON, small and committed; whatever is in `results/` has one beside it.
 """
 
 import contextlib
-import glob
+import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
 import sys
-import time
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from dearkd import disk
 from dearkd.schema import InputError
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "lpips", "snakemake")
+SEAL = "record_sha256"
 SOURCES = ("dearkd", "workflow", "Snakefile", "paper")
 """Where a change makes the tree dirty: what decides a result, not results or docs."""
 
 
-def write(path: Path, values: dict[str, Any]) -> None:
-    """Write a record so that it is whole or absent: temporary name, flush to disk, rename."""
-    write_text(path, _layout(values))
+def write(path: Path, values: dict[str, Any], beside: Mapping[str, disk.Content] | None = None) -> None:
+    """Write a record so that it is whole or absent, after the files `beside` it, by name, whose sha256 it holds.
 
-
-def write_text(path: Path, text: str) -> None:
-    """Atomically write a small text file and its folders; InputError when the place cannot be written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror}); nothing was lost, make room or set "
-            f"permissions and run again"
-        ) from None
-    sweep(path)
-
-
-def sweep(path: Path, seconds: float = 3600.0) -> None:
-    """Remove what killed processes wrote of a file in part, when it is so old that nobody writes it any more."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime >= seconds:
-                left.unlink()
+    Its last line is the sha256 of the rest, by which `read` knows that nobody changed it. Raises InputError when the
+    place cannot be written.
+    """
+    values = {k: v for k, v in values.items() if k != SEAL}
+    if beside:
+        values["files"] = {name: disk.sha256_of(content) for name, content in beside.items()}
+    sealed = _layout({**values, SEAL: _seal(values)})
+    disk.write_all({**{path.with_name(name): content for name, content in (beside or {}).items()}, path: sealed})
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The record at `path`; InputError when it is missing or not whole."""
+    """The record at `path`; InputError when it is missing, not as written, or a file beside it is not the one it names.
+
+    Records from before they held their own sha256, and those of the files beside them, are taken as they are.
+    """
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(f"{path}: record is missing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or JSON that nobody here writes
         raise InputError(f"{path}: not a whole record ({error}); delete it and run its job again") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: not a record; delete it and run its job again")
+    seal = values.pop(SEAL, None)
+    if seal not in (None, _seal(values)):
+        raise InputError(f"{path}: changed since it was written; bring it back as it was, or run its job again")
+    with whole(path):
+        for name, digest in values.get("files", {}).items():
+            file = path.with_name(name)
+            if not file.is_file() or disk.sha256(file) != digest:
+                raise InputError(
+                    f"{file}: missing, or not the file that {path} describes; bring it back as it was, or run the "
+                    f"record's job again"
+                )
     return values
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[None]:
+    """Fields of a record that are missing or of another type become an InputError that names it."""
+    try:
+        yield
+    except KeyError as error:
+        raise InputError(f"{path}: lacks {error}; delete it and run its job again") from None
+    except (TypeError, AttributeError, IndexError, ValueError) as error:
+        raise InputError(f"{path}: not a whole record ({error}); delete it and run its job again") from None
+
+
+def _seal(values: dict[str, Any]) -> str:
+    """sha256 of a record's content, whatever its layout."""
+    plain = json.loads(json.dumps(values))  # keys as text, as they are read back
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def differences(recorded: Any, planned: Any, where: str = "") -> list[str]:

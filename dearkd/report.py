@@ -18,9 +18,8 @@ import jinja2
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from dearkd import record
+from dearkd import disk, record, verify
 from dearkd.plan import Plan, Run
-from dearkd.record import write_text
 from dearkd.schema import InputError
 
 PAGE = Path(__file__).with_name("report.html")
@@ -98,35 +97,34 @@ def write(plan: Plan) -> Path:
         hardware=_counted(f"{r['hardware']['device']}, {r['hardware']['cpu']}" for r in records),
         written=sorted(r["written"] for r in records),
     )
-    write_text(page, text)
+    disk.write(page, text)
     return page
 
 
 def _records(plan: Plan) -> list[dict[str, Any]]:
-    """Every record of the plan's runs, images and labels that is there: stages, evaluations, shards."""
-    paths = [
-        path
-        for run in plan.runs.values()
-        for seed in run.seeds
-        for path in (
-            *(plan.paths.stage(run.name, seed, s.name) for s in run.stages),
-            plan.paths.metrics(run.name, seed),
-        )
-    ]
-    paths += [
-        plan.paths.shard(source.name, seed, shard)
-        for source in plan.sources.values()
-        for seed in plan.scale.seeds
-        for shard in range(source.recipe.shards)
-    ]
-    paths += [
-        plan.paths.labels(plan.labels_of(stage).name, seed, shard)
+    """Every record of the plan's runs, images and labels that is there; InputError where one is stale or damaged."""
+    found = []
+    for run in plan.runs.values():
+        for seed in run.seeds:
+            there = [s.name for s in run.stages if plan.paths.stage(run.name, seed, s.name).is_file()]
+            if plan.paths.metrics(run.name, seed).is_file():
+                trained, tested = verify.evaluation(plan, run, seed)
+                found += [*trained, tested]
+            elif there:
+                found += verify.stages(plan, run, seed, there[-1])
+    for source in plan.sources.values():
+        shards = [(source.name, seed, i) for seed in plan.scale.seeds for i in range(source.recipe.shards)]
+        found += [verify.shard(plan, *shard)[0] for shard in shards if plan.paths.shard(*shard).is_file()]
+    labels = [
+        (plan.labels_of(stage).name, seed, shard)
         for run in plan.runs.values()
         for seed in run.seeds
         for stage in run.stages
         for shard in plan.label_shards(stage)
     ]
-    return [record.read(path) for path in dict.fromkeys(paths) if path.is_file()]
+    return found + [
+        verify.labels(plan, *shard) for shard in dict.fromkeys(labels) if plan.paths.labels(*shard).is_file()
+    ]
 
 
 # ---------------------------------------------------------------------------------------------- parts of the page
@@ -188,7 +186,7 @@ def _teachers(plan: Plan) -> list[str]:
     for name, teacher in plan.scale.teachers.items():
         path = plan.paths.teacher(name)
         if path.is_file():
-            values = record.read(path)
+            values = verify.teacher(plan, name)
             found.append(
                 f"{name} ({teacher.model}) {values['top1']:.1f} % of {values['images']} {values['gate']} images"
             )

@@ -12,10 +12,9 @@ from typing import NamedTuple
 import pandas as pd
 from scipy import stats
 
-from dearkd import escaping, results, tables
+from dearkd import disk, escaping, tables, verify
 from dearkd.inference import LEVEL, interval
 from dearkd.plan import Plan
-from dearkd.record import write_text
 from dearkd.schema import InputError
 
 TABLE = "table2"
@@ -40,7 +39,7 @@ def write(plan: Plan) -> str:
         raise InputError(f"scale {plan.scale.name}: savings are read off {TABLE}, which its `only` leaves out")
     lines = [*describe(plan, tables.values_of(plan, TABLE)), *_teacher(plan)]
     text = "\n".join(f"- {line}" for line in lines) + "\n"
-    write_text(plan.paths.results / "savings.md", text)
+    disk.write(plan.paths.results / "savings.md", text)
     return text
 
 
@@ -150,7 +149,7 @@ def _teacher(plan: Plan) -> list[str]:
     name = plan.scale.distillation.teacher
     if not plan.paths.teacher(name).is_file():
         return []
-    top1, classes = results.teacher(plan, name)["top1"], plan.scale.data["main"].classes
+    top1, classes = verify.teacher(plan, name)["top1"], plan.scale.data["main"].classes
     if not near_chance(top1, classes):
         return []
     return [f"The teacher is right on {top1:.1f} % of its images, close to chance ({100 / classes:.1f} %)."]

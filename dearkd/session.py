@@ -15,10 +15,10 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dearkd import models, optimise
+from dearkd import disk, models, optimise
 from dearkd.attention_cpu import unfuse_few_tokens
 from dearkd.board import Board
-from dearkd.checkpoint import Checkpoints, write_bytes
+from dearkd.checkpoint import Checkpoints
 from dearkd.data import Images
 from dearkd.evaluate import accuracy, attention_distance, predict
 from dearkd.keys import key_of
@@ -240,9 +240,13 @@ class Session:
                 if last:
                     self.heads = [[round(d, 4) for d in layer] for layer in distance.tolist()]
         self.curve.append(entry)
-        if self.board:
-            self.board.add(entry)
         self.meters.start(self.step)
+        if self.board:
+            try:
+                self.board.add(entry)
+            except InputError:  # a full disk for the curves costs no training
+                self.save()
+                raise
         return "  ".join(
             [
                 f"epoch {epoch + 1}",
@@ -355,10 +359,10 @@ class Session:
         """The final state, saved as the last checkpoint."""
         self.require_finite()
         state = self.state()
-        if self.board:
-            self.board.close()
         if self.work.rank == 0:
             self.work.checkpoints.save(self.step, state)
+        if self.board:
+            self.board.close()
         return state
 
 
@@ -367,7 +371,12 @@ def precision(name: str, device: torch.device) -> torch.dtype | None:
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name) if device.type == "cuda" else None
 
 
+def packed(state: dict[str, Any]) -> bytes:
+    """The student alone, as safetensors."""
+    return save_safetensors({k: v.contiguous() for k, v in state["student"].items()})
+
+
 def export(state: dict[str, Any], path: Path) -> Path:
     """Write the student alone, as safetensors: what evaluation, transfer and other people load."""
-    write_bytes(path, save_safetensors({k: v.contiguous() for k, v in state["student"].items()}))
+    disk.write(path, packed(state))
     return path

@@ -1,12 +1,14 @@
 """Where the runs of a scale stand: done, running, stopped, stale or missing, how far, for how long yet. Read layer."""
 
-import dataclasses
+import contextlib
+import json
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from dearkd import files, record, results
+from dearkd import files, record, verify
 from dearkd.plan import Plan, Run
 from dearkd.schema import InputError
 
@@ -64,22 +66,23 @@ def _names(run: Run) -> list[str]:
 def _stage(plan: Plan, run: Run, seed: int, name: str, held: set[Path], changed: dict[str, str]) -> Standing:
     path, folder = plan.paths.stage(run.name, seed, name), plan.paths.state(run.name, seed, name)
     steps = _steps(plan, run, name)
+    saved = _saved(folder, run.fingerprint(name), steps)
     if folder in held:
-        saved = _saved(folder)
         left = _left(saved, steps)
         return Standing(run.name, seed, name, "running", saved[-1][0] if saved else 0, steps, left)
     if path.is_file():
-        until = run.stages[: _names(run).index(name) + 1]
         try:
-            results.check(plan, dataclasses.replace(run, stages=until), seed)
+            verify.stages(plan, run, seed, name)
             data = run.stage(name).data_name
             if changed.get(data):
                 raise InputError(f"images of {data}: {changed[data]} since; put them back, or run `subset {data}`")
         except InputError as error:
             return Standing(run.name, seed, name, "stale", steps, steps, note=str(error))
         return Standing(run.name, seed, name, "done", steps, steps)
-    saved = _saved(folder)
-    return Standing(run.name, seed, name, "stopped" if saved else "missing", saved[-1][0] if saved else 0, steps)
+    if saved:
+        return Standing(run.name, seed, name, "stopped", saved[-1][0], steps)
+    note = "its checkpoints are of another recipe" if any(folder.glob("step-*.pt")) else ""
+    return Standing(run.name, seed, name, "missing", 0, steps, note=note)
 
 
 def _steps(plan: Plan, run: Run, name: str) -> int:
@@ -94,10 +97,28 @@ def _steps(plan: Plan, run: Run, name: str) -> int:
     return stage.last_epoch * (draws // stage.training.batch)
 
 
-def _saved(folder: Path) -> list[tuple[int, float]]:
-    """(step, time) of the checkpoints, oldest first."""
-    found = [(int(match[1]), p.stat().st_mtime) for p in folder.glob("*.pt") if (match := CHECKPOINT.fullmatch(p.name))]
+def _saved(folder: Path, fingerprint: str, steps: int) -> list[tuple[int, float]]:
+    """(step, time) of the checkpoints of this recipe, oldest first.
+
+    A checkpoint is of the attempt that had begun last when it was written. One beyond the last step is of other data.
+    """
+    attempts = sorted(_attempts(folder))
+    found = []
+    for path in folder.glob("*.pt"):
+        if (match := CHECKPOINT.fullmatch(path.name)) and (not steps or int(match[1]) <= steps):
+            written = path.stat().st_mtime
+            of = [of for began, of in attempts if began <= written]
+            if not attempts or of[-1:] == [fingerprint]:
+                found.append((int(match[1]), written))
     return sorted(found)
+
+
+def _attempts(folder: Path) -> Iterator[tuple[float, str]]:
+    """(begin, fingerprint) of each attempt at a stage, as its lease notes them."""
+    for path in folder.glob("attempt-*.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            values = json.loads(path.read_text())
+            yield float(values["began"]), str(values["of"])
 
 
 def _left(saved: list[tuple[int, float]], steps: int) -> float | None:

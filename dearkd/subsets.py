@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from dearkd import data, files, folder, record
+from dearkd import data, disk, files, folder, record
 from dearkd.images import Images, check
 from dearkd.keys import numpy_generator
 from dearkd.plan import Plan
-from dearkd.record import write_text
 from dearkd.schema import InputError, build, to_json
 from dearkd.spec import Data, subset_name
 
@@ -83,9 +82,9 @@ def write(
     texts = {f"{name}.txt": "".join(f"{images.names[i]}\n" for i in indices) for name, indices in chosen.items()}
     texts |= others or {}
     for name, text in texts.items():
-        write_text(folder / name, text)
+        disk.write(folder / name, text)
     sums = [f"{hashlib.sha256(text.encode()).hexdigest()}  {name}\n" for name, text in texts.items()]
-    write_text(folder / "SHA256SUMS", "".join(sums))
+    disk.write(folder / "SHA256SUMS", "".join(sums))
 
 
 def read(images: Images, folder: Path, name: str) -> tuple[Images, str]:

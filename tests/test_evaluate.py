@@ -203,7 +203,7 @@ def test_evaluating_other_weights_than_the_record_describes_is_refused(project):
     with pytest.raises(InputError, match="is not the file that"):
         jobs.evaluate(whole, whole.runs["dearkd-Ti"], 0)
     path.unlink()
-    remedy = r"--forcerun results/smoke/runs/dearkd-Ti/seed0/I\.json"
+    remedy = "python -m dearkd train dearkd-Ti --scale smoke --seed 0 --stage I && "
     with pytest.raises(InputError, match=f"missing, though its record is there .*{remedy}"):
         jobs.evaluate(whole, whole.runs["dearkd-Ti"], 0)
 

@@ -1,8 +1,11 @@
 """The model in the ecosystem: timm's interfaces, torch.export, ONNX, and a folder that timm loads."""
 
+import html
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +13,12 @@ import onnxruntime
 import pytest
 import timm
 import torch
+from conftest import copy_project, small_disk
+from markdown_it import MarkdownIt
 from PIL import Image
 
 import dearkd.models  # noqa: F401  registers the students
-from dearkd import artifacts, data, export, matrix, record
+from dearkd import artifacts, commands, data, disk, export, jobs, matrix, record
 from dearkd.__main__ import main
 from dearkd.loader import evaluation_loader
 
@@ -40,10 +45,9 @@ def test_torch_export_gives_the_same_logits_for_any_batch(student, images):
         torch.testing.assert_close(exported.module()(batch), student(batch), atol=1e-5, rtol=0)
 
 
-def test_onnx_gives_the_same_logits_for_any_batch(student, images, tmp_path):
+def test_onnx_gives_the_same_logits_for_any_batch(student, images):
     spec = matrix.load("smoke").scale.data["main"].__class__(kind="folder", classes=10, image_size=32)
-    export.to_onnx(student, spec, tmp_path / "model.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(export.to_onnx(student, spec))
     for batch in (images, images[:1]):
         (logits,) = session.run(["logits"], {"images": batch.numpy()})
         assert np.abs(logits - student(batch).detach().numpy()).max() < 1e-5
@@ -88,7 +92,7 @@ def test_the_card_says_what_the_records_say(project, tmp_path):
     taught = record.read(Path("results/smoke/runs/dearkd-Ti/seed0/I.json"))["teacher"]
     assert f"| top-1 | {tested['metrics']['top1']:.2f} % on {tested['data']['images']} test images |" in card
     assert f"| teacher | `convnet_micro`, top-1 {taught['top1']:.2f} % |" in card
-    assert artifacts.sha256(folder / "model.safetensors") in card and "not recorded" in card
+    assert disk.sha256(folder / "model.safetensors") in card and "not recorded" in card
     assert "stages | I: epochs 0 to 2, 0.5 ce" in card and "model.onnx" not in card
     assert json.loads((folder / "config.json").read_text())["architecture"] == "dearkd_tiny_patch16_224"
     table = card[card.index("| top-1") :].split("\n\n")[0].splitlines()
@@ -103,7 +107,7 @@ def test_the_card_says_what_the_records_say(project, tmp_path):
             "weights are not committed",
         ),
         (lambda: Path("results/smoke/runs/dearkd-Ti/seed0/metrics.json").unlink(), "seed0/metrics.json"),
-        (lambda: shutil.rmtree("results/smoke/runs/dearkd-Ti"), "results/smoke/runs/dearkd-Ti/seed0/II.json"),
+        (lambda: shutil.rmtree("results/smoke/runs/dearkd-Ti"), "-- results/smoke/runs/dearkd-Ti/seed0/metrics.json"),
     ],
 )
 def test_what_is_missing_is_named_and_nothing_is_written(project, tmp_path, capsys, spoil, said):
@@ -111,6 +115,122 @@ def test_what_is_missing_is_named_and_nothing_is_written(project, tmp_path, caps
     assert main(["export", "dearkd-Ti", "--scale", "smoke", "--out", str(tmp_path / "out")]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def export_to(folder, *options):
+    return main(["export", "dearkd-Ti", "--scale", "smoke", "--out", str(folder), *options])
+
+
+@pytest.mark.parametrize("key, value", [("mean", [0.1]), ("std", [0.9]), ("crop", 0.5), ("interpolation", "bilinear")])
+def test_todays_preprocessing_is_not_written_for_weights_trained_with_another(project, tmp_path, capsys, key, value):
+    text = (project / "workflow/scales/smoke.yaml").read_text()
+    changed = text.replace("data: {main: {validation: 50}}", f"data: {{main: {{validation: 50, {key}: {value}}}}}")
+    (project / "workflow/scales/smoke.yaml").write_text(changed)
+    assert export_to(tmp_path / "out") == 2
+    assert f"I.json: stale record (data.{key}: " in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["README.md", "config.json", "model.safetensors", "model.onnx"])
+def test_a_file_that_no_export_wrote_is_not_replaced(project, tmp_path, capsys, name):
+    """Also where an export has put its own beside it, and where somebody has changed what an export wrote."""
+    options = ["--onnx"] if name == "model.onnx" else []
+    (tmp_path / name).write_text("my notes")
+    assert export_to(tmp_path, *options) == 2
+    assert f"{name}: is there and no export wrote it; choose another folder" in capsys.readouterr().err
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir() if p.is_file()] == [(name, "my notes")]
+    out = tmp_path / "out"
+    assert export_to(out, *options) == 0
+    with (out / name).open("ab") as file:
+        file.write(b"a line of mine")
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    assert export_to(out, *options) == 2
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+
+
+def test_an_earlier_export_is_replaced_whole(project, tmp_path):
+    """What it wrote and this one does not is of other weights, so it goes; a file of somebody else's stays."""
+    assert export_to(tmp_path, "--onnx") == 0
+    (tmp_path / "notes.txt").write_text("mine")
+    assert export_to(tmp_path) == 0
+    files_there = {"README.md", "config.json", "model.safetensors", "notes.txt"}
+    assert {p.name for p in tmp_path.iterdir() if p.is_file()} == files_there
+    assert len({(tmp_path / name).stat().st_mode for name in files_there}) == 1, "each has its neighbours' mode"
+
+
+def test_the_printed_way_out_works(project, tmp_path, capsys):
+    """Weights are not committed: the commands printed, run as they are, and the export after them."""
+    figure = project / "figures/smoke/figure1.png"
+    figure.parent.mkdir(parents=True)
+    figure.write_bytes(b"committed")
+    weights = record.read(Path("results/smoke/runs/dearkd-Ti/seed0/II.json"))["weights_sha256"]
+    shutil.rmtree("checkpoints")
+    assert export_to(tmp_path / "out") == 2
+    printed = capsys.readouterr().err.split("make it again: ")[1].strip()
+    assert "teacher" not in printed, "its weights are kept beside its record"
+    subprocess.run(printed.replace("python ", f"{sys.executable} "), shell=True, check=True, stdout=subprocess.DEVNULL)
+    assert export_to(tmp_path / "out") == 0 and disk.sha256(tmp_path / "out/model.safetensors")
+    assert record.read(Path("results/smoke/runs/dearkd-Ti/seed0/II.json"))["weights_sha256"] == weights
+    assert figure.read_bytes() == b"committed"
+
+
+def test_the_commands_name_everything_that_a_run_is_made_from(project):
+    """A student of synthetic images in a clone whose records are there and whose weights are not: ADI's whole chain."""
+    plan = matrix.load("smoke")
+    shutil.rmtree("checkpoints")
+    plan.paths.kept_weights("main").unlink()
+    found = [c.removeprefix("python -m dearkd ") for c in commands.run(plan, plan.runs["dearkd-Ti-images~adi"], 0)]
+    steps = [c.split(" --scale smoke")[0] + c.split(" --scale smoke")[1].replace(" --seed 0", "") for c in found]
+    student = "'dearkd-Ti-images~deepinversion'"
+    order = ["train teacher-main --stage I", "teacher main", "synthesize deepinversion --shard 0", f"train {student}"]
+    order += [f"evaluate {student}", "synthesize adi --shard 0", "train 'dearkd-Ti-images~adi' --stage II"]
+    places = [next(i for i, step in enumerate(steps) if step.startswith(wanted)) for wanted in order]
+    assert places == sorted(places) and len(set(steps)) == len(steps)
+
+
+def test_where_nothing_is_trained_the_way_out_is_a_target_of_the_workflow(project, tmp_path, capsys):
+    shutil.rmtree("results/smoke/runs/dearkd-Ti")
+    assert export_to(tmp_path / "out") == 2
+    command = re.search(r"`snakemake (.*)`", capsys.readouterr().err)[1]
+    done = subprocess.run(f"{sys.executable} -m snakemake -n {command}", shell=True, capture_output=True, text=True)
+    assert done.returncode == 0 and re.search(r"^evaluate +1$", done.stdout, re.MULTILINE)
+
+
+def test_a_full_disk_leaves_nothing_behind(project, tmp_path, capsys):
+    with small_disk(tmp_path / "out", 80):
+        assert export_to(tmp_path / "out") == 2
+        assert "No space left on device" in capsys.readouterr().err and not list((tmp_path / "out").iterdir())
+
+
+CLASSES = ("1", "10", "2", "été | `x` <script> [a](b)")
+
+
+def test_classes_of_ones_own_are_named_in_the_order_of_the_outputs(tmp_path, monkeypatch):
+    """In timm's config and on the card, whatever their folders are called; and no licence for what others own."""
+    monkeypatch.chdir(copy_project(tmp_path))
+    for number, name in enumerate(CLASSES):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(6):
+            Image.new("RGB", (32, 32), (60 * number, 10 * i, 0)).save(tmp_path / "images" / name / f"{i}.png")
+    Path("mine.yaml").write_text(
+        "extends: custom\nname: mine\nseeds: [0]\nfractions: [100]\nonly: [table2]\n"
+        "data: {main: {root: images, test_share: 0.2, classes: 4, validation: 4, image_size: 32}}\n"
+        "students: {Ti: {args: {embed_dim: 36, depth: 3}, n_mhca: 2}}\n"
+        "training: {epochs: 1, stage1_epochs: 1, warmup_epochs: 0, batch: 4, micro_batch: 4}\n"
+    )
+    plan = matrix.load("mine.yaml")
+    run = plan.runs["deit-Ti"]
+    jobs.subset(plan, "main")
+    jobs.train(plan, run, 0, run.stages[0].name)
+    jobs.evaluate(plan, run, 0)
+    export.export(plan, run, 0, tmp_path / "out")
+    test = data.read(plan.scale.data["main"])["test"]
+    expected = [next(n.split("/")[0] for n, y in zip(test.names, test.labels, strict=True) if y == k) for k in range(4)]
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["label_names"] == expected and sorted(expected) == sorted(CLASSES) and config["num_classes"] == 4
+    card = (tmp_path / "out/README.md").read_text()
+    page = MarkdownIt().render(card.split("\n---\n")[1])
+    assert "<script>" not in page and "license:" not in card
+    assert [html.unescape(text) for text in re.findall(r"<li>(.*)</li>", page)] == expected
 
 
 def test_every_block_of_code_in_the_documentation_runs(traceable):

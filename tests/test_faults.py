@@ -3,7 +3,6 @@ lost, and the same command goes on once the cause is gone. Faults of images: tes
 of a cluster: test_slurm.py; of two jobs on one run: test_lease.py.
 """
 
-import contextlib
 import json
 import os
 import random
@@ -17,9 +16,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import copy_project
+from conftest import copy_project, small_disk
 
-from dearkd import matrix, record
+from dearkd import artifacts, disk, jobs, matrix, record
 from dearkd.checkpoint import Checkpoints
 from dearkd.scale import Scale
 from dearkd.schema import InputError, build
@@ -54,27 +53,6 @@ def untrained(project):
     return expected
 
 
-@contextlib.contextmanager
-def small_disk(folder, kilobytes, options=""):
-    """A file system of that size in the place of a folder, with what the folder holds."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a file system")
-    kept = [(p, p.read_bytes()) for p in folder.rglob("*") if p.is_file()]
-    folder.mkdir(parents=True, exist_ok=True)
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("no file system can be mounted here")
-    try:
-        for path, raw in kept:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(raw)
-        if options:
-            subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
-        yield
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_a_checkpoint_cut_at_any_byte_is_passed_over(tmp_path, capsys):
     """At 300 lengths, and with a bit flipped at 300 places: the one before it is taken, never half a state."""
     checkpoints = Checkpoints(tmp_path)
@@ -87,7 +65,7 @@ def test_a_checkpoint_cut_at_any_byte_is_passed_over(tmp_path, capsys):
     for place in chance.sample(range(len(raw)), 300):
         newest.write_bytes(raw[:place] + bytes([raw[place] ^ 1 << chance.randrange(8)]) + raw[place + 1 :])
         assert checkpoints.load()["step"] == 1
-    assert "damaged, the checkpoint before it is taken" in capsys.readouterr().err
+    assert "damaged, passed over" in capsys.readouterr().err
     newest.write_bytes(raw)
     assert checkpoints.load()["step"] == 2
 
@@ -100,6 +78,90 @@ def test_a_run_whose_newest_checkpoint_was_cut_ends_the_same(project, untrained)
     done = train()
     assert done.returncode == 0 and f"{newest.name}: damaged" in done.stderr
     assert record.read(project / RESULT)["weights_sha256"] == untrained["weights_sha256"]
+
+
+def flip(path, chance):
+    """One bit of a file, somewhere."""
+    raw = bytearray(path.read_bytes())
+    raw[chance.randrange(len(raw))] ^= 1 << chance.randrange(8)
+    path.write_bytes(raw)
+
+
+def test_stage_two_takes_exactly_the_state_that_the_record_describes_or_refuses(project, untrained):
+    """A bit of the final checkpoint flipped, an earlier checkpoint there: refused, and the printed command mends it."""
+    assert train("--save-seconds", "0").returncode == 0
+    described, plan = record.read(project / RESULT), matrix.load("smoke")
+    final, chance, run = max((project / STATE).glob("step-*.pt")), random.Random(0), plan.runs["dearkd-Ti"]
+    assert len(list((project / STATE).glob("step-*.pt"))) == 2
+    whole = final.read_bytes()
+    for _ in range(20):
+        flip(final, chance)
+        with pytest.raises(InputError, match="final state of stage I, which is missing, damaged or not what") as error:
+            jobs.train(plan, run, 0, "II")
+        final.write_bytes(whole)
+    record.write(project / RESULT, {**described, "weights_sha256": "0" * 64})
+    with pytest.raises(InputError, match="final state of stage I"):
+        jobs.train(plan, run, 0, "II")
+    flip(final, chance)
+    command = re.search(r"`python (.*)`", str(error.value))[1].split()
+    assert subprocess.run([sys.executable, *command]).returncode == 0
+    jobs.train(plan, run, 0, "II")
+    assert record.read(project / RESULT)["weights_sha256"] == untrained["weights_sha256"]
+
+
+def test_a_teacher_whose_weights_were_damaged_is_taken_again_once_they_are_restored(project):
+    """Kept beside its record and copied to where jobs read it: a damaged copy outlives neither."""
+    plan = matrix.load("smoke")
+    used, kept = plan.paths.teacher_weights("main"), plan.paths.kept_weights("main")
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:-1])
+    used.unlink()
+    with pytest.raises(InputError, match="run `python -m dearkd teacher main --scale smoke`"):
+        artifacts.teacher_weights(plan, "main")
+    used.write_bytes(whole[:-1])
+    kept.write_bytes(whole)
+    artifacts.teacher_weights(plan, "main")
+    assert used.read_bytes() == whole
+
+
+def test_what_a_killed_writer_left_is_swept(tmp_path):
+    """Of a dead process at once, of another machine after a day; a living process's file stays."""
+    dead = subprocess.Popen([sys.executable, "-c", "pass"])
+    dead.wait()
+    names = {f".dearkd-{disk._machine()}-{dead.pid}-0.tmp", ".dearkd-00000000-1-0.tmp"}
+    stay = {f".dearkd-{disk._machine()}-{os.getppid()}-7.tmp", ".dearkd-11111111-1-0.tmp", ".other.tmp"}
+    for name in names | stay:
+        (tmp_path / name).touch()
+    os.utime(tmp_path / ".dearkd-00000000-1-0.tmp", (0, 0))
+    disk.write(tmp_path / "a.txt", "a")
+    assert {p.name for p in tmp_path.iterdir()} == {"a.txt", *stay}
+
+
+def test_files_that_belong_together_are_written_together_or_not_at_all(tmp_path):
+    with small_disk(tmp_path / "disk", 64):
+        disk.write(tmp_path / "disk/one", b"before")
+        with pytest.raises(InputError, match=r"disk/two: cannot be written \(No space left on device"):
+            disk.write_all({tmp_path / "disk/one": b"after", tmp_path / "disk/two": bytes(10**6)})
+        assert [p.name for p in (tmp_path / "disk").iterdir()] == ["one"]
+        assert (tmp_path / "disk/one").read_bytes() == b"before"
+
+
+def test_a_full_disk_for_curves_and_for_tensorboard(project):
+    """One sentence; an earlier figure stays; no step of the training is lost."""
+    curves = ("curves", "dearkd-Ti", "--scale", "smoke")
+    assert dearkd(*curves).returncode == 0
+    before = {p.name: p.read_bytes() for p in (project / "figures/smoke/curves").iterdir()}
+    with small_disk(project / "figures/smoke/curves", sum(map(len, before.values())) // 1024 + 12):
+        refused(dearkd(*curves), "curves/dearkd-Ti", "No space left on device", "make room")
+        assert {p.name: p.read_bytes() for p in (project / "figures/smoke/curves").iterdir()} == before
+    shutil.rmtree(project / STATE)
+    (project / "board").mkdir()
+    (project / "board/full").write_bytes(bytes(4096))
+    with small_disk(project / "board", 4):
+        refused(train("--tensorboard", "board"), "board/dearkd-Ti/seed0: cannot be written (No space left on device)")
+    saved = Checkpoints(project / STATE).load()["step"]
+    assert saved in (14, 28), "whole epochs"
+    assert f"goes on at step {saved}" in train().stdout
 
 
 def test_a_full_disk_while_saving(project, untrained):
@@ -221,16 +283,67 @@ def test_windows_is_refused_in_a_sentence():
     assert done.returncode == 1 and "inside WSL 2" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def test_a_label_that_is_no_class(project):
-    """Of synthetic images; of files on disk: test_data.py."""
+@pytest.mark.parametrize("age", ["new", "old"])
+@pytest.mark.parametrize("damage", ["a class", "no class", "a line", "half a line", "an image", "nothing", "gone"])
+def test_labels_of_synthetic_images_that_are_not_what_the_record_describes(made_images, damage, age):
+    """Cut, flipped or gone; also where the record is from before it held the file's sha256."""
     plan = matrix.load("smoke")
-    assert dearkd("synthesize", "deepinversion", "--scale", "smoke").returncode == 0
-    manifest = plan.paths.shard("deepinversion", 0, 0).with_suffix(".csv")
-    manifest.write_text(re.sub(r"(?<=\.png,)\d+", "10", manifest.read_text()))
-    from dearkd.artifacts import synthetic
+    path = plan.paths.shard("deepinversion", 0, 0)
+    if age == "old":
+        values = record.read(path)
+        del values["files"]
+        path.write_text(json.dumps(values))
+    images, _ = artifacts.synthetic(plan, "deepinversion", 0, 1)
+    assert len(images) == record.read(path)["images"]
+    manifest = path.with_suffix(".csv")
+    lines = manifest.read_text().splitlines(keepends=True)
+    name, label, rest = lines[1].split(",", 2)
+    changed = {
+        "a class": [lines[0], f"{name},{(int(label) + 1) % 10},{rest}", *lines[2:]],
+        "no class": [lines[0], f"{name},10,{rest}", *lines[2:]],
+        "a line": lines[:-1],
+        "half a line": [*lines[:-1], lines[-1][:12]],
+        "an image": [lines[0], f"x{name},{label},{rest}", *lines[2:]],
+        "nothing": [],
+        "gone": None,
+    }[damage]
+    manifest.unlink() if changed is None else manifest.write_text("".join(changed))
+    with pytest.raises(InputError, match=r"shard-0000\.csv: "):
+        artifacts.synthetic(plan, "deepinversion", 0, 1)
 
-    with pytest.raises(InputError, match="a label is not one of the 10 classes; make the shard again"):
-        synthetic(plan, "deepinversion", 0, 1)
+
+@pytest.fixture(scope="module")
+def smoke_images(smoke_project, tmp_path_factory):
+    """The smoke project with a shard of synthetic images."""
+    folder = tmp_path_factory.mktemp("images") / "project"
+    shutil.copytree(smoke_project, folder)
+    command = [sys.executable, "-m", "dearkd", "synthesize", "deepinversion", "--scale", "smoke"]
+    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    return folder
+
+
+@pytest.fixture
+def made_images(smoke_images, tmp_path, monkeypatch):
+    folder = tmp_path / "images"
+    shutil.copytree(smoke_images, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_a_finished_shard_is_not_made_again_when_its_record_is_lost(made_images):
+    """Results read-only for a moment, Snakemake killed, a duplicate that waited: its record is only written again."""
+    plan = matrix.load("smoke")
+    path, archived = plan.paths.shard("deepinversion", 0, 0), plan.paths.archive("deepinversion", 0, 0)
+    made, kept = record.read(path), archived.stat().st_mtime_ns
+    path.unlink()
+    with small_disk(made_images / "results/smoke/images", 100, "ro"):
+        refused(dearkd("synthesize", "deepinversion", "--scale", "smoke"), "results/smoke/images", "Read-only")
+    done = dearkd("synthesize", "deepinversion", "--scale", "smoke")
+    assert "made already, only its record is written" in done.stdout
+    assert record.read(path) == made and archived.stat().st_mtime_ns == kept
+    archived.write_bytes(archived.read_bytes()[:-1])
+    assert "made already" not in dearkd("synthesize", "deepinversion", "--scale", "smoke").stdout
+    assert record.read(path)["archive_sha256"] == made["archive_sha256"], "a damaged archive is made again"
 
 
 # ------------------------------------------------------------------------------------------------- trust

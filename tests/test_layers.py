@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-PLAN = ["schema", "strict_yaml", "spec", "scale", "scale_file", "recipes", "plan", "matrix", "record", "files", "cost"]
+PLAN = ["schema", "disk", "strict_yaml", "spec", "scale", "scale_file", "recipes", "plan", "matrix", "record", "files"]
+PLAN += ["commands", "verify", "cost"]
 MODEL = ["keys", "attention_cpu", "attention", "aligner", "losses", "priors", "t2t", "models", "lite0", "hub"]
 MODEL += ["teachers"]
 RUN = [

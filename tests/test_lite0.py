@@ -12,7 +12,7 @@ from timm.data import ImageNetInfo
 
 from dearkd import data, lite0, teachers
 from dearkd.__main__ import main
-from dearkd.artifacts import sha256
+from dearkd.disk import sha256
 from dearkd.evaluate import accuracy
 from dearkd.loader import evaluation_loader
 from dearkd.matrix import load_scale

@@ -2,12 +2,16 @@
 
 import csv
 import json
+import random
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from dearkd import record, results, tables
+from dearkd import commands, record, results, tables, verify
 from dearkd.matrix import load
 from dearkd.schema import InputError
 
@@ -62,7 +66,160 @@ def test_what_does_not_fit_is_refused_with_the_way_out(project, file, change, me
     whole = load("smoke")
     with pytest.raises(InputError, match=message) as error:
         results.load(whole, dearkd(whole))
-    assert "--forcerun results/smoke/runs/dearkd-Ti/seed0" in str(error.value)
+    assert "make it again: python -m dearkd" in str(error.value)
+
+
+def test_the_way_out_makes_the_record_again(project):
+    """The commands printed, run as they are: afterwards the record fits, and nothing else was touched."""
+    scale = project / "workflow/scales/smoke.yaml"
+    scale.write_text(
+        scale.read_text().replace("warmup_epochs: 1, validate_every", "warmup_epochs: 1, lr: 0.005, validate_every")
+    )
+    whole, teacher = load("smoke"), (project / "results/smoke/teachers/main.json").read_bytes()
+    with pytest.raises(InputError, match=r"I.json: stale record \(training.lr: 0.006 recorded, 0.005 planned") as error:
+        results.load(whole, dearkd(whole))
+    printed = str(error.value).split("make it again: ")[1]
+    assert printed.count(" && ") == 2, "two stages and the evaluation"
+    subprocess.run(printed.replace("python ", f"{sys.executable} "), shell=True, check=True, stdout=subprocess.DEVNULL)
+    assert len(results.load(whole, dearkd(whole))) == 1
+    assert (project / "results/smoke/teachers/main.json").read_bytes() == teacher
+
+
+def test_every_record_of_a_plan_has_its_way_out():
+    """Each path of each kind gives a command of the right verb, name, seed and shard, at every scale with records."""
+    for scale in ("digits", "lite0-cpu"):
+        plan = load(scale)
+        for path in plan.paths.results.glob("**/*.json"):
+            if path.name == "data.json":
+                continue
+            last = commands.again(plan, path)[-1].replace("'", "")
+            verb = "teacher" if "teachers" in path.parts else "throughput" if path.name == "architectures.json" else ""
+            verb = verb or {"runs": "evaluate", "images": "synthesize"}[path.parts[2]]
+            verb = {"diversity.json": "diversity"}.get(path.name, "train" if "teacher-main" in path.parts else verb)
+            assert last.startswith(f"python -m dearkd {verb} ") and f"--scale {scale}" in last
+            if verb in ("evaluate", "synthesize", "diversity", "train"):
+                assert f"{path.parts[3]} " in last and f"--seed {path.parts[4].removeprefix('seed')}" in last
+            if verb == "synthesize":
+                assert last.endswith(f"--shard {int(path.stem[-4:])}")
+    plan = load("imagenet")
+    labels = next(iter(plan.labels))
+    path = plan.paths.labels(labels, 2, 11)
+    assert commands.again(plan, path) == [f"python -m dearkd labels {labels} --scale imagenet --seed 2 --shard 11"]
+
+
+def seeds(project):
+    """A scale of two seeds over the smoke scale's run, whose second seed is a copy of the first one's folder."""
+    scale = project / "workflow/scales/smoke.yaml"
+    scale.write_text(scale.read_text().replace("seeds: [0]", "seeds: [0, 1]"))
+    folder = project / "results/smoke/runs/dearkd-Ti"
+    shutil.copytree(folder / "seed0", folder / "seed1")
+    return folder
+
+
+def test_a_seed_copied_from_another_is_no_second_seed(project):
+    seeds(project)
+    whole = load("smoke")
+    with pytest.raises(InputError, match=r"seed1/I.json: stale record \(it is of seed 0, not 1\)"):
+        results.load(whole, dearkd(whole))
+
+
+@pytest.mark.parametrize(
+    "name, key, wrong",
+    [(n, k, w) for n in ("I", "II", "metrics") for k, w in (("run", "deit-Ti"), ("seed", 1), ("scale", "digits"))]
+    + [("I", "stage", "II"), ("II", "stage", "I")],
+)
+def test_a_record_of_another_place_is_refused(project, name, key, wrong):
+    """Sealed anew, as a copy from elsewhere would be."""
+    edit(project / f"results/smoke/runs/dearkd-Ti/seed0/{name}.json", lambda v: v.update({key: wrong}))
+    whole = load("smoke")
+    with pytest.raises(InputError, match=rf"{name}.json: stale record \(it is of {key} {wrong}, not "):
+        results.load(whole, dearkd(whole))
+
+
+@pytest.mark.parametrize("metric", ["top1", "top5"])
+@pytest.mark.parametrize("forged", [90.8, 0.0, float("nan"), "90", None])
+def test_an_accuracy_that_the_predictions_do_not_give_is_refused(project, metric, forged):
+    edit(project / "results/smoke/runs/dearkd-Ti/seed0/metrics.json", lambda v: v["metrics"].update({metric: forged}))
+    whole = load("smoke")
+    with pytest.raises(InputError, match=rf"metrics.json: (stale record \(it says {metric} |not a whole record)"):
+        results.load(whole, dearkd(whole))
+
+
+def old(path):
+    """A record as it was written before records had their own sha256 and those of the files beside them."""
+    values = record.read(path)
+    values.pop("files", None)
+    path.write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize("change", ["a guess", "a line", "half a line", "a column", "nothing", "gone"])
+@pytest.mark.parametrize("age", ["new", "old"])
+def test_predictions_that_are_others_are_refused(project, change, age):
+    path = project / "results/smoke/runs/dearkd-Ti/seed0/predictions.csv"
+    if age == "old":
+        old(path.with_name("metrics.json"))
+    whole = load("smoke")
+    results.load(whole, dearkd(whole))
+    lines = path.read_text().splitlines(keepends=True)
+    number = next(i for i, line in enumerate(lines) if line.split(",")[1] == line.split(",")[2])
+    image, label, _, rest = lines[number].split(",")
+    changed = {
+        "a guess": [*lines[:number], f"{image},{label},{(int(label) + 1) % 10},{rest}", *lines[number + 1 :]],
+        "a line": lines[:-1],
+        "half a line": [*lines[:-1], lines[-1].split(",")[0]],
+        "a column": [line.rpartition(",")[0].rpartition(",")[0] + "\n" for line in lines],
+        "nothing": [],
+        "gone": None,
+    }[change]
+    path.unlink() if changed is None else path.write_text("".join(changed))
+    with pytest.raises(InputError, match=r"predictions\.csv|metrics\.json"):
+        results.load(whole, dearkd(whole))
+
+
+def test_any_byte_of_a_record_that_changes_is_noticed(project):
+    """200 bytes, each replaced by another: refused, or, in a space between two fields, the same record."""
+    path, chance = project / "results/smoke/runs/dearkd-Ti/seed0/II.json", random.Random(0)
+    raw, values = path.read_bytes(), record.read(path)
+    for place in chance.sample(range(raw.rindex(b'"record_sha256"')), 200):
+        path.write_bytes(raw[:place] + bytes([(raw[place] + chance.randrange(1, 256)) % 256]) + raw[place + 1 :])
+        try:
+            assert record.read(path) == values
+        except InputError as error:
+            assert str(path) in str(error)
+
+
+@pytest.mark.parametrize("name", ["I", "metrics"])
+def test_a_field_that_is_missing_or_of_another_type_is_a_sentence(project, name):
+    path = project / f"results/smoke/runs/dearkd-Ti/seed0/{name}.json"
+    whole, values = load("smoke"), record.read(path)
+    decides = {"specs", "data", "teacher", "weights_sha256", "run", "seed", "scale", "stage", "metrics"}
+    for key in decides & values.keys():
+        for wrong in (None, 3, "x", [], {}, [[]], ...):
+            changed = {k: v for k, v in values.items() if k != key} | ({key: wrong} if wrong is not ... else {})
+            record.write(path, changed)
+            with pytest.raises(InputError, match=rf"{name}\.json: "):
+                results.load(whole, dearkd(whole))
+            record.write(path, values)
+
+
+@pytest.mark.parametrize("scale", ["digits", "noisy-digits", "lite0-cpu"])
+def test_every_committed_record_fits_its_plan_and_its_files(scale):
+    whole = load(scale)
+    runs, written = list(whole.runs.values()), list(whole.paths.results.glob("runs/*/*/metrics.json"))
+    assert len(results.load(whole, runs)) == len(written) and (len(results.curves(whole, runs)) or not written)
+    described = results.diversity(whole, ["real", *whole.sources])
+    assert len(described) == len(list(whole.paths.results.glob("images/*/*/diversity.json")))
+    for path in whole.paths.results.glob("images/*/*/shard-*.json"):
+        verify.shard(whole, path.parts[-3], int(path.parts[-2].removeprefix("seed")), int(path.stem[-4:]))
+    for path in whole.paths.results.glob("teachers/*.json"):
+        verify.teacher(whole, path.stem)
+
+
+def test_data_written_down_anew_refuses_what_was_trained_before(project):
+    edit(project / "results/smoke/subsets/main/data.json", lambda v: v["sha256"].update(test="0"))
+    whole = load("smoke")
+    with pytest.raises(InputError, match=r"I.json: stale record \(the images of main are others now"):
+        results.load(whole, dearkd(whole))
 
 
 def test_a_changed_teacher_is_refused(project):

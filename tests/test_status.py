@@ -1,5 +1,6 @@
 """`python -m dearkd status`: every stage is done, running, stopped, stale or missing, and says how far it is."""
 
+import json
 import os
 import signal
 import subprocess
@@ -64,6 +65,37 @@ def test_running_then_stopped(project):
     process.wait()
     stopped = line_of(ask(), "deit-Ti")
     assert stopped.startswith("stopped") and " of 42 " in stopped
+
+
+def leave(folder, name, began, of, *steps):
+    """What an attempt leaves: what it began with, and checkpoints, each written a second after the one before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(json.dumps({"began": began, "of": of, "saved": began}))
+    for i, step in enumerate(steps, 1):
+        path = folder / f"step-{step:09d}-0123456789abcdef.pt"
+        path.touch()
+        os.utime(path, (began + i, began + i))
+
+
+def standing(plan, held=False):
+    folder = plan.paths.state("deit-Ti", 0, "I")
+    return status.standings(plan, [plan.runs["deit-Ti"]], {folder} if held else set())[0]
+
+
+def test_a_checkpoint_of_another_recipe_is_no_progress(project):
+    """109 % of today's steps, or fewer: neither stopped nor running on it; its own attempts count."""
+    plan, now = matrix.load("smoke"), time.time() - 1000
+    folder, of = plan.paths.state("deit-Ti", 0, "I"), plan.runs["deit-Ti"].fingerprint("I")
+    leave(folder, "attempt-0001.json", now, "another", 20, 46)
+    assert standing(plan)[3:6] == ("missing", 0, 42) and "another recipe" in standing(plan).note
+    assert "%" not in status.describe([standing(plan), standing(plan, held=True)])
+    leave(folder, "attempt-0002.json", now + 100, of)  # killed before its first save
+    assert standing(plan).state == "missing" and standing(plan, held=True)[3:6] == ("running", 0, 42)
+    leave(folder, "attempt-0003.json", now + 200, of, 10, 14)
+    assert standing(plan)[3:6] == ("stopped", 14, 42)
+    assert standing(plan, held=True)[3:6] == ("running", 14, 42) and standing(plan, held=True).seconds_left is not None
+    leave(folder, "attempt-0004.json", now + 300, of, 50)  # of more data than there are now
+    assert standing(plan)[3:6] == ("stopped", 14, 42)
 
 
 def test_time_left_is_at_the_pace_of_the_last_two_checkpoints():

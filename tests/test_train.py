@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from dearkd import jobs, matrix, models, optimise, record
 from dearkd import train as training
-from dearkd.artifacts import sha256
 from dearkd.checkpoint import Checkpoints
+from dearkd.disk import sha256
 from dearkd.loader import training_loader
 from dearkd.matrix import load_scale
 from dearkd.recipes import dearkd
@@ -264,7 +264,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_term(project):
 def test_stage_two_needs_stage_one(project):
     whole = matrix.load("smoke")
     subprocess.run(["rm", "-r", "checkpoints/smoke/dearkd-Ti/seed0/I"], check=True)
-    with pytest.raises(InputError, match="stage II starts from stage I, whose final state is missing"):
+    with pytest.raises(InputError, match="stage II starts from the final state of stage I, which is missing"):
         jobs.train(whole, whole.runs["dearkd-Ti"], 0, "II")
 
 

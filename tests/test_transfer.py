@@ -12,7 +12,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from dearkd import data, jobs, matrix, models, recipes, tables, teachers
+from dearkd import data, jobs, matrix, models, recipes, record, tables, teachers
 from dearkd.__main__ import main
 from dearkd.models import Outputs
 from dearkd.objective import objective
@@ -134,9 +134,9 @@ def test_a_transfer_starts_from_the_finished_student(project):
     run = whole.runs[RUN]
     jobs.subset(whole, "left_of_two")
     jobs.train(whole, run, 0, "transfer")
-    record = json.loads(whole.paths.stage(RUN, 0, "transfer").read_text())
+    made = json.loads(whole.paths.stage(RUN, 0, "transfer").read_text())
     last = json.loads(whole.paths.stage("dearkd-Ti", 0, "II").read_text())
-    assert record["initial"] == {"run": "dearkd-Ti", "weights_sha256": last["weights_sha256"]}
+    assert made["initial"] == {"run": "dearkd-Ti", "weights_sha256": last["weights_sha256"]}
     before = load_file(whole.paths.state("dearkd-Ti", 0, "II") / "student.safetensors")
     after = load_file(whole.paths.state(RUN, 0, "transfer") / "student.safetensors")
     moved = {k: (after[k] - before[k]).abs().max().item() for k in before if "head" not in k and k != "pos_embed"}
@@ -153,10 +153,7 @@ def test_a_transfer_from_other_weights_is_stale(project):
     jobs.train(whole, whole.runs[RUN], 0, "transfer")
     jobs.evaluate(whole, whole.runs[RUN], 0)
     path = whole.paths.stage("dearkd-Ti", 0, "II")
-    path.write_text(path.read_text().replace('"weights_sha256": "', '"weights_sha256": "0', 1))
-    values = json.loads(path.read_text())
-    values["weights_sha256"] = "0" * 64
-    path.write_text(json.dumps(values))
+    record.write(path, {**record.read(path), "weights_sha256": "0" * 64})
     with pytest.raises(InputError, match="dearkd-Ti, from which it starts, has other weights now"):
         tables.values_of(whole, "table4")
 
@@ -180,9 +177,9 @@ def with_others(project):
 def test_weights_of_others_are_evaluated_at_their_own_size_and_marked(with_others):
     assert set(with_others.pretrained) == {"ResNet-50"}
     assert main(["pretrained", "ResNet-50", "--scale", "others.yaml"]) == 0
-    record = json.loads(with_others.paths.pretrained("ResNet-50").read_text())
-    assert record["input"] == {"image_size": 224, "crop": 0.875, "interpolation": "bilinear"}
-    assert record["images"] == 797 and 0 <= record["metrics"]["top1"] <= 100
+    made = json.loads(with_others.paths.pretrained("ResNet-50").read_text())
+    assert made["input"] == {"image_size": 224, "crop": 0.875, "interpolation": "bilinear"}
+    assert made["images"] == 797 and 0 <= made["metrics"]["top1"] <= 100
     frame = tables.tidy(with_others.tables["table3"], tables.values_of(with_others, "table3"))
     found = frame[frame["metric"] == "top1"].set_index("row")
     assert found.loc["ResNet-50", "source"] == "pretrained" and found.loc["ResNet-50", "paper"] == 76.2
