@@ -12,3 +12,13 @@ include: "workflow/rules/train.smk"
 include: "workflow/rules/datafree.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/paper.smk"
+
+
+# Here and not in paper.smk: Snakemake forgets the default target of a file that is included.
+rule all:
+    default_target: True
+    input:
+        TABLES.values(),
+        FIGURES.values(),
+        SAVINGS,
+        CLAIMS,

@@ -15,7 +15,7 @@ if sys.platform == "win32":
 import resource
 
 from dearkd import devices, warm
-from dearkd.schema import InputError, unknown
+from dearkd.schema import LARGEST, InputError, unknown
 from dearkd.stop import Interrupted
 
 AGAIN = 75
@@ -80,6 +80,22 @@ def _spent() -> str:
     return f"took {used.ru_utime + used.ru_stime:.1f} s of processor time and {gigabytes:.2f} GB of memory at most"
 
 
+def _seed(text: str) -> int:
+    if not text.isdecimal() or len(text) > 10 or int(text) > LARGEST:
+        raise argparse.ArgumentTypeError(f"{text[:20]}: a seed is a whole number from 0 to {LARGEST:,}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= LARGEST:
+        raise argparse.ArgumentTypeError(f"{text[:20]}: a number of seconds, from 0")
+    return seconds
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m dearkd", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -106,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     verb(_presize, "copy a data set's training images at a smaller size, as its `presize` says", "data")
     verb(_teacher, "fetch or take over a teacher's weights and check its accuracy", "name")
     labels = verb(_labels, "compute a shard of a teacher's hard labels, ahead of the runs that share them", "name")
-    labels.add_argument("--seed", type=int, required=True)
+    labels.add_argument("--seed", type=_seed, required=True)
     labels.add_argument("--shard", type=int, required=True)
     train = verb(_train, "train one stage of a run, or go on with it", "run")
     train.add_argument("--stage", required=True)
@@ -117,20 +133,20 @@ def _parser() -> argparse.ArgumentParser:
         help="folder for TensorBoard's event files; default: the environment variable DEARKD_TENSORBOARD",
     )
     for sub in (train, verb(_evaluate, "measure a finished run on the test images", "run")):
-        sub.add_argument("--seed", type=int, required=True)
+        sub.add_argument("--seed", type=_seed, required=True)
         sub.add_argument("--fingerprint", default="", help="refuse when the plan has changed since the job was planned")
     export = verb(_export, "write a finished run as a folder that timm loads, with a model card", "run")
-    export.add_argument("--seed", type=int, default=0)
+    export.add_argument("--seed", type=_seed, default=0)
     export.add_argument("--out", type=Path, required=True, help="folder")
     export.add_argument("--onnx", action="store_true", help="model.onnx too")
     synthesize = verb(_synthesize, "make a shard of synthetic images, or (--teacher) invert a timm CNN of your own")
     synthesize.add_argument("source", nargs="?", help="method of the matrix: deepinversion, adi, df_dearkd")
-    synthesize.add_argument("--seed", type=int, default=0)
+    synthesize.add_argument("--seed", type=_seed, default=0)
     synthesize.add_argument("--shard", type=int, default=0)
     synthesize.add_argument("--fingerprint", default="", help="refuse when the plan has changed since it was planned")
     for sub in (train, synthesize, labels):
         sub.add_argument(
-            "--save-seconds", type=float, help="longest time between two checkpoints; default: the scale's"
+            "--save-seconds", type=_seconds, help="longest time between two checkpoints; default: the scale's"
         )
         sub.add_argument("--wait", action="store_true", help="wait while another job makes this, instead of refusing")
     own = synthesize.add_argument_group("a CNN of your own, without a scale")
@@ -159,12 +175,12 @@ def _parser() -> argparse.ArgumentParser:
     distil.add_argument("--weights", default="", help="its weights; default: those in images.json")
     distil.add_argument("--student", default="Ti", help="Ti (default), S or B")
     distil.add_argument("--epochs", type=int, default=100, help="a teacher teaches in the first five sixths of them")
-    distil.add_argument("--seed", type=int, default=0)
+    distil.add_argument("--seed", type=_seed, default=0)
     distil.add_argument("--out", type=Path, required=True, help="folder for the student, its scale and its checkpoints")
     verb(_pretrained, "evaluate weights that others have trained, a row of Table 3", "label")
     verb(_throughput, "size and images/s of every architecture of Table 3 on this machine")
     verb(_diversity, "LPIPS, latent codes and a sample of a set of images", "images").add_argument(
-        "--seed", type=int, required=True
+        "--seed", type=_seed, required=True
     )
     for name in HEAVY:
         help = "GPUs to take; train: a process for each, which share the batch"

@@ -24,6 +24,7 @@ from dearkd.evaluate import accuracy, hits, predict
 from dearkd.lease import Lease
 from dearkd.loader import evaluation_loader
 from dearkd.plan import Plan, Run
+from dearkd.preflight import preflight
 from dearkd.schema import InputError, to_json
 from dearkd.session import Work, export, packed, precision
 from dearkd.spec import IN_FILES, Stage, Teacher
@@ -38,6 +39,8 @@ def subset(plan: Plan, name: str) -> None:
     Says in one line what of a folder is left out. Raises one InputError that lists every file which cannot be used.
     """
     spec, place = plan.scale.data[name], plan.paths.subsets(name)
+    if name == "main":
+        preflight(plan)  # of every workflow the first job
     sets = data.read(dataclasses.replace(spec, label_noise=0.0))
     named = [s.fraction for run in plan.runs.values() for s in run.stages if s.data_name == name]
     fractions = (*(plan.scale.fractions if name == "main" else ()), *sorted(named), 100)
@@ -70,6 +73,7 @@ def teacher(plan: Plan, name: str) -> None:
     Raises InputError when its top-1 lies further than the tolerance from what the scale expects.
     """
     spec, scale_data = plan.scale.teachers[name], plan.scale.data["main"]
+    torch.set_num_threads(plan.resources("teacher").threads)
     own_run = plan.teacher_run(name)
     weights = trained_weights(plan, own_run, 0)[0] if own_run else None
     loaded = teachers.build(spec, scale_data, weights)
@@ -280,6 +284,7 @@ def _predictions(names: Sequence[str], logits: torch.Tensor, labels: torch.Tenso
 def pretrained(plan: Plan, label: str) -> None:
     """Evaluate weights that others have trained on the scale's test images, at the network's own size and crop."""
     peer = plan.pretrained[label]
+    torch.set_num_threads(plan.resources("evaluate").threads)
     main, config = plan.scale.data["main"], hub.pretrained_cfg(peer.model)
     spec = dataclasses.replace(
         main,

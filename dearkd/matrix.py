@@ -120,9 +120,9 @@ class Description:
 DESCRIPTION = tuple(f.name for f in dataclasses.fields(Description))
 
 
-def load(scale: str | Scale, matrix: Path = MATRIX) -> Plan:
+def load(scale: object, matrix: Path = MATRIX) -> Plan:
     """Resolve the matrix at a scale."""
-    scale = load_scale(scale) if isinstance(scale, str) else scale
+    scale = scale if isinstance(scale, Scale) else load_scale(scale)
     reader = _Reader(scale, matrix)
     tables = {name: reader.table(name, v) for name, v in reader.wanted(reader.entries.tables).items()}
     figures = {name: reader.figure(name, v, tables) for name, v in reader.wanted(reader.entries.figures).items()}

@@ -24,7 +24,7 @@ from dearkd import t2t  # noqa: F401  registers its models in timm
 from dearkd.aligner import Aligner
 from dearkd.attention import MHCA
 from dearkd.keys import key_of, torch_generator
-from dearkd.schema import InputError, build
+from dearkd.schema import InputError, build, unknown
 from dearkd.spec import DEARKD_HEADS, SIZES, Distillation, Model, Rpe
 
 _CFG = {"input_size": (3, 224, 224), "crop_pct": 0.875, "interpolation": "bicubic", "license": "apache-2.0"}
@@ -206,15 +206,27 @@ def create(model: Model, seed: int) -> nn.Module:
     Raises InputError naming the model when timm knows none of that name, or refuses its arguments.
     """
     torch.manual_seed(key_of(seed, "init"))
-    try:
-        net = timm.create_model(model.name, **_arguments(model))
-    except (RuntimeError, TypeError, AssertionError) as error:
-        raise InputError(f"model {model.name}: {' '.join(str(error).split())}") from None
+    net = _from_timm(model)
     if model.stem_stride:
         net.get_submodule(net.pretrained_cfg["first_conv"]).stride = (model.stem_stride, model.stem_stride)
     if model.init != "timm":
         _initialise(net, model.init, seed)
     return net
+
+
+def sketch(model: Model) -> nn.Module:
+    """The same network without values, on torch's `meta` device: whether it can be built, and its shapes."""
+    with torch.device("meta"):
+        return _from_timm(model)
+
+
+def _from_timm(model: Model) -> nn.Module:
+    if not timm.is_model(model.name):
+        raise InputError(unknown(model.name, timm.list_models(), "model", "timm"))
+    try:
+        return timm.create_model(model.name, **_arguments(model))
+    except (RuntimeError, TypeError, AssertionError, ValueError, LookupError, AttributeError) as error:
+        raise InputError(f"model {model.name}: {' '.join(str(error).split())[:300]}") from None
 
 
 def _arguments(model: Model) -> dict[str, Any]:

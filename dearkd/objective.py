@@ -1,6 +1,6 @@
 """From a stage's losses to one number: the weighted sum of its terms, each kept by name. Run layer."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,9 +12,22 @@ from dearkd.losses import class_loss, hidden_loss, logit_loss
 from dearkd.models import Outputs
 from dearkd.teachers import Seen
 
-TERMS = ("ce", "logit", "token", "token_label", "hidden")
-"""ce: L_CE. logit: L_logit on pooled content tokens. token: the same on DeiT's distillation token. token_label: L_CE on
-that token, for fine-tuning without a teacher. hidden: L_hidden."""
+Term = Callable[[Outputs, Tensor, Seen | None, "FeatureScale | None"], Tensor]
+
+
+def _hidden(outputs: Outputs, targets: Tensor, seen: Seen, scale: "FeatureScale") -> Tensor:
+    pairs = zip(outputs.hidden, scale.normalise(seen.features), strict=True)
+    return torch.stack([hidden_loss(aligned, feature) for aligned, feature in pairs]).mean()
+
+
+TERMS: dict[str, Term] = {
+    "ce": lambda outputs, targets, seen, scale: class_loss(outputs.logits, targets),
+    "logit": lambda outputs, targets, seen, scale: logit_loss(outputs.taught, seen.decisions),
+    "token": lambda outputs, targets, seen, scale: logit_loss(outputs.taught, seen.decisions),
+    "token_label": lambda outputs, targets, seen, scale: class_loss(outputs.taught, targets),
+    "hidden": _hidden,
+}
+"""The function of each of `spec.LOSSES`, of what the student says, the targets, what the teacher says and its scale."""
 
 
 def objective(
@@ -25,17 +38,7 @@ def objective(
     scale: "FeatureScale | None" = None,
 ) -> dict[str, Tensor]:
     """Eq. 6 or 7: {"loss": weighted sum, and each term of `losses` unweighted}."""
-    parts: dict[str, Tensor] = {}
-    for name in losses:
-        if name == "ce":
-            parts[name] = class_loss(outputs.logits, targets)
-        elif name == "token_label":
-            parts[name] = class_loss(outputs.taught, targets)
-        elif name == "hidden":
-            pairs = zip(outputs.hidden, scale.normalise(seen.features), strict=True)
-            parts[name] = torch.stack([hidden_loss(aligned, feature) for aligned, feature in pairs]).mean()
-        else:
-            parts[name] = logit_loss(outputs.taught, seen.decisions)
+    parts = {name: TERMS[name](outputs, targets, seen, scale) for name in losses}
     return {"loss": sum(weight * parts[name] for name, weight in losses.items()), **parts}
 
 

@@ -199,7 +199,7 @@ class Plan:
 
     @cached_property
     def paths(self) -> "Paths":
-        return Paths(self.scale.name, self.scale.checkpoints)
+        return Paths(self.scale.name, str(Path(self.scale.checkpoints).expanduser()))
 
     def run(self, name: str) -> Run:
         """The run of that name; InputError with the nearest when there is none."""

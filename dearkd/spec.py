@@ -86,8 +86,6 @@ class Data:
             raise InputError(f"presize is for data sets of image files, and {self.kind} is none; 0 turns it off")
         if self.channels == 2:
             raise InputError("channels is 2; images are grey (1) or RGB (3)")
-        if self.validation % self.classes:
-            raise InputError(f"validation: {self.validation} is no multiple of classes: {self.classes}")
         for name in ("mean", "std"):
             values = getattr(self, name)
             if len(values) != self.channels:
@@ -216,8 +214,6 @@ class Rpe:
                 f"rpe.per_sample needs drop_mode query, key or head, not {self.drop_mode}: element would store "
                 f"batch x heads x tokens^2 numbers"
             )
-        if self.per_sample and self.path == "dense":
-            raise InputError("rpe.per_sample needs path: auto or folded, since a dense bias has one mask for the batch")
 
 
 @spec

@@ -15,12 +15,12 @@ from pathlib import Path
 from dearkd import datafree, jobs  # noqa: F401  what takes seconds
 from dearkd.__main__ import main
 
-SCALE = """extends: smoke
+SCALE = """extends: base
 name: smoke
 label_epochs: 1
 training: {epochs: 3, stage1_epochs: 2, augment: {mixup: 0.5, cutmix: 0.5}}
 """
-CACHED = "--scale", "cached.yaml"
+CACHED = "--scale", "smoke"
 RUN = "dearkd-Ti", *CACHED, "--seed", "0"
 OFTEN = "--save-seconds", "0", "--wait"
 STATE, RESULTS = "checkpoints/smoke", "results/smoke"
@@ -107,8 +107,10 @@ def say(trial, held, **how):
 def all_kinds(seed, times):
     from dearkd import matrix
 
-    Path("cached.yaml").write_text(SCALE)
-    chance, plan = random.Random(seed), matrix.load("cached.yaml")
+    scale = Path("workflow/scales/smoke.yaml")
+    scale.with_name("base.yaml").write_text(scale.read_text().replace("name: smoke", "name: base"))
+    scale.write_text(SCALE)
+    chance, plan = random.Random(seed), matrix.load("smoke")
     for place in (f"{STATE}/dearkd-Ti", f"{RESULTS}/runs/dearkd-Ti"):
         shutil.rmtree(place)
     name = plan.labels_of(plan.runs["dearkd-Ti"].stages[0]).name

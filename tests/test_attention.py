@@ -338,7 +338,7 @@ def test_per_sample_dropout_differs_between_images(path, mode):
 
 
 def test_refusals():
-    with pytest.raises(InputError, match=r"rpe.drop is 1.0"):
+    with pytest.raises(InputError, match=r"drop is 1.0; at least 0 and below 1"):
         Rpe(drop=1.0)
     with pytest.raises(InputError, match="per_sample needs drop_mode"):
         Rpe(per_sample=True)

@@ -12,6 +12,17 @@ import pytest
 from conftest import copy_project
 
 from dearkd import matrix
+from dearkd.schema import InputError
+
+RENAMED = """
+
+def renamed(scale: Scale, student: str, fraction: int = 100, images: str = REAL) -> Stages:
+    first, second = dearkd(scale, student, fraction, images)
+    return (dataclasses.replace(first, name="taught"), dataclasses.replace(second, name="on_its_own"))
+
+
+METHODS["renamed"] = renamed
+"""
 
 
 def snakemake(*arguments, cwd, check=True):
@@ -100,20 +111,78 @@ def test_a_fresh_clone_trains_nothing(clone):
 
 
 def test_a_fresh_clone_trains_an_added_row_with_the_teacher_that_came_with_it(clone):
-    matrix = clone / "workflow/experiments.yaml"
-    line = "      - {label: more dropout, method: dearkd, student: Ti, rpe.drop: 0.3}\n"
+    """The row's method is a new one, whose stages have names of their own."""
+    matrix, methods = clone / "workflow/experiments.yaml", clone / "dearkd/recipes.py"
+    line = "      - {label: more dropout, method: renamed, student: Ti, rpe.drop: 0.3}\n"
     matrix.write_text(matrix.read_text().replace("  table2:\n", f"{line}  table2:\n"))
+    methods.write_text(methods.read_text() + RENAMED)
     snakemake("--config", "scale=smoke", "--", "table1", cwd=clone)
     table = (clone / "results/smoke/tables/table1.csv").read_text()
     assert table.count(",measured") == 8
+    assert (clone / "results/smoke/runs/renamed-Ti-rpe.drop~0.3/seed0/on_its_own.json").is_file()
 
 
-def test_a_fresh_clone_with_an_edited_recipe_refuses_a_stale_record(clone):
-    path = clone / "workflow/scales/smoke.yaml"
-    path.write_text(path.read_text().replace("warmup_epochs: 1", "warmup_epochs: 2"))
-    done = snakemake("--config", "scale=smoke", "--forcerun", "table", "--", "table1", cwd=clone, check=False)
-    assert done.returncode != 0
-    assert "stale record (training.warmup_epochs: 1 recorded, 2 planned)" in done.stdout + done.stderr
+@pytest.fixture
+def committed(tmp_path):
+    """A fresh clone with the project's own records of the digits scale."""
+    folder = copy_project(tmp_path)
+    for name in ("results/digits", "figures/digits"):
+        shutil.copytree(name, folder / name)
+    return folder
+
+
+def test_without_a_target_everything_is_made(committed, tmp_path_factory):
+    nothing = copy_project(tmp_path_factory.mktemp("nothing"))
+    for folder, scale in ((committed, "digits"), (nothing, "smoke")):
+        with_all = snakemake("-n", "--config", f"scale={scale}", "--", "all", cwd=folder)
+        without = snakemake("-n", "--config", f"scale={scale}", cwd=folder)
+        assert jobs(without) == jobs(with_all)
+    assert jobs(without)["train"] > 50, "and from nothing that is something"
+
+
+def test_a_fresh_clone_with_an_edited_recipe_refuses_a_stale_record(committed):
+    path = committed / "workflow/scales/digits.yaml"
+    path.write_text(path.read_text().replace("epochs: 40", "epochs: 41"))
+    command = [sys.executable, "-m", "dearkd", "table", "table1"]
+    refused = subprocess.run(command, cwd=committed, capture_output=True, text=True)
+    assert refused.returncode == 2 and "training.epochs: 40 recorded, 41 planned" in refused.stderr
+
+
+def test_names_are_names_and_no_patterns(tmp_path):
+    folder = copy_project(tmp_path)
+    data = (
+        "data: {c++: {kind: digits, classes: 10, image_size: 12, channels: 1, mean: [0.1], std: [0.3], validation: 50}}"
+    )
+    scale = f"extends: smoke\nname: own\n{data}\ntransfer: {{targets: [parity, left_of_two, c++]}}\n"
+    (folder / "own.yaml").write_text(scale)
+    done = snakemake("-n", "--config", "scale=own.yaml", "--", "results/own/subsets/c++/data.json", cwd=folder)
+    assert jobs(done) == {"subset": 1}
+    wrong = "results/own/subsets/ccc/data.json"
+    done = snakemake("-n", "--config", "scale=own.yaml", "--", wrong, cwd=folder, check=False)
+    assert done.returncode != 0 and "MissingRuleException" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("config", ["scael=smoke", "seeds=[7]", "scale=7", "scale=[a]"])
+def test_a_mistake_in_config_is_no_run_of_digits(tmp_path, config):
+    done = snakemake("-n", "--config", config, "--", "all", cwd=copy_project(tmp_path), check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode != 0 and ("its one key is scale" in said or "expected the name of a scale" in said)
+    assert "Traceback" not in said
+
+
+def test_tables_and_figures_cannot_be_called_like_a_rule(tmp_path):
+    rules = {
+        name
+        for path in Path("workflow/rules").glob("*.smk")
+        for name in re.findall(r"^rule (\w+):", path.read_text(), re.M)
+    }
+    rules |= set(re.findall(r"^rule (\w+):", Path("Snakefile").read_text(), re.M))
+    assert rules == set(matrix.RULES)
+    path = tmp_path / "experiments.yaml"
+    for name, message in (("all", "a rule of the workflow"), ("../t", "part of paths"), ("a b", "part of paths")):
+        path.write_text(f"figures: {{{name}: {{title: t, kind: pipeline, rows: [{{label: a}}]}}}}")
+        with pytest.raises(InputError, match=message):
+            matrix.load("smoke", path)
 
 
 def test_an_edited_stage_two_leaves_stage_one_alone(checkout):
@@ -155,11 +224,15 @@ def test_training_a_stage_again_repeats_what_follows_from_it(checkout):
     [
         ("digit", "unknown scale 'digit'; did you mean 'digits'"),
         ("broken.yaml", "broken.yaml: training: unknown key 'epoch'; did you mean 'epochs'"),
+        ("nameless.yaml", "nameless.yaml: missing key 'name'"),
+        ("latin.yaml", "latin.yaml: line 3 is not UTF-8; save it as UTF-8"),
     ],
 )
 def test_a_mistake_fails_at_start_with_one_sentence(tmp_path, scale, message):
     folder = copy_project(tmp_path)
     (folder / "broken.yaml").write_text("extends: smoke\nname: broken\ntraining: {epoch: 3}\n")
+    (folder / "nameless.yaml").write_text("extends: smoke\n")
+    (folder / "latin.yaml").write_bytes(b"extends: smoke\nname: latin\nsummary: Bl\xfcten\n")
     done = snakemake("-n", "--config", f"scale={scale}", "--", "all", cwd=folder, check=False)
     assert done.returncode != 0 and message in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr

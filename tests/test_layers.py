@@ -39,6 +39,7 @@ RUN += [
     "presize",
     "artifacts",
     "labels",
+    "preflight",
     "jobs",
     "synthesize",
     "trunks",

@@ -1,5 +1,6 @@
 """Losses by hand, and the first step against DeiT's published criterion."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -9,9 +10,10 @@ import torch
 from conftest import pattern
 from timm.data.mixup import Mixup
 
-from dearkd import models
+from dearkd import matrix, models, spec
 from dearkd.losses import class_loss, hidden_loss, logit_loss
-from dearkd.objective import FeatureScale, mean_squares, objective
+from dearkd.objective import TERMS, FeatureScale, mean_squares, objective
+from dearkd.schema import InputError
 from dearkd.spec import Distillation
 from dearkd.teachers import Seen, Teacher
 
@@ -130,3 +132,25 @@ def test_ln_normalises_channels_at_each_position():
     (normalised,) = FeatureScale("ln", 1).normalise((5 + 3 * torch.randn(2, 64, 3, 3),))
     assert normalised.mean(1).abs().max() < 1e-5
     assert torch.allclose(normalised.var(1, unbiased=False), torch.ones(2, 3, 3), atol=1e-3)
+
+
+def test_the_losses_of_the_plan_are_those_that_have_a_function():
+    assert set(TERMS) == set(spec.LOSSES)
+
+
+def test_a_loss_of_another_name_is_refused_with_the_nearest():
+    stage = matrix.load("digits").runs["dearkd-Ti"].stages[0]
+    with pytest.raises(InputError, match="stage I: unknown loss 'lgoit'; did you mean 'logit'"):
+        dataclasses.replace(stage, losses=(("ce", 0.5), ("lgoit", 1.0)))
+
+
+def test_losses_need_what_they_compare_with():
+    run = matrix.load("digits").runs["dearkd-Ti"]
+    for change, message in (({"teacher": None}, "logit needs a teacher"), ({"distillation": None}, "a Distillation")):
+        with pytest.raises(InputError, match=message):
+            dataclasses.replace(run, stages=(dataclasses.replace(run.stages[0], **change),))
+    with pytest.raises(InputError, match="each name once"):
+        dataclasses.replace(run, stages=run.stages[:1] * 2)
+    with pytest.raises(InputError, match="block 4 of a student that has 3"):
+        knobs = dataclasses.replace(run.stages[0].distillation, pairs=((4, 1),))
+        dataclasses.replace(run.stages[0], distillation=knobs)

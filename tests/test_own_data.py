@@ -151,10 +151,10 @@ def test_the_test_images_are_a_share_of_each_class_and_stay_the_same(folder, ima
     "values, said",
     [
         ({"classes": 4}, "3 class folders, but the scale says classes: 4"),
-        ({"classes": 1}, "classes: 1; a classifier needs at least 2"),
+        ({"classes": 1}, "data.main: classes is 1; at least 2"),
         ({"test_share": 0.0}, "has no train/.*set test_share"),
         ({"test_share": 0.995}, "nought: 60 images are too few to hold out"),
-        ({"test_share": -0.2}, "test_share is -0.2; it is a share of the images, from 0 to less than 1"),
+        ({"test_share": -0.2}, "test_share is -0.2; at least 0 and below 1"),
         ({"root": "$NOWHERE"}, r"root: \$NOWHERE: set this environment variable"),
     ],
 )

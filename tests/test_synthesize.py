@@ -220,8 +220,7 @@ def test_adi_competes_with_the_student_of_the_round_before(project, whole):
 
 
 def test_a_verifier_in_the_students_place_is_recorded_and_named_in_the_tables(project):
-    (project / "verified.yaml").write_text("extends: smoke\nname: smoke\nsynthesis: {verifier: main}\n")
-    whole = matrix.load("verified.yaml")
+    whole = matrix.load(matrix.load_scale("smoke", {"synthesis": {"verifier": "main"}}))
     assert whole.competitor("adi", 0) is None and "adi-student-round1" not in whole.runs
     datafree.shard(whole, "adi", 0, 0)
     made = record.read(whole.paths.shard("adi", 0, 0))

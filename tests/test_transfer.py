@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -168,9 +169,10 @@ def with_others(project):
     net = timm.create_model("resnet18", in_chans=1, num_classes=10)
     save_file(net.state_dict(), "others.safetensors")
     (project / "others.yaml").write_text(
-        "extends: smoke\nname: smoke\nonly: [table3]\n"
+        "extends: smoke\nname: others\nonly: [table3]\n"
         "peers: {ResNet-50: {model: resnet18.tv_in1k, weights: others.safetensors}}\n"
     )
+    shutil.copytree(project / "results/smoke/subsets", project / "results/others/subsets")
     return matrix.load("others.yaml")
 
 

@@ -14,6 +14,9 @@ from dearkd import matrix
 from dearkd.schema import InputError, fingerprint
 
 try:
+    for key in config:
+        if key != "scale":
+            raise InputError(f"--config {key}: its one key is scale, as in --config scale=smoke; all else is a scale's")
     PLAN = matrix.load(config.get("scale", "digits"))
 except InputError as error:
     raise WorkflowError(str(error)) from None
@@ -24,22 +27,27 @@ PYTHON = sys.executable
 LOGS = f"logs/{PLAN.scale.name}"
 
 
-wildcard_constraints:
-    data="|".join(PLAN.scale.data),
-    teacher="|".join(PLAN.scale.teachers),
-    run="|".join(map(re.escape, PLAN.runs)),
-    seed=r"\d+",
-    stage="I|II|transfer",
-    peer="|".join(PATHS.pretrained(label).stem for label in PLAN.pretrained) or "none",
-    source="|".join(PLAN.sources),
-    labels="|".join(map(re.escape, PLAN.labels)) or "none",
-    images="|".join(["real", *PLAN.sources]),
-    shard=r"\d{4}",
-    table="|".join(PLAN.tables),
-    figure="|".join(PLAN.figures),
-
-
 PEERS = {PATHS.pretrained(label).stem: (label, peer) for label, peer in PLAN.pretrained.items()}
+
+
+def one_of(names):
+    """A pattern for these names and no other text."""
+    return "|".join(sorted({re.escape(name) for name in names})) or "(?!)"
+
+
+wildcard_constraints:
+    data=one_of(PLAN.scale.data),
+    teacher=one_of(PLAN.scale.teachers),
+    run=one_of(PLAN.runs),
+    seed=r"\d+",
+    stage=one_of(stage.name for run in PLAN.runs.values() for stage in run.stages),
+    peer=one_of(PEERS),
+    source=one_of(PLAN.sources),
+    labels=one_of(PLAN.labels),
+    images=one_of(["real", *PLAN.sources]),
+    shard=r"\d{4}",
+    table=one_of(PLAN.tables),
+    figure=one_of(PLAN.figures),
 
 
 def asks(kind, field):

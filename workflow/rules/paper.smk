@@ -37,15 +37,6 @@ SAVINGS = [PATHS.results / "savings.md"] if "table2" in PLAN.tables else []
 CLAIMS = [PATHS.results / "claims.md"] if PLAN.tables else []
 
 
-rule all:
-    default_target: True
-    input:
-        TABLES.values(),
-        FIGURES.values(),
-        SAVINGS,
-        CLAIMS,
-
-
 rule table:
     input:
         lambda w: metrics_of(w.table) + diversity_of(w.table) + architectures_of(w.table),

@@ -3,7 +3,7 @@
 
 def teacher_inputs(wildcards):
     run = PLAN.teacher_run(wildcards.teacher)
-    trained = [PATHS.stage(run.name, 0, "I")] if run else []
+    trained = [PATHS.stage(run.name, 0, run.stages[-1].name)] if run else []
     return settled(PATHS.teacher(wildcards.teacher), [PATHS.subsets("main") / "data.json", *trained])
 
 

@@ -1,0 +1,40 @@
+"""What only timm knows of a plan is found out before anything is trained."""
+
+import dataclasses
+
+import pytest
+
+from dearkd import matrix
+from dearkd.preflight import preflight
+from dearkd.schema import InputError, override
+
+
+def changed(changes, **models):
+    """The smoke scale's plan of Table 1 after changes."""
+    scale = dataclasses.replace(override(matrix.load_scale("smoke"), changes, "own"), only=("table1",))
+    cnn = dataclasses.replace(scale.teachers["main"], **models.get("teacher", {}))
+    students = {name: dataclasses.replace(s, **models.get("student", {})) for name, s in scale.students.items()}
+    return matrix.load(dataclasses.replace(scale, teachers={"main": cnn}, students=students))
+
+
+def test_a_plan_that_can_be_built_passes():
+    preflight(changed({}))
+
+
+@pytest.mark.parametrize(
+    "changes, models, message",
+    [
+        ({"distillation.pairs": [[2, 7]]}, {}, r"\[2, 7\] names teacher stage 7, but convnet_micro has stages 0 to 2"),
+        ({}, {"teacher": {"model": "convnet_mikro"}}, "unknown model 'convnet_mikro'; did you mean 'convnet_micro'"),
+        ({}, {"teacher": {"args": (("widths", (8, 8)),)}}, "run teacher-main: model convnet_micro: "),
+        ({}, {"teacher": {"args": (("width", 8),)}}, "run teacher-main: model convnet_micro: .*width"),
+        (
+            {},
+            {"student": {"args": (("depth", 3), ("embed_dim", 36), ("embd", 1), ("patch_size", 3))}},
+            "run dearkd-Ti.*embd",
+        ),
+    ],
+)
+def test_what_timm_refuses_is_refused_before_training(changes, models, message):
+    with pytest.raises(InputError, match=message):
+        preflight(changed(changes, **models))
