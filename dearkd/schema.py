@@ -215,7 +215,8 @@ def _instead(cls: type, field: dataclasses.Field, value: Any) -> str:
             converted = convert(_hints(cls)[field.name], meant, "")
             for name, check in _checks(cls):
                 _apply(check if name == field.name else None, converted, "")
-            return f"; write {json.dumps(meant)}"
+            text = json.dumps(meant)
+            return f"; write {text}" if len(text) <= 60 else ""
     default = _default(field)
     known = (value is True or value is None) and isinstance(default, int | float | str)
     return f"; the default is {json.dumps(default)}" if known else ""
@@ -233,7 +234,7 @@ def _meanings(value: Any) -> Iterator[Any]:
         with contextlib.suppress(ValueError):
             number = float(value.replace(",", "."))
             yield int(number) if number.is_integer() else number
-    elif isinstance(value, int | float) and not isinstance(value, bool):
+    elif isinstance(value, int | float) and not isinstance(value, bool) and Within().allows(value):
         yield from ((bool(value),) if value in (0, 1) else ())
         yield from ((int(value),) if isinstance(value, float) and value.is_integer() else ())
         yield str(value)
