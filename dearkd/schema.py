@@ -26,6 +26,10 @@ class InputError(Exception):
     """A mistake in what the user gave; its text is one sentence that names the file or key and the way out."""
 
 
+class Stale(InputError):
+    """A record that does not fit the plan of today: its job must run again."""
+
+
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 """Characters that no file name and no text of ours has: controls but for tab and line feed, and halves of a pair."""
 LARGEST = 2**32 - 1

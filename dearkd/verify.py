@@ -6,14 +6,15 @@ Every reader of a record asks here: what is stale, forged, copied or damaged is 
 import csv
 import hashlib
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dearkd import commands, disk, record
 from dearkd.plan import Labels, Plan, Run
 from dearkd.scale import Diversity, Peer, Throughput
-from dearkd.schema import InputError, build, fingerprint, to_json
-from dearkd.spec import Source, Stage, Teacher
+from dearkd.schema import InputError, Stale, build, fingerprint, to_json
+from dearkd.spec import Data, Source, Stage, Teacher
 
 ROUNDING = 1e-3
 """Percent by which an accuracy in single precision may differ from its count; one image of 50,000 is twice that."""
@@ -212,6 +213,31 @@ def architectures(plan: Plan, names: list[str]) -> dict[str, Any]:
     return values
 
 
+def described(plan: Plan, name: str, path: Path, verb: str) -> dict[str, Any]:
+    """The record of a data set's lists (`subset`), or of their smaller copy (`presize`)."""
+    values = _read(plan, path, path)
+    with record.whole(path):
+        try:
+            same = build(Data, values["spec"], "recorded") == plan.scale.data[name]
+        except InputError:
+            same = False
+        if not same:
+            again = f"python -m dearkd {verb} {name} --scale {plan.scale.name}"
+            raise Stale(f"{path}: stale record (data.{name} is described otherwise now); make it again: {again}")
+    return values
+
+
+def is_stale(check: Callable[[], Any]) -> bool:
+    """Whether one of these functions finds a record of another plan. What cannot be read at all is not stale."""
+    try:
+        check()
+    except Stale:
+        return True
+    except InputError:
+        return False
+    return False
+
+
 def rows(path: Path) -> list[dict[str, str]]:
     """The lines of a CSV file, at least one; InputError naming it when it is missing, cut or not text."""
     try:
@@ -259,6 +285,6 @@ def _unchanged(plan: Plan, path: Path, cls: type, recorded: Any, planned: Any) -
         raise stale(plan, path, "; ".join(changed[:3]))
 
 
-def stale(plan: Plan, path: Path, why: str) -> InputError:
+def stale(plan: Plan, path: Path, why: str) -> Stale:
     """The refusal of a record, with the commands that make it again, and what follows from it in its run."""
-    return InputError(f"{path}: stale record ({why}); make it again: {' && '.join(commands.again(plan, path))}")
+    return Stale(f"{path}: stale record ({why}); make it again: {' && '.join(commands.again(plan, path))}")

@@ -140,12 +140,29 @@ def test_without_a_target_everything_is_made(committed, tmp_path_factory):
     assert jobs(without)["train"] > 50, "and from nothing that is something"
 
 
-def test_a_fresh_clone_with_an_edited_recipe_refuses_a_stale_record(committed):
+def test_what_status_calls_stale_is_what_snakemake_makes_again(committed):
+    """It asks Snakemake's own graph to force a job (`workflow.dag.forcefiles`): here one sees when that moves."""
+
+    def made_again(*targets):
+        done = snakemake("-n", "--", *targets, cwd=committed)
+        return set(re.findall(r"^    output: \S*/runs/(\S+)/seed(\d)/(\w+)\.json$", done.stdout + done.stderr, re.M))
+
+    def stale(*targets):
+        command = [sys.executable, "-m", "dearkd", "status", *targets]
+        done = subprocess.run(command, cwd=committed, capture_output=True, text=True, check=True)
+        return set(re.findall(r"^stale +(\S+) seed (\d) stage (\w+)", done.stdout, re.M))
+
+    assert made_again("all") == stale() == set()
     path = committed / "workflow/scales/digits.yaml"
-    path.write_text(path.read_text().replace("epochs: 40", "epochs: 41"))
+    before = path.read_text()
+    path.write_text(before.replace("epochs: 40", "epochs: 41"))
+    assert made_again("table1", "table2") == stale("table1", "table2")
+    assert len(stale("table1", "table2")) == 3 * (18 + 4)
     command = [sys.executable, "-m", "dearkd", "table", "table1"]
     refused = subprocess.run(command, cwd=committed, capture_output=True, text=True)
     assert refused.returncode == 2 and "training.epochs: 40 recorded, 41 planned" in refused.stderr
+    path.write_text(before.replace("validation: 250", "validation: 240"))
+    assert jobs(snakemake("-n", "--", "table1", cwd=committed))["subset"] == 1
 
 
 def test_names_are_names_and_no_patterns(tmp_path):

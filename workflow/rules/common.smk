@@ -10,7 +10,7 @@ sys.path.insert(0, workflow.basedir)
 from snakemake.exceptions import WorkflowError
 from snakemake.io import IOFile
 
-from dearkd import matrix
+from dearkd import matrix, verify
 from dearkd.schema import InputError, fingerprint
 
 try:
@@ -59,12 +59,16 @@ def stage_of(wildcards):
     return PLAN.runs[wildcards.run].stage(wildcards.stage)
 
 
-def settled(result, inputs):
+def settled(result, inputs, check):
     """Inputs of a job that costs something; their times do not count for a result that came with the clone.
 
     Git gives files any time at all, and only a result that Snakemake made here has metadata. Elsewhere times count,
-    so that a stage that is trained again repeats what follows from it.
+    so that a stage that is trained again repeats what follows from it. Whether the result is today's says its record:
+    what `check`, a function of `verify.py`, calls stale is made again, here as in `status`.
     """
+    if workflow.is_main_process and Path(result).is_file() and verify.is_stale(check):
+        workflow.dag.forcefiles.add(str(result))
+        return list(inputs)
     committed = Path(result).exists() and workflow.persistence.metadata(IOFile(str(result))) is None
     return [ancient(p) for p in inputs] if committed else list(inputs)
 

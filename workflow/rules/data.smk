@@ -8,7 +8,13 @@ def subset_settings(data):
     return (scale.data[data], scale.fractions, scale.subset_seed, *drawn)
 
 
+def listed(data):
+    return PATHS.subsets(data) / "data.json"
+
+
 rule subset:
+    input:
+        lambda w: settled(listed(w.data), [], lambda: verify.described(PLAN, w.data, listed(w.data), "subset")),
     output:
         PATHS.results / "subsets/{data}/data.json",
     params:
@@ -25,7 +31,11 @@ rule subset:
 
 rule presize:
     input:
-        lambda w: settled(PATHS.presized(w.data), [PATHS.subsets(w.data) / "data.json"]),
+        lambda w: settled(
+            PATHS.presized(w.data),
+            [listed(w.data)],
+            lambda: verify.described(PLAN, w.data, PATHS.presized(w.data), "presize"),
+        ),
     output:
         PATHS.results / "presized/{data}.json",
     params:

@@ -10,7 +10,8 @@ def shard_inputs(wildcards):
     needs = [PATHS.teacher(source.teacher_name)]
     needs += [PATHS.stage(rival.name, wildcards.seed, rival.stages[-1].name)] if rival else []
     needs += [PATHS.teacher(source.recipe.verifier)] if source.verifier else []
-    return settled(PATHS.shard(wildcards.source, wildcards.seed, int(wildcards.shard)), needs)
+    place = (wildcards.source, int(wildcards.seed), int(wildcards.shard))
+    return settled(PATHS.shard(*place), needs, lambda: verify.shard(PLAN, *place))
 
 
 @functools.cache  # 150 paths, asked for by every run that trains on them: half a second of planning
@@ -22,7 +23,8 @@ def shards_of(source, seed, count=0):
 def diversity_inputs(wildcards):
     needs = [PATHS.subsets("main") / "data.json", PATHS.teacher(PLAN.scale.synthesis.teacher)]
     needs += shards_of(wildcards.images, wildcards.seed) if wildcards.images in PLAN.sources else []
-    return settled(PATHS.diversity(wildcards.images, wildcards.seed), needs)
+    place = (wildcards.images, int(wildcards.seed))
+    return settled(PATHS.diversity(*place), needs, lambda: verify.diversity(PLAN, *place))
 
 
 rule synthesize:

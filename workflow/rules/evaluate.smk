@@ -2,8 +2,9 @@
 
 
 def evaluate_inputs(wildcards):
-    last = PATHS.stage(wildcards.run, wildcards.seed, PLAN.runs[wildcards.run].stages[-1].name)
-    return settled(PATHS.metrics(wildcards.run, wildcards.seed), [last])
+    run, seed = PLAN.runs[wildcards.run], int(wildcards.seed)
+    last = PATHS.stage(run.name, seed, run.stages[-1].name)
+    return settled(PATHS.metrics(run.name, seed), [last], lambda: verify.evaluation(PLAN, run, seed))
 
 
 rule evaluate:
@@ -28,7 +29,9 @@ rule evaluate:
 
 rule pretrained:
     input:
-        lambda w: settled(PATHS.pretrained(w.peer), [PATHS.subsets("main") / "data.json"]),
+        lambda w: settled(
+            PATHS.pretrained(PEERS[w.peer][0]), [listed("main")], lambda: verify.pretrained(PLAN, PEERS[w.peer][0])
+        ),
     output:
         PATHS.results / "pretrained/{peer}.json",
     params:
@@ -46,6 +49,10 @@ rule pretrained:
 
 
 rule throughput:
+    input:
+        lambda w: settled(
+            PATHS.throughput, [], lambda: verify.architectures(PLAN, PLAN.architectures_of(*PLAN.tables))
+        ),
     output:
         PATHS.throughput,
     params:

@@ -4,7 +4,8 @@
 def teacher_inputs(wildcards):
     run = PLAN.teacher_run(wildcards.teacher)
     trained = [PATHS.stage(run.name, 0, run.stages[-1].name)] if run else []
-    return settled(PATHS.teacher(wildcards.teacher), [PATHS.subsets("main") / "data.json", *trained])
+    name = wildcards.teacher
+    return settled(PATHS.teacher(name), [listed("main"), *trained], lambda: verify.teacher(PLAN, name))
 
 
 rule teacher:
@@ -29,7 +30,8 @@ def labels_inputs(wildcards):
     labels = PLAN.labels[wildcards.labels]
     needs = [PATHS.subsets(labels.data_name) / "data.json", PATHS.teacher(labels.teacher_name)]
     needs += [PATHS.presized(labels.data_name)] if labels.data.presize else []
-    return settled(PATHS.labels(wildcards.labels, wildcards.seed, int(wildcards.shard)), needs)
+    place = (wildcards.labels, int(wildcards.seed), int(wildcards.shard))
+    return settled(PATHS.labels(*place), needs, lambda: verify.labels(PLAN, *place))
 
 
 rule labels:

@@ -15,7 +15,8 @@ def train_inputs(wildcards):
     if shards := PLAN.label_shards(stage):
         name = PLAN.labels_of(stage).name  # a fingerprint, not for each shard anew
         needs += [PATHS.labels(name, wildcards.seed, shard) for shard in shards]
-    return settled(PATHS.stage(run.name, wildcards.seed, stage.name), needs)
+    path, seed = PATHS.stage(run.name, wildcards.seed, stage.name), int(wildcards.seed)
+    return settled(path, needs, lambda: verify.stages(PLAN, run, seed, stage.name))
 
 
 rule train:
