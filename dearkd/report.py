@@ -187,9 +187,8 @@ def _teachers(plan: Plan) -> list[str]:
         path = plan.paths.teacher(name)
         if path.is_file():
             values = verify.teacher(plan, name)
-            found.append(
-                f"{name} ({teacher.model}) {values['top1']:.1f} % of {values['images']} {values['gate']} images"
-            )
+            said = f"{name} ({teacher.model}) {values['top1']:.1f} % of {values['images']} {values['gate']} images"
+            found.append(said + (f" (warning: {values['warning']})" if values.get("warning") else ""))
     return found
 
 

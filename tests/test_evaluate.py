@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 import dearkd.models  # noqa: F401  registers the models
-from dearkd import jobs, matrix, spec, teachers
+from dearkd import jobs, matrix, record, report, spec, teachers
 from dearkd.diagrams import uniform_distance
 from dearkd.evaluate import accuracy, attention_distance
 from dearkd.schema import InputError
@@ -127,6 +127,13 @@ def test_a_teacher_with_its_own_normalisation_gets_its_own_pixels():
     assert torch.allclose(got, expected, atol=1e-5)
     same, _ = teachers.Teacher(net, (), given, given).logits_and_features(normalise(given))
     assert torch.equal(same, net(normalise(given)))
+
+
+def test_a_teacher_at_chance_passes_a_wide_gate_with_a_warning_that_the_report_repeats(project):
+    plan = matrix.load("smoke")
+    said = record.read(plan.paths.teacher("main"))
+    assert said["top1"] < 32 and "its students learn its mistakes" in said["warning"]
+    assert said["warning"] in report._teachers(plan)[0]
 
 
 def test_the_gate_refuses_a_teacher_of_another_accuracy(project):
