@@ -274,7 +274,11 @@ def test_the_snakefile_never_imports_torch(tmp_path):
     assert "torch was imported" not in done.stdout + done.stderr
 
 
-def test_a_machine_with_several_gpus_has_a_profile():
+def test_a_machine_with_several_gpus_has_a_profile(tmp_path):
     """Snakemake counts them; a job's command says how many it takes."""
-    done = snakemake("-n", "--profile", "profiles/workstation", "--config", "scale=fashion", "--", "table2", cwd=".")
+    folder = copy_project(tmp_path)
+    (folder / "gpus.yaml").write_text("extends: smoke\nname: gpus\nresources: {train: {gpu: 1}}\n")
+    done = snakemake(
+        "-n", "--profile", "profiles/workstation", "--config", "scale=gpus.yaml", "--", "table1", cwd=folder
+    )
     assert "gpu=1" in done.stdout + done.stderr and "--gpu 1 " in done.stdout + done.stderr
