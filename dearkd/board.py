@@ -1,6 +1,7 @@
 """A run's curve in TensorBoard while it trains: an option of `train`. Run layer."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ class Board:
         except ImportError as error:
             raise InputError(f"--tensorboard: {error}; install it with `pip install tensorboard`") from error
         self.folder = folder
+        _hush()
         with self._written():
             self.writer = SummaryWriter(str(folder), purge_step=first_epoch)
         for entry in curve:
@@ -51,3 +53,14 @@ class Board:
             yield
         except OSError as error:
             raise disk.unwritable(self.folder, error) from None
+
+
+def _hush() -> None:
+    """TensorBoard's thread prints the error that its next call raises; once, as a sentence, is enough."""
+    before = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if type(args.thread).__name__ != "_AsyncWriterThread":
+            before(args)
+
+    threading.excepthook = hook

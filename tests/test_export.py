@@ -214,7 +214,7 @@ def test_classes_of_ones_own_are_named_in_the_order_of_the_outputs(tmp_path, mon
     Path("mine.yaml").write_text(
         "extends: custom\nname: mine\nseeds: [0]\nfractions: [100]\nonly: [table2]\n"
         "data: {main: {root: images, test_share: 0.2, classes: 4, validation: 4, image_size: 32}}\n"
-        "students: {Ti: {args: {embed_dim: 36, depth: 3}, n_mhca: 2}}\n"
+        "students: {Ti: {args: {embed_dim: 36, depth: 4}, n_mhca: 3}}\n"
         "training: {epochs: 1, stage1_epochs: 1, warmup_epochs: 0, batch: 4, micro_batch: 4}\n"
     )
     plan = matrix.load("mine.yaml")
