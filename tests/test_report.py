@@ -114,9 +114,9 @@ def named(value, name):
     return dataclasses.replace(value, rows=rows, title=f"{value.title} {name}", **changes)
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_words_of_others_are_text_wherever_they_go(there, name, monkeypatch, tmp_path):
-    """Titles, labels, summary, claims: in Markdown, LaTeX, the page and the figures, letter by letter."""
+def test_words_of_others_are_text_wherever_they_go(there):
+    """Titles, labels, summary, claims: in Markdown and LaTeX, letter by letter; all that is hostile in one name."""
+    name = " ".join(HOSTILE)
     whole = matrix.load("digits")
     whole = dataclasses.replace(
         whole, tables=named(whole.tables, name), scale=dataclasses.replace(whole.scale, summary=f"summary {name}")
@@ -174,7 +174,7 @@ def test_the_whole_page_runs_nothing_that_a_file_says(there, monkeypatch):
     assert all(not link.startswith("javascript") for link in Page(Path("results/digits/report.html").read_text()).links)
 
 
-@pytest.mark.parametrize("name", ["$", "$a_b$ and $\\frac$", "\\undefined $x", "%s {0} ~", "__b"])
+@pytest.mark.parametrize("name", ["$a_b$ and $\\frac$ %s {0} ~", "__\\undefined $x"])
 def test_figures_draw_names_as_they_are(there, name):
     """A `$` starts no formula, which may be a wrong one; no label is left out."""
     whole = matrix.load("digits")
