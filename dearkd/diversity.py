@@ -14,7 +14,7 @@ from torchvision.transforms.functional import gaussian_blur, resize
 from dearkd import trunks
 from dearkd.keys import key_of, numpy_generator
 from dearkd.scale import Diversity
-from dearkd.schema import InputError
+from dearkd.schema import InputError, home
 from dearkd.teachers import load_weights, weights_sha256
 
 INTERPOLATION = "bilinear, antialiased"
@@ -94,7 +94,7 @@ def _features(file: str, net: str) -> nn.Sequential:
         return trunks.features(net)
     whole = trunks.TRUNKS[net].network(weights=None)
     try:
-        load_weights(whole, Path(file))
+        load_weights(whole, Path(home(file)))
     except InputError as error:
         raise InputError(f"diversity.trunk: {error}") from None
     return whole.features

@@ -13,7 +13,7 @@ from dearkd import hub, lite0, subsets, teachers, trunks
 from dearkd.data import read
 from dearkd.files import root_of
 from dearkd.plan import Plan
-from dearkd.schema import InputError
+from dearkd.schema import InputError, home
 from dearkd.spec import IN_FILES, Data, Teacher
 
 PUBLIC: dict[str, Callable[[str], object]] = {
@@ -78,7 +78,7 @@ def _data_set(plan: Plan, name: str, look: bool) -> Need:
 def _weights(model: str, weights: str) -> Need:
     if weights:
         try:
-            there = (lite0.path() if weights == lite0.WEIGHTS else Path(weights)).is_file()
+            there = (lite0.path() if weights == lite0.WEIGHTS else Path(home(weights))).is_file()
         except InputError as error:
             return Need(f"weights {model}", str(error), None)
         return Need(f"weights {model}", "" if there else f"{weights} is not there; copy it", None)
@@ -101,7 +101,7 @@ def _trunk(plan: Plan) -> Iterator[Need]:
     if spec.trunk == "random":
         return
     for net in (spec.net, *spec.also):
-        path = Path(spec.trunk) if spec.trunk else trunks.path(net)
+        path = Path(home(spec.trunk)) if spec.trunk else trunks.path(net)
         missing = "" if path.is_file() else f"{path} is not there"
         yield Need(f"LPIPS trunk {net}", missing, None if spec.trunk else functools.partial(trunks.fetch, net))
 

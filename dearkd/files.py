@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from dearkd import disk, record
 from dearkd.plan import Plan
-from dearkd.schema import InputError
+from dearkd.schema import InputError, home
 
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 LIST = "images.csv"
@@ -127,7 +127,7 @@ def root_of(root: str) -> str:
         raise InputError(
             f"root: {root}: set this environment variable to the folder of the data, or write the folder in the scale"
         )
-    return str(Path(expanded).expanduser()) if expanded.startswith("~") else expanded
+    return home(expanded)
 
 
 # ------------------------------------------------------------------------------------------------ contents

@@ -10,7 +10,7 @@ from typing import Literal
 
 from dearkd.recipes import REAL
 from dearkd.scale import Peer, Resources, Scale
-from dearkd.schema import InputError, Pairs, fingerprint, slug, spec, unknown
+from dearkd.schema import InputError, Pairs, fingerprint, home, slug, spec, unknown
 from dearkd.spec import LOSSES, Augment, Data, Source, Stage, Teacher, subset_name
 
 Metric = Literal[
@@ -199,7 +199,7 @@ class Plan:
 
     @cached_property
     def paths(self) -> "Paths":
-        return Paths(self.scale.name, str(Path(self.scale.checkpoints).expanduser()))
+        return Paths(self.scale.name, home(self.scale.checkpoints))
 
     def run(self, name: str) -> Run:
         """The run of that name; InputError with the nearest when there is none."""

@@ -14,6 +14,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 T = TypeVar("T")
@@ -350,6 +351,14 @@ def override(base: T, changes: Mapping[str, Any], where: str) -> T:
         return dataclasses.replace(base, **new)  # type: ignore[type-var]
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
+
+
+def home(path: str) -> str:
+    """`path` with ~ as the home folder; of a user who is not known it stays as it is."""
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError:
+        return path
 
 
 def slug(text: str) -> str:

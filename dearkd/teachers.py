@@ -21,7 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dearkd import hub, lite0, spec
 from dearkd.models import FeatureShape
-from dearkd.schema import InputError, unknown
+from dearkd.schema import InputError, home, unknown
 
 CHANNELS_LAST = 64
 """Side of the images, in pixels, from which a teacher's weights lie channels last: RegNetY-16GF's early stages take a
@@ -164,7 +164,7 @@ def build(teacher: spec.Teacher, data: spec.Data, weights: Path | None = None, s
             raise InputError(unknown(teacher.weights, (lite0.WEIGHTS,), "package", f"teacher {teacher.model}: weights"))
         weights, rename = lite0.path(), lite0.timm_name
     elif weights is None and teacher.weights:
-        weights = Path(teacher.weights)
+        weights = Path(home(teacher.weights))
     channels = teacher.channels or data.channels
     classes = len(teacher.outputs) if theirs and len(teacher.outputs) > 1 else data.classes
     args = {**dict(teacher.args), "in_chans": channels, "num_classes": classes}
@@ -215,7 +215,7 @@ def start(model: spec.Model) -> dict[str, Tensor]:
     names = net.pretrained_cfg["classifier"]
     classifier = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
     if model.start != "timm":
-        load_weights(net, Path(model.start), but=classifier)
+        load_weights(net, Path(home(model.start)), but=classifier)
     return {name: value for name, value in net.state_dict().items() if not name.startswith(classifier)}
 
 

@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dearkd import data, fetch, files, folder, jobs, matrix, record, status, subsets
+from dearkd import data, fetch, files, folder, jobs, matrix, record, status, subsets, teachers
 from dearkd.artifacts import real_images, trained_student
 from dearkd.export import export
-from dearkd.schema import InputError, to_json
-from dearkd.spec import Data
+from dearkd.schema import InputError, override, to_json
+from dearkd.spec import Data, Teacher
 
 SCALE = """
 extends: smoke
@@ -221,6 +221,19 @@ def test_a_home_folder_in_root(tmp_path, monkeypatch):
     classes(tmp_path / "photos")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert len(data.read(spec("~/photos", test_share=0.25))["train"]) == 18
+    with pytest.raises(InputError, match=r"~nobody-of-that-name/photos: no such folder"):
+        data.read(spec("~nobody-of-that-name/photos", test_share=0.25))
+
+
+def test_a_home_folder_in_a_scales_other_paths(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    plan = matrix.load(override(matrix.load("smoke").scale, {"checkpoints": "~/scratch"}, "test"))
+    assert plan.paths.state("deit-Ti", 0, "I") == tmp_path / "scratch/smoke/deit-Ti/seed0/I"
+    given = Teacher(model="convnet_micro", top1=1.0, weights="~/cnn.safetensors")
+    with pytest.raises(InputError, match=f"{tmp_path}/cnn.safetensors: weights are missing"):
+        teachers.build(given, spec(""))
+    (tmp_path / "cnn.safetensors").touch()
+    assert not fetch._weights("convnet_micro", "~/cnn.safetensors").missing
 
 
 # ------------------------------------------------------------------------------------------------ what has changed
