@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from conftest import PROJECT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from dearkd import data, fetch, files, folder, jobs, matrix, record, status, subsets, teachers
 from dearkd.artifacts import real_images, trained_student
+from dearkd.disk import sha256
 from dearkd.export import export
 from dearkd.schema import InputError, override, to_json
 from dearkd.spec import Data, Teacher
@@ -343,11 +345,12 @@ def test_no_job_uses_a_folder_that_has_changed(mine, change, capsys):
 
 
 def trained(plan):
-    """What a finished stage says of its data and recipe: enough for `results.check`."""
-    run = plan.runs["deit-Ti"]
-    sums = record.read(plan.paths.subsets("main") / "data.json")["sha256"]
-    base = {"scale": plan.scale.name, "run": run.name, "seed": 0, "stage": "I", "fingerprint": run.fingerprint("I")}
-    return base | {"specs": [to_json(s) for s in run.stages], "data": {"sha256": sums}, "weights_sha256": "0"}
+    """A committed record of a finished stage, as if it were of this data and recipe: enough for `results.check`."""
+    run, sums = plan.runs["deit-Ti"], record.read(plan.paths.subsets("main") / "data.json")["sha256"]
+    values = record.read(PROJECT / "results/digits/runs/deit-Ti/seed0/I.json")
+    identity = {"scale": plan.scale.name, "fingerprint": run.fingerprint("I"), "specs": [to_json(run.stages[0])]}
+    seen = {"sha256": sums, "images_sha256": sha256(plan.paths.subsets("main") / "train-100.txt")}
+    return {**values, **identity, "data": {**values["data"], **seen}}
 
 
 def test_records_are_read_where_the_images_are_not(mine):
