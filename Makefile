@@ -5,7 +5,7 @@ SCALE ?= demo
 CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 BIN := .venv/bin
 
-.PHONY: install demo test bench notebooks docs lint lock clean
+.PHONY: install demo test bench notebooks docs lint lock archive clean
 
 install: $(BIN)/installed
 
@@ -60,6 +60,11 @@ lock:
 		nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse \
 		nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx,--no-emit-package $(p)) \
 		-o requirements.lock
+
+# The tracked files of the last commit, byte for byte the same on any machine, for an archive that gives a DOI.
+archive:
+	git archive --prefix=dearkd-$$(git describe --always)/ HEAD | gzip -n9 > dearkd-$$(git describe --always).tar.gz
+	sha256sum dearkd-$$(git describe --always).tar.gz
 
 # What `make demo` and the tests made; checkpoints and logs of other scales, which may be days of work, stay.
 clean:
