@@ -15,7 +15,7 @@ demo: $(BIN)/installed
 	@echo "Tables: results/$(SCALE)/tables   Figures: figures/$(SCALE)   Report: results/$(SCALE)/report.html"
 
 test: $(BIN)/installed lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(CORES) --dist loadfile
 
 bench: $(BIN)/installed
 	$(BIN)/python -m benchmarks
