@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from dearkd import archive, record, synthesize, teachers
+from dearkd import archive, disk, record, synthesize, teachers
 from dearkd.artifacts import available_device, teacher_weights, trained_student
 from dearkd.checkpoint import Checkpoints
 from dearkd.lease import Lease
@@ -72,13 +72,16 @@ def shard(plan: Plan, name: str, seed: int, index: int, save_seconds: float | No
         "student": competing,
         **made,
     }
-    if _is_recorded(target, described, manifest):
+    listed = target.with_suffix(".csv")
+    if target.is_file():
+        disk.write(listed, manifest)  # a damaged one would make the record beside it unreadable
+    if _is_recorded(target, described):
         print(f"{path}: made again, with the same bits; {target} stays as it is")
     else:
-        record.write(target, described, {target.with_suffix(".csv").name: manifest})
+        record.write(target, described, {listed.name: manifest})
 
 
-def _is_recorded(target: Path, made: dict[str, Any], manifest: str) -> bool:
+def _is_recorded(target: Path, made: dict[str, Any]) -> bool:
     """Whether the record there says the same of the images, so that a committed one is not replaced for nothing."""
     decides = (
         "fingerprint",
@@ -91,10 +94,10 @@ def _is_recorded(target: Path, made: dict[str, Any], manifest: str) -> bool:
         "terms",
     )
     try:
-        before, listed = record.read(target), target.with_suffix(".csv").read_text(encoding="utf-8")
-    except (InputError, OSError, UnicodeDecodeError):  # missing or damaged, which is why it is made again
+        before = record.read(target)
+    except InputError:  # missing or damaged, which is why it is made again
         return False
-    return listed == manifest and all(before.get(key) == made[key] for key in decides)
+    return all(before.get(key) == made[key] for key in decides)
 
 
 def make(

@@ -136,7 +136,8 @@ def _check_of(hint: Any) -> Check | None:
         def annotated(value: Any, where: str) -> None:
             for limit in limits:
                 if not limit.allows(value):
-                    raise InputError(f"{where} is {shown(value)}; {limit}")
+                    large = isinstance(limit, Within) and value > limit.high == LARGEST
+                    raise InputError(f"{where} is {shown(value)}; {f'at most {LARGEST:,}' if large else limit}")
             if within is not None:
                 within(value, where)
 

@@ -373,8 +373,10 @@ def test_a_copy_that_cannot_be_is_refused(given, message):
 
 def test_the_copy_is_part_of_the_recipe(copied):
     plan = matrix.load("copied.yaml")
-    (copied / "other.yaml").write_text(SCALE.replace("presize: 24", "presize: 0"))
+    (copied / "other.yaml").write_text(
+        SCALE.replace("presize: 24", "presize: 0").replace("name: copied", "name: other")
+    )
     other = matrix.load("other.yaml")
     assert plan.run("deit-Ti").fingerprint("I") != other.run("deit-Ti").fingerprint("I")
-    with pytest.raises(InputError, match=r"data\.main\.presize is 0 in scale copied"):
+    with pytest.raises(InputError, match=r"data\.main\.presize is 0 in scale other"):
         presize.presize(other, "main")
