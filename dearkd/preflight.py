@@ -4,12 +4,9 @@ The plan knows names and arguments; what timm makes of them, timm alone knows. A
 teacher stage that does not exist or a mistyped model would otherwise be found after the teacher has been trained.
 """
 
-import torch
-from torch import nn
-
-from dearkd import models
+from dearkd import models, teachers
 from dearkd.plan import Plan
-from dearkd.schema import InputError
+from dearkd.schema import InputError, freeze
 from dearkd.spec import Model, Stage
 
 
@@ -17,31 +14,36 @@ def preflight(plan: Plan) -> None:
     """Build every model of the plan's runs on torch's `meta` device.
 
     Raises InputError naming the run, and the model or the pair, when timm does not know a model or refuses its
-    arguments, or when `distillation.pairs` names a stage that the teacher does not have.
+    arguments, when a teacher needs larger images, or when `distillation.pairs` names a stage that it does not have.
     """
-    built: dict[Model, nn.Module] = {}
+    built: set[Model] = set()
+    shapes: dict[str, list[tuple[int, int, int]]] = {}
     for run in plan.runs.values():
         for stage in run.stages:
             try:
                 if stage.model not in built:
-                    built[stage.model] = models.sketch(stage.model)
-                _pairs(stage, plan, built)
+                    models.sketch(stage.model)
+                    built.add(stage.model)
+                _pairs(stage, plan, shapes)
             except InputError as error:
                 raise InputError(f"run {run.name}: {error}") from None
 
 
-def _pairs(stage: Stage, plan: Plan, built: dict[Model, nn.Module]) -> None:
-    """The teacher's stages that the hidden loss compares with must exist, where the workflow trains the teacher."""
-    trained = plan.teacher_run(stage.teacher_name) if "hidden" in dict(stage.losses) else None
-    if trained is None:
+def _pairs(stage: Stage, plan: Plan, shapes: dict[str, list[tuple[int, int, int]]]) -> None:
+    """A teacher must take the scale's images, and have the stages that the hidden loss compares with."""
+    name, main = stage.teacher_name, plan.scale.data["main"]
+    if not name or "hidden" not in dict(stage.losses):
         return
-    first = trained.stages[0]
-    net = built.setdefault(first.model, models.sketch(first.model))
-    image = torch.empty(2, first.data.channels, first.data.image_size, first.data.image_size, device="meta")
-    features = net.eval().forward_intermediates(image, intermediates_only=True)
+    if name not in shapes:
+        given = plan.scale.teachers[name]
+        channels = given.channels or main.channels
+        args = {**dict(given.args), "in_chans": channels, "num_classes": main.classes}
+        model = Model(name=given.model, args=freeze(args), init="timm")
+        shapes[name] = teachers.probe(model, given.image_size or main.image_size, channels)
+    count = len(shapes[name])
     for block, index in stage.distillation.pairs:
-        if index >= len(features):
+        if index >= count:
             raise InputError(
-                f"distillation.pairs: [{block}, {index}] names teacher stage {index}, but {first.model.name} has "
-                f"stages 0 to {len(features) - 1}"
+                f"distillation.pairs: [{block}, {index}] names teacher stage {index}, but {stage.teacher.model} has "
+                f"stages 0 to {count - 1}"
             )

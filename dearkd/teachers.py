@@ -4,6 +4,7 @@
 and must reach its published accuracy before anything learns from it. Model layer.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,9 +21,11 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dearkd import hub, lite0, spec
-from dearkd.models import FeatureShape
+from dearkd.models import FeatureShape, sketch
 from dearkd.schema import InputError, home, unknown
 
+PROBED = 300
+"""Side in pixels up to which `probe` looks for one that a network takes."""
 CHANNELS_LAST = 64
 """Side of the images, in pixels, from which a teacher's weights lie channels last: RegNetY-16GF's early stages take a
 fifth less time at 224 on a CPU, and a GPU's bf16 kernels want it so. Small images lose by it."""
@@ -138,6 +141,33 @@ class Teacher(nn.Module):
         """Shape and sign of every stage's features, read off real images."""
         _, features = self.net.forward_intermediates(self.normalised(images))
         return [FeatureShape(f.shape[1], (f.shape[2], f.shape[3]), bool((f >= 0).all())) for f in features]
+
+
+def probe(model: spec.Model, side: int, channels: int) -> list[tuple[int, int, int]]:
+    """(channels, height, width) of each stage's features for images of `side` pixels, without weights or arithmetic.
+
+    Raises InputError when the network cannot take such images, naming the smallest side it takes, or has no stages.
+    """
+    net = sketch(model).eval()
+    if not hasattr(net, "forward_intermediates"):
+        raise InputError(f"teacher {model.name}: timm gives no features of its stages; take another CNN")
+
+    def stages(side: int) -> list[tuple[int, int, int]] | None:
+        with contextlib.suppress(RuntimeError):
+            images = torch.empty(2, channels, side, side, device="meta")
+            net(images)
+            return [tuple(f.shape[1:]) for f in net.forward_intermediates(images)[1]]
+        return None
+
+    found = stages(side)
+    if found is None:
+        taken = next((larger for larger in range(side + 1, PROBED) if stages(larger)), None)
+        raise InputError(
+            f"teacher {model.name}: this CNN cannot take the scale's images of {side} pixels"
+            + (f", it needs {taken} or more" if taken else "")
+            + "; change image_size, or take a CNN for small images, such as resnet18"
+        )
+    return found
 
 
 class Classifier(nn.Module):

@@ -3,8 +3,10 @@
 import dataclasses
 
 import pytest
+import timm
+import torch
 
-from dearkd import matrix
+from dearkd import matrix, spec, teachers
 from dearkd.preflight import preflight
 from dearkd.schema import InputError, override
 
@@ -27,6 +29,7 @@ def test_a_plan_that_can_be_built_passes():
         ({"distillation.pairs": [[2, 7]]}, {}, r"\[2, 7\] names teacher stage 7, but convnet_micro has stages 0 to 2"),
         ({}, {"teacher": {"model": "convnet_mikro"}}, "unknown model 'convnet_mikro'; did you mean 'convnet_micro'"),
         ({}, {"teacher": {"args": (("widths", (8, 8)),)}}, "run teacher-main: model convnet_micro: "),
+        ({}, {"teacher": {"model": "inception_v3", "args": ()}}, "images of 12 pixels, it needs 75 or more"),
         ({}, {"teacher": {"args": (("width", 8),)}}, "run teacher-main: model convnet_micro: .*width"),
         (
             {},
@@ -38,3 +41,18 @@ def test_a_plan_that_can_be_built_passes():
 def test_what_timm_refuses_is_refused_before_training(changes, models, message):
     with pytest.raises(InputError, match=message):
         preflight(changed(changes, **models))
+
+
+@pytest.mark.parametrize("model, smallest", [("inception_v3", 75), ("vgg11_bn", 32), ("dla46_c", 31)])
+def test_a_cnn_that_needs_larger_images_says_which(model, smallest):
+    teacher = spec.Model(name=model, args=(("in_chans", 1), ("num_classes", 3)), init="timm")
+    with pytest.raises(InputError, match=f"{model}: .* images of 12 pixels, it needs {smallest} or more"):
+        teachers.probe(teacher, 12, 1)
+    assert len(teachers.probe(teacher, smallest, 1)) >= 4
+
+
+def test_a_probe_gives_the_shapes_that_real_images_have():
+    torch.manual_seed(0)
+    real = teachers.Teacher(timm.create_model("resnet10t")).feature_shapes(torch.zeros(1, 3, 64, 64))
+    found = teachers.probe(spec.Model(name="resnet10t", init="timm"), 64, 3)
+    assert found == [(shape.channels, *shape.size) for shape in real]
