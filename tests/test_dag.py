@@ -183,7 +183,7 @@ def test_names_are_names_and_no_patterns(tmp_path):
 def test_a_mistake_in_config_is_no_run_of_digits(tmp_path, config):
     done = snakemake("-n", "--config", config, "--", "all", cwd=copy_project(tmp_path), check=False)
     said = done.stdout + done.stderr
-    assert done.returncode != 0 and ("its one key is scale" in said or "expected the name of a scale" in said)
+    assert done.returncode != 0 and ("the only one is scale" in said or "expected the name of a scale" in said)
     assert "Traceback" not in said
 
 

@@ -16,7 +16,10 @@ from dearkd.schema import InputError, fingerprint
 try:
     for key in config:
         if key != "scale":
-            raise InputError(f"--config {key}: its one key is scale, as in --config scale=smoke; all else is a scale's")
+            raise InputError(
+                f"--config {key}: unknown key; the only one is scale, as in --config scale=smoke. Seeds, epochs and the "
+                f"like are set in a scale file of your own"
+            )
     PLAN = matrix.load(config.get("scale", "digits"))
 except InputError as error:
     raise WorkflowError(str(error)) from None
