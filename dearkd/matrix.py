@@ -284,12 +284,12 @@ class _Reader:
         ours: bool = True,
     ) -> Row:
         """A row about runs; `ours`: false leaves it to the paper's numbers."""
-        method, described = values.get("method", ""), _description(values, where)
+        method, described = convert(str, values.get("method", ""), f"{where}: method"), _description(values, where)
         if not method:
             _known(values, DESCRIPTION, f"{where}, which without a method is only the paper's")
             ours = False
         elif method not in recipes.METHODS:
-            raise InputError(unknown(str(method), recipes.METHODS, "method", where))
+            raise InputError(unknown(method, recipes.METHODS, "method", where))
         elif method == recipes.peer.__name__:
             values = {"student": described.label, **values}
             ours = ours and values["student"] in self.scale.peers

@@ -7,6 +7,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("same cases in each run", derandomize=True)
+settings.register_profile("new cases in each run")
+settings.load_profile(os.environ.get("DEARKD_HYPOTHESIS", "same cases in each run"))
 
 PROJECT = Path(__file__).parent.parent
 

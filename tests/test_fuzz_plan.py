@@ -204,6 +204,11 @@ def test_the_small_matrix_is_one(tmp_path):
     assert len(resolved(SMOKE, SMALL, tmp_path).tables) == len(SMALL["tables"])
 
 
+@pytest.mark.parametrize("method", [[0], {"a": 1}, {"": {}}, 3, True, "deitt"])
+def test_a_method_that_is_none_is_a_sentence(tmp_path, method):
+    assert resolved(SMOKE, put(SMALL, ("tables", "t2", "rows", 0, "method"), method), tmp_path) is None
+
+
 @quickly(50)
 @given(path=st.sampled_from(list(places(SMALL))), value=st.sampled_from(HOSTILE))
 def test_no_value_of_any_key_of_the_matrix_breaks_out(tmp_path_factory, path, value):
