@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ PROJECT = Path(__file__).parent.parent
 @pytest.fixture(autouse=True)
 def _in_project(monkeypatch):
     monkeypatch.chdir(PROJECT)
+    if torch := sys.modules.get("torch"):
+        torch.set_flush_denormal(False)  # a job that a test has run in this process leaves it on; hypothesis minds
 
 
 def pytest_configure():
