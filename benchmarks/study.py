@@ -3,8 +3,9 @@
     python -m benchmarks.study fashion table1 table2 --processes 8 --minutes 5
 
 For a machine that has a GPU for minutes and no Snakemake. Jobs and records are those of the workflow; a job whose
-record is there is not repeated, so `snakemake` or the same command goes on where the time ran out. Seed by seed, so
-that what is finished are whole columns of seeds.
+record is there is not repeated, so `snakemake` or the same command goes on where the time ran out. Seeds come one
+after the other, so that what is finished are whole seeds. Runs that start from other runs or from synthetic images are
+left to Snakemake; a line says how many.
 """
 
 import argparse
@@ -25,27 +26,38 @@ from dearkd.schema import InputError
 from dearkd.train import Interrupted
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__.split("\n")[0])
     parser.add_argument("scale")
     parser.add_argument("tables", nargs="*", help="none: only lists of images and teachers")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=60.0, help="after which nothing is started or goes on")
-    parser.add_argument("--seeds", default="", help="comma-separated; default: the scale's")
-    given = parser.parse_args()
-    until = time.time() + 60 * given.minutes
-    plan = matrix.load(given.scale)
-    seeds = [int(s) for s in given.seeds.split(",")] if given.seeds else plan.scale.seeds
+    parser.add_argument("--seeds", default="", help="comma-separated, of the scale's; default: all of them")
+    given = parser.parse_args(arguments)
+    try:
+        return study(given.scale, given.tables, given.seeds, given.processes, time.time() + 60 * given.minutes)
+    except InputError as error:
+        print(f"study: {error}", file=sys.stderr)
+        return 2
+
+
+def study(scale: str, tables: list[str], seeds: str, processes: int, until: float) -> int:
+    """Train and evaluate until a time (seconds since 1970); 0, or 1 where runs are left."""
+    plan = matrix.load(scale)
+    shown = plan.runs_of(*tables)
+    runs = [run for run in shown if not run.initial and not any(stage.source for stage in run.stages)]
+    chosen = [s for s in plan.scale.seeds if not seeds or str(s) in seeds.split(",")]
+    if missing := set(filter(None, seeds.split(","))) - {str(s) for s in chosen}:
+        raise InputError(f"--seeds {', '.join(sorted(missing))}: scale {plan.scale.name} has {plan.scale.seeds}")
     prepare(plan)
-    runs = [run for run in plan.runs_of(*given.tables) if not run.initial]
-    wanted = [(run.name, seed) for seed in seeds for run in runs]
-    left = 0
-    with ProcessPoolExecutor(given.processes, multiprocessing.get_context("spawn")) as pool:
-        running = {pool.submit(work, given.scale, name, seed, until): (name, seed) for name, seed in wanted}
-        for future in as_completed(running):
-            left += not future.result()
-    print(f"{len(wanted) - left} of {len(wanted)} runs are finished")
-    return 0
+    wanted = [(run.name, seed) for seed in chosen for run in runs]
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        running = [pool.submit(work, scale, name, seed, until) for name, seed in wanted]
+        finished = sum(future.result() for future in as_completed(running))
+    print(f"{finished} of {len(wanted)} runs are finished")
+    if len(shown) > len(runs):
+        print(f"{len(shown) - len(runs)} runs that start from other runs or synthetic images are left to Snakemake")
+    return int(finished < len(wanted))
 
 
 def prepare(plan: matrix.Plan) -> None:

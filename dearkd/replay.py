@@ -16,7 +16,7 @@ WARM = 3
 
 
 class Replayed:
-    """`work(*tensors)` replayed from a CUDA graph on the second and later calls of a `key`.
+    """`work(*tensors)`, launched kernel by kernel in the first `WARM` calls and replayed from a CUDA graph afterwards.
 
     `work` returns nothing, waits for nothing, and works on the device alone. Its tensors keep their shapes. A new key,
     for what the graph holds as a constant (the learning rate), captures it anew.
