@@ -14,8 +14,8 @@ from timm.layers import Attention
 from torch import Tensor
 
 from benchmarks.compare import Result, in_turns, ratio
-from dearkd.attention import MHCA
-from dearkd.spec import Rpe
+from dearkd.model.attention import MHCA
+from dearkd.plan.stage import Rpe
 
 BATCH, HEADS, DIM, GRID = 8, 12, 16, (14, 14)
 TOKENS = GRID[0] * GRID[1] + 1

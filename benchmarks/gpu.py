@@ -19,14 +19,18 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from dearkd import diversity, models, optimise, recipes, spec, synthesize
-from dearkd.attention import MHCA
-from dearkd.losses import class_loss
-from dearkd.meters import Meters
-from dearkd.objective import FeatureScale, mean_squares, objective
-from dearkd.scale import Diversity
-from dearkd.spec import Data, Distillation, Model, Phase, Rpe, Source, Synthesis, Training
-from dearkd.teachers import Seen, Teacher
+from dearkd.jobs import diversity
+from dearkd.jobs.inversion import Inversion
+from dearkd.model import students
+from dearkd.model.attention import MHCA
+from dearkd.model.losses import class_loss
+from dearkd.model.objective import FeatureScale, mean_squares, objective
+from dearkd.model.teachers import Seen, Teacher
+from dearkd.plan import methods, stage
+from dearkd.plan.scale import Diversity
+from dearkd.plan.stage import Data, Distillation, Model, Phase, Rpe, Source, Synthesis, Training
+from dearkd.train import optimise
+from dearkd.train.meters import Meters
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
@@ -169,7 +173,7 @@ def build(name: str, rpe: dict[str, Any] | None, **more: Any) -> nn.Module:
     """A student in training mode on the device; `rpe`: knobs of a DearKD, None for a DeiT."""
     args = {"img_size": SIDE, "num_classes": CLASSES, **more} | ({"rpe": tuple(rpe.items())} if rpe is not None else {})
     full = f"{name if rpe is None else 'dearkd_' + name}_patch16_224"
-    return models.create(Model(name=full, args=tuple(sorted(args.items()))), seed=0).to(DEVICE).train()
+    return students.create(Model(name=full, args=tuple(sorted(args.items()))), seed=0).to(DEVICE).train()
 
 
 def compile_blocks(net: nn.Module) -> None:
@@ -206,8 +210,8 @@ def stage_one(way: str, ahead: bool) -> tuple[Step, int]:
     net = timm.create_model("regnety_160" if ON_GPU else "regnety_002", num_classes=CLASSES).to(DEVICE)
     teacher = Teacher(net.to(memory_format=torch.channels_last), (2,)).fold()
     images, targets = batch()
-    features = [models.FeatureShape(f.shape[1], tuple(f.shape[2:]), True) for f in teacher.features(images[:2])]
-    trainee = models.Trainee(build("tiny", {"drop": 0.1}), tuple(losses), knobs, tuple(features)).to(DEVICE).train()
+    features = [students.FeatureShape(f.shape[1], tuple(f.shape[2:]), True) for f in teacher.features(images[:2])]
+    trainee = students.Trainee(build("tiny", {"drop": 0.1}), tuple(losses), knobs, tuple(features)).to(DEVICE).train()
     if way == "compiled":
         compile_blocks(trainee.student)
         for part in (net.stem, net.s1, net.s2) if ahead else (net,):
@@ -232,11 +236,11 @@ def stage_one(way: str, ahead: bool) -> tuple[Step, int]:
 
 def small(way: str, precision: str) -> tuple[Step, int]:
     """A student of 28 x 28 pixels, as the scale `fashion` trains, its kernels launched singly or as a graph."""
-    from dearkd.replay import Replayed
+    from dearkd.train.replay import Replayed
 
     args = {"img_size": 28, "in_chans": 1, "num_classes": 10, "patch_size": 4, "embed_dim": 72, "depth": 6}
     args |= {"num_heads": 9, "n_mhca": 4, "rpe": (("drop", 0.1),)}
-    net = models.create(Model(name="dearkd_tiny_patch16_224", args=tuple(sorted(args.items()))), 0).to(DEVICE).train()
+    net = students.create(Model(name="dearkd_tiny_patch16_224", args=tuple(sorted(args.items()))), 0).to(DEVICE).train()
     images = torch.randn(BATCH, 1, 28, 28, device=DEVICE)
     targets = torch.rand(BATCH, 10, device=DEVICE).softmax(1)
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3, fused=True, capturable=ON_GPU)
@@ -263,7 +267,7 @@ def _inverted() -> nn.Module:
 
 
 def inversion(way: str) -> tuple[Step, int]:
-    """`synthesize.Inversion.advance`, eight batches of 42 in one forward pass."""
+    """`inversion.Inversion.advance`, eight batches of 42 in one forward pass."""
     together = 8 if ON_GPU else 2
     recipe = Synthesis(
         images=42 * together, phases=(Phase(size=SIDE, iterations=100_000, lr=0.1),), together=together, jitter=30
@@ -271,14 +275,14 @@ def inversion(way: str) -> tuple[Step, int]:
     net = _inverted()
     source = Source(
         name="deepinversion",
-        terms=recipes.terms(recipe, "deepinversion"),
+        terms=methods.terms(recipe, "deepinversion"),
         recipe=recipe,
         data=Data(kind="folder", classes=CLASSES, image_size=SIDE),
         teacher_name="main",
-        teacher=spec.Teacher(model="resnet101", top1=0.0),
+        teacher=stage.Teacher(model="resnet101", top1=0.0),
     )
     labels = torch.arange(6).repeat_interleave(7).expand(together, -1)
-    run = synthesize.Inversion(source, 0, range(together), labels, Teacher(net), None, DEVICE)
+    run = Inversion(source, 0, range(together), labels, Teacher(net), None, DEVICE)
     if way == "compiled":
         net.compile(backend=BACKEND, dynamic=False)
     return run.advance, 42 * together

@@ -14,9 +14,9 @@ from timm.layers import Attention
 from torch import nn
 
 from benchmarks.compare import Result, peak_mb, seconds
-from dearkd.attention import MHCA
-from dearkd.loader import epoch_order
-from dearkd.spec import Rpe
+from dearkd.data.loader import epoch_order
+from dearkd.model.attention import MHCA
+from dearkd.plan.stage import Rpe
 
 HEAD_DIM = 16
 BASE = {"tokens": 14 * 14, "heads": 12, "batch": 8}

@@ -13,11 +13,11 @@ from torchvision.datasets import ImageFolder
 
 from benchmarks import compare
 from benchmarks.compare import Result
-from dearkd.augment import posterizes_to_black
-from dearkd.data import PHOTOS, Images
-from dearkd.loader import Schedule, training_loader
-from dearkd.presize import shrink
-from dearkd.spec import Augment, Data
+from dearkd.data.augment import posterizes_to_black
+from dearkd.data.datasets import PHOTOS, Images
+from dearkd.data.loader import Schedule, training_loader
+from dearkd.data.presize import shrink
+from dearkd.plan.stage import Augment, Data
 
 USUAL = 4 * [(500, 375)] + 2 * [(500, 333)] + [(375, 500), (640, 480), (400, 300), (333, 500), (500, 400), (480, 360)]
 """Sizes of ImageNet's images, 500 x 375 pixels above all; their mean area is that of 500 x 375 within 3 %."""

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from benchmarks.compare import Result, in_turns, peak_mb, ratio
-from dearkd import diversity
-from dearkd.scale import Diversity
+from dearkd.jobs import diversity
+from dearkd.plan.scale import Diversity
 
 PAIRS, SIDE = 64, 224
 TABLE6 = 4000

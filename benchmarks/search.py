@@ -28,15 +28,18 @@ from typing import Any
 
 import torch
 
-from dearkd import data, disk, matrix, models, recipes, record, strict_yaml, subsets, teachers
-from dearkd.artifacts import available_device
-from dearkd.checkpoint import Checkpoints
-from dearkd.plan import Paths
-from dearkd.scale import Scale
+from dearkd import disk, record, strict_yaml
+from dearkd.data import datasets, subsets
+from dearkd.jobs.inputs import available_device
+from dearkd.model import students, teachers
+from dearkd.plan import experiments, methods
+from dearkd.plan.plan import Paths
+from dearkd.plan.scale import Scale
+from dearkd.plan.stage import Data, Stage, subset_name
 from dearkd.schema import InputError, build, fingerprint, spec, unknown
-from dearkd.session import Work
-from dearkd.spec import Data, Stage, subset_name
-from dearkd.train import Interrupted, train
+from dearkd.train.checkpoint import Checkpoints
+from dearkd.train.loop import Interrupted, train
+from dearkd.train.session import Work
 
 COLUMNS = ("trial", "row", "fraction", "seed", "epochs", "warmup_epochs", "lr", "validation_top1", "train_ce", "steps")
 COLUMNS += ("seconds", "cpu", "torch", "fingerprint")
@@ -78,7 +81,7 @@ def read(path: Path) -> list[Task]:
         for key in trial:
             if key not in ("name", "rows", "set", "seeds"):
                 raise InputError(unknown(str(key), ("name", "rows", "set", "seeds"), "key", where))
-        scale = matrix.load_scale(search.scale, trial.get("set", {}))
+        scale = experiments.load_scale(search.scale, trial.get("set", {}))
         seeds = trial.get("seeds", search.seeds)
         if reported := sorted({*seeds} & {*scale.seeds}):
             raise InputError(f"{where}: seeds {reported} are reported by scale {search.scale}; choose with others")
@@ -89,12 +92,12 @@ def read(path: Path) -> list[Task]:
     return tasks
 
 
-def _stages(scale: Scale, rows: dict[str, Any], label: str, where: str) -> recipes.Stages:
+def _stages(scale: Scale, rows: dict[str, Any], label: str, where: str) -> methods.Stages:
     if label not in rows:
         raise InputError(unknown(label, rows, "row", where))
     row = dict(rows[label])
     try:
-        return recipes.METHODS[row.pop("method")](scale, row.pop("student"), **row)
+        return methods.METHODS[row.pop("method")](scale, row.pop("student"), **row)
     except (KeyError, TypeError) as error:
         raise InputError(f"{where}: row {label}: {error}") from None
 
@@ -149,7 +152,7 @@ def _alarm(until: float) -> Iterator[None]:
 
 
 def _work(task: Task, stage: Stage, identity: str, checkpoints: Path) -> Work:
-    """What a stage works on, as `jobs.train` gathers it, but without any record of this scale."""
+    """What a stage works on, as `workflow.train` gathers it, but without any record of this scale."""
     images = _read(stage.data)
     clean = _read(dataclasses.replace(stage.data, label_noise=0.0))
     lists = subsets.choose(clean.labels, stage.data, (stage.fraction, 100), stage.subset_seed, (task.seed,))
@@ -169,11 +172,11 @@ def _work(task: Task, stage: Stage, identity: str, checkpoints: Path) -> Work:
 
 
 @functools.cache
-def _read(images: Data) -> data.Images:
-    return data.read(images)["train"]
+def _read(images: Data) -> datasets.Images:
+    return datasets.read(images)["train"]
 
 
-def _teacher(task: Task, stage: Stage) -> tuple[teachers.Teacher | None, tuple[models.FeatureShape, ...]]:
+def _teacher(task: Task, stage: Stage) -> tuple[teachers.Teacher | None, tuple[students.FeatureShape, ...]]:
     """The committed teacher, and the shapes of the features that the stage wants of it."""
     if stage.teacher is None:
         return None, ()
@@ -182,7 +185,7 @@ def _teacher(task: Task, stage: Stage) -> tuple[teachers.Teacher | None, tuple[m
     wanted = tuple(s for _, s in stage.distillation.pairs) if "hidden" in dict(stage.losses) else ()
     built = teachers.build(stage.teacher, stage.data, paths.kept_weights(stage.teacher_name), wanted)
     shapes = [found[s] for s in wanted]
-    return built.fold(), tuple(models.FeatureShape(f["channels"], tuple(f["size"]), f["nonnegative"]) for f in shapes)
+    return built.fold(), tuple(students.FeatureShape(f["channels"], tuple(f["size"]), f["nonnegative"]) for f in shapes)
 
 
 def search(tasks: list[Task], processes: int, until: float, path: Path, checkpoints: Path = CHECKPOINTS) -> int:

@@ -21,9 +21,11 @@ from pathlib import Path
 
 import torch
 
-from dearkd import jobs, matrix, record
+from dearkd import record
+from dearkd.jobs import workflow
+from dearkd.plan import experiments
 from dearkd.schema import InputError
-from dearkd.train import Interrupted
+from dearkd.train.loop import Interrupted
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def study(scale: str, tables: list[str], seeds: str, processes: int, until: float) -> int:
     """Train and evaluate until a time (seconds since 1970); 0, or 1 where runs are left."""
-    plan = matrix.load(scale)
+    plan = experiments.load(scale)
     shown = plan.runs_of(*tables)
     runs = [run for run in shown if not run.initial and not any(stage.source for stage in run.stages)]
     chosen = [s for s in plan.scale.seeds if not seeds or str(s) in seeds.split(",")]
@@ -60,16 +62,16 @@ def study(scale: str, tables: list[str], seeds: str, processes: int, until: floa
     return int(finished < len(wanted))
 
 
-def prepare(plan: matrix.Plan) -> None:
+def prepare(plan: experiments.Plan) -> None:
     """Lists of images and teachers, where they are not there yet."""
     if not (plan.paths.subsets("main") / "data.json").is_file():
-        jobs.subset(plan, "main")
+        workflow.subset(plan, "main")
     for name in plan.scale.teachers:
         run = plan.teacher_run(name)
         if run and not plan.paths.stage(run.name, 0, "I").is_file():
-            jobs.train(plan, run, 0, "I")
+            workflow.train(plan, run, 0, "I")
         if not plan.paths.teacher(name).is_file():
-            jobs.teacher(plan, name)
+            workflow.teacher(plan, name)
 
 
 def work(scale: str, name: str, seed: int, until: float) -> bool:
@@ -79,7 +81,7 @@ def work(scale: str, name: str, seed: int, until: float) -> bool:
     timer.daemon = True
     timer.start()
     torch.set_flush_denormal(True)
-    plan = matrix.load(scale)
+    plan = experiments.load(scale)
     run = plan.runs[name]
     try:
         for stage in run.stages:
@@ -87,9 +89,9 @@ def work(scale: str, name: str, seed: int, until: float) -> bool:
                 return False
             if not _made(plan.paths.stage(name, seed, stage.name), run.fingerprint(stage.name)):
                 with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-                    jobs.train(plan, run, seed, stage.name)
+                    workflow.train(plan, run, seed, stage.name)
         if not _made(plan.paths.metrics(name, seed), run.fingerprint(run.stages[-1].name)):
-            jobs.evaluate(plan, run, seed)
+            workflow.evaluate(plan, run, seed)
     except (Interrupted, InputError) as error:
         print(f"{name}, seed {seed}: {error}", file=sys.stderr, flush=True)
         return False

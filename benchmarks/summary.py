@@ -9,7 +9,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from dearkd import disk, record
-from dearkd.figures import STYLE
+from dearkd.report.figures import STYLE
 
 QUANTITY = {"speed": "times as fast", "time": "times as long", "memory": "times the memory"}
 

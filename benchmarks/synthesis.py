@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.compare import Result, in_turns, peak_mb, ratio
-from dearkd import recipes, spec, synthesize
-from dearkd.spec import Data, Phase, Source, Synthesis
-from dearkd.teachers import Teacher
+from dearkd.jobs.inversion import Inversion
+from dearkd.model.teachers import Teacher
+from dearkd.plan import methods, stage
+from dearkd.plan.stage import Data, Phase, Source, Synthesis
 
 NET, SIDE, CLASSES, PER_CLASS = "resnet50", 112, 2, 4
 BATCH = CLASSES * PER_CLASS
@@ -96,10 +97,10 @@ def _recipe() -> Synthesis:
 def _ours(net: nn.Module) -> Callable[[], list[float]]:
     """`Inversion.advance`; the work returns the terms of its first iteration."""
     recipe, data = _recipe(), Data(kind="folder", classes=1000, image_size=SIDE)
-    teacher = spec.Teacher(model=NET, top1=0.0)
+    teacher = stage.Teacher(model=NET, top1=0.0)
     source = Source(
         name="deepinversion",
-        terms=recipes.terms(recipe, "deepinversion"),
+        terms=methods.terms(recipe, "deepinversion"),
         recipe=recipe,
         data=data,
         teacher_name="main",
@@ -107,7 +108,7 @@ def _ours(net: nn.Module) -> Callable[[], list[float]]:
     )
     labels = torch.arange(CLASSES).repeat_interleave(PER_CLASS)[None]
     built = Teacher(net.to(memory_format=torch.channels_last))
-    inversion = synthesize.Inversion(source, 0, [0], labels, built)
+    inversion = Inversion(source, 0, [0], labels, built)
 
     def work() -> list[float]:
         inversion.advance()
@@ -121,9 +122,14 @@ def _peer(net: nn.Module, checkout: Path | None) -> Callable[[], list[float]]:
     recipe, data = _recipe(), Data(kind="folder", classes=1000, image_size=SIDE)
     hook, prior = _theirs(checkout) if checkout else (_Hook, _total_variation)
     layers = [hook(m) for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
-    start = synthesize.Inversion(
+    start = Inversion(
         Source(
-            name="start", terms=(), recipe=recipe, data=data, teacher_name="", teacher=spec.Teacher(model=NET, top1=0.0)
+            name="start",
+            terms=(),
+            recipe=recipe,
+            data=data,
+            teacher_name="",
+            teacher=stage.Teacher(model=NET, top1=0.0),
         ),
         0,
         [0],

@@ -14,7 +14,8 @@ if sys.platform == "win32":
 
 import resource
 
-from dearkd import devices, warm
+from dearkd.jobs import forkserver
+from dearkd.jobs.gpus import become_processes, claimed, given
 from dearkd.schema import LARGEST, InputError, unknown
 from dearkd.stop import Interrupted
 
@@ -37,9 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     args = _parser().parse_args(arguments, argparse.Namespace(arguments=arguments))
-    args.gpu = devices.given(args.gpu) if args.verb in HEAVY else 0
+    args.gpu = given(args.gpu) if args.verb in HEAVY else 0
     try:
-        with devices.claimed(args.gpu):
+        with claimed(args.gpu):
             status = args.verb_function(args) or 0
         if args.verb in HEAVY and os.environ.get("RANK", "0") == "0":
             _say(f"dearkd {args.verb}: {_spent()}")
@@ -196,7 +197,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _load(args: argparse.Namespace):
-    from dearkd.matrix import load
+    from dearkd.plan.experiments import load
 
     return load(args.scale)
 
@@ -215,7 +216,7 @@ def _plan(args: argparse.Namespace) -> None:
 
 
 def _cost(plan, targets: list[str], gpus: int) -> None:
-    from dearkd import cost
+    from dearkd.plan import cost
 
     if any(student.args for student in plan.scale.students.values()) or not plan.scale.students:
         print("\nNo estimate: throughputs are known of the paper's architectures, and this scale's are smaller.")
@@ -228,7 +229,8 @@ def _cost(plan, targets: list[str], gpus: int) -> None:
 
 
 def _status(args: argparse.Namespace) -> None:
-    from dearkd import lease, status
+    from dearkd.report import status
+    from dearkd.train import lease
 
     plan = _load(args)
     runs = plan.runs_of(*args.targets) if args.targets else list(plan.runs.values())
@@ -237,7 +239,7 @@ def _status(args: argparse.Namespace) -> None:
 
 
 def _fetch(args: argparse.Namespace) -> None:
-    from dearkd import fetch
+    from dearkd.jobs import fetch
 
     fetch.fetch(_load(args), args.check)
 
@@ -246,16 +248,16 @@ def _subset(args: argparse.Namespace) -> None:
     plan = _load(args)
     if args.data not in plan.scale.data:
         raise InputError(unknown(args.data, plan.scale.data, "data set", f"scale {args.scale}"))
-    from dearkd import jobs
+    from dearkd.jobs import workflow
 
-    jobs.subset(plan, args.data)
+    workflow.subset(plan, args.data)
 
 
 def _presize(args: argparse.Namespace) -> None:
     plan = _load(args)
     if args.data not in plan.scale.data:
         raise InputError(unknown(args.data, plan.scale.data, "data set", f"scale {args.scale}"))
-    from dearkd import presize
+    from dearkd.data import presize
 
     presize.presize(plan, args.data)
 
@@ -264,42 +266,42 @@ def _teacher(args: argparse.Namespace) -> None:
     plan = _load(args)
     if args.name not in plan.scale.teachers:
         raise InputError(unknown(args.name, plan.scale.teachers, "teacher", f"scale {args.scale}"))
-    from dearkd import jobs
+    from dearkd.jobs import workflow
 
-    jobs.teacher(plan, args.name)
+    workflow.teacher(plan, args.name)
 
 
 def _train(args: argparse.Namespace) -> None:
     if args.gpu > 1 and "RANK" not in os.environ:
-        devices.become_processes(args.gpu, args.arguments)
-    from dearkd import jobs
+        become_processes(args.gpu, args.arguments)
+    from dearkd.jobs import workflow
 
     plan = _load(args)
     run = plan.run(args.run)
     _unchanged(args.fingerprint, run.fingerprint(run.stage(args.stage).name), args.run)
-    jobs.train(plan, run, args.seed, args.stage, args.save_seconds, args.wait, args.tensorboard)
+    workflow.train(plan, run, args.seed, args.stage, args.save_seconds, args.wait, args.tensorboard)
 
 
 def _labels(args: argparse.Namespace) -> None:
     plan = _load(args)
     if args.name not in plan.labels:
         raise InputError(unknown(args.name, plan.labels, "set of labels", f"scale {args.scale}"))
-    from dearkd import labels
+    from dearkd.jobs import labels
 
     labels.shard(plan, args.name, args.seed, args.shard, args.save_seconds, args.wait)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from dearkd import jobs
+    from dearkd.jobs import workflow
 
     plan = _load(args)
     run = plan.run(args.run)
     _unchanged(args.fingerprint, run.fingerprint(run.stages[-1].name), args.run)
-    jobs.evaluate(plan, run, args.seed)
+    workflow.evaluate(plan, run, args.seed)
 
 
 def _export(args: argparse.Namespace) -> None:
-    from dearkd import export
+    from dearkd.jobs import export
 
     plan = _load(args)
     export.export(plan, plan.run(args.run), args.seed, args.out, args.onnx)
@@ -307,7 +309,7 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _synthesize(args: argparse.Namespace) -> None:
-    from dearkd import datafree
+    from dearkd.jobs import synthesis
     from dearkd.schema import fingerprint
 
     if args.teacher:
@@ -321,13 +323,14 @@ def _synthesize(args: argparse.Namespace) -> None:
     if args.source not in plan.sources:
         raise InputError(unknown(str(args.source), plan.sources, "source", f"scale {args.scale}"))
     _unchanged(args.fingerprint, fingerprint(plan.sources[args.source]), args.source)
-    datafree.shard(plan, args.source, args.seed, args.shard, args.save_seconds, args.wait)
+    synthesis.shard(plan, args.source, args.seed, args.shard, args.save_seconds, args.wait)
 
 
 def _invert(args: argparse.Namespace) -> None:
-    from dearkd import invert, strict_yaml
+    from dearkd import strict_yaml
+    from dearkd.jobs import invert
+    from dearkd.plan.stage import Synthesis, Teacher
     from dearkd.schema import build
-    from dearkd.spec import Synthesis, Teacher
 
     recipe = None
     if args.recipe:
@@ -358,7 +361,7 @@ def _invert(args: argparse.Namespace) -> None:
 
 
 def _distil(args: argparse.Namespace) -> None:
-    from dearkd import distil
+    from dearkd.jobs import distil
 
     folder = distil.distil(
         args.images.expanduser(),
@@ -383,27 +386,27 @@ def _numbers(name: str, args: argparse.Namespace) -> tuple[float, ...]:
 
 
 def _pretrained(args: argparse.Namespace) -> None:
-    from dearkd import jobs
+    from dearkd.jobs import workflow
 
     plan = _load(args)
     if args.label not in plan.pretrained:
         raise InputError(unknown(args.label, plan.pretrained, "system", f"scale {args.scale}: peers"))
-    jobs.pretrained(plan, args.label)
+    workflow.pretrained(plan, args.label)
 
 
 def _throughput(args: argparse.Namespace) -> None:
-    from dearkd import jobs
+    from dearkd.jobs import workflow
 
-    jobs.architectures(_load(args))
+    workflow.architectures(_load(args))
 
 
 def _diversity(args: argparse.Namespace) -> None:
-    from dearkd import describe
+    from dearkd.jobs import image_sets
 
     plan = _load(args)
     if args.images not in ("real", *plan.sources):
         raise InputError(unknown(args.images, ["real", *plan.sources], "set of images", f"scale {args.scale}"))
-    describe.describe(plan, args.images, args.seed)
+    image_sets.describe(plan, args.images, args.seed)
 
 
 def _warm(args: argparse.Namespace) -> int:
@@ -411,11 +414,11 @@ def _warm(args: argparse.Namespace) -> int:
         raise InputError(
             f"{' '.join(args.command[:1]) or 'no command'}: name a command to run, as in `warm snakemake -c2 all`"
         )
-    return warm.run(args.command, main)
+    return forkserver.run(args.command, main)
 
 
 def _table(args: argparse.Namespace) -> None:
-    from dearkd import tables
+    from dearkd.report import tables
 
     plan = _load(args)
     if args.name not in plan.tables:
@@ -424,7 +427,7 @@ def _table(args: argparse.Namespace) -> None:
 
 
 def _figure(args: argparse.Namespace) -> None:
-    from dearkd import figures
+    from dearkd.report import figures
 
     plan = _load(args)
     if args.name not in plan.figures:
@@ -433,28 +436,28 @@ def _figure(args: argparse.Namespace) -> None:
 
 
 def _savings(args: argparse.Namespace) -> None:
-    from dearkd import savings
+    from dearkd.report import savings
 
     print(savings.write(_load(args)), end="")
 
 
 def _curves(args: argparse.Namespace) -> None:
-    from dearkd import curves
+    from dearkd.report import curves
 
     print(f"Curves: {curves.write(_load(args), args.run)}")
 
 
 def _claims(args: argparse.Namespace) -> None:
-    from dearkd import claims, verdicts
+    from dearkd.report.claims import judge, verdicts
 
     plan = _load(args)
-    verdicts.write(plan, claims.frame(plan))
+    verdicts.write(plan, judge.frame(plan))
 
 
 def _report(args: argparse.Namespace) -> None:
-    from dearkd import report
+    from dearkd.report import page
 
-    print(f"Report: {report.write(_load(args))}")
+    print(f"Report: {page.write(_load(args))}")
 
 
 def _unchanged(planned: str, current: str, run: str) -> None:
@@ -469,9 +472,9 @@ def _start() -> int:
 
     Not for several GPUs: such a job becomes torchrun, whose processes are its own.
     """
-    if warm.SERVER in os.environ and sys.argv[1:2] and sys.argv[1] in HEAVY:
-        several = devices.given(_parser().parse_args().gpu) > 1
-        status = None if several else warm.ask(sys.argv[1:])
+    if forkserver.SERVER in os.environ and sys.argv[1:2] and sys.argv[1] in HEAVY:
+        several = given(_parser().parse_args().gpu) > 1
+        status = None if several else forkserver.ask(sys.argv[1:])
         if status is not None:
             return status
     return main()

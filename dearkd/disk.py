@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and sweeping up what a killed writer left. Standard library only. Plan layer."""
+"""Writing files whole or not at all, and sweeping up what a killed writer left. Standard library only."""
 
 import contextlib
 import functools

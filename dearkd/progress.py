@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, plain lines in a log. Run layer.
+"""Progress of long work: a bar on a terminal, plain lines in a log.
 
 Output that cannot be written never ends the work: a reader that leaves and a terminal that closes ask the process to
 stop (`dearkd.stop`), and a log on a full disk misses lines.

@@ -1,6 +1,6 @@
 """Records: one result with its provenance, written atomically and last, read back as it was written.
 
-Plan layer: standard library only. A record is JSON, small and committed; whatever is in `results/` has one beside it.
+A record is JSON, small and committed; whatever is in `results/` has one beside it.
 """
 
 import contextlib

@@ -1,7 +1,4 @@
-"""Strict reading of YAML into frozen dataclasses: one clear sentence for whatever does not fit.
-
-Plan layer: standard library only.
-"""
+"""Strict reading of YAML into frozen dataclasses: one clear sentence for whatever does not fit."""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,4 @@
-"""Being asked to stop, and leaving with everything saved. Standard library only. Run layer."""
+"""Being asked to stop, and leaving with everything saved. Standard library only."""
 
 import contextlib
 import signal

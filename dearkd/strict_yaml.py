@@ -1,7 +1,4 @@
-"""A YAML file that a person wrote, read without surprises: no key twice, no knot, no bomb, no other encoding.
-
-Plan layer: standard library and yaml.
-"""
+"""A YAML file that a person wrote, read without surprises: no key twice, no knot, no bomb, no other encoding."""
 
 from pathlib import Path
 from typing import Any

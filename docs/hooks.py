@@ -16,11 +16,12 @@ SHOWN = {".py": "python", ".yaml": "yaml", ".cff": "yaml"}
 
 def on_files(files, config):
     """Add the pages that do not lie in docs/ and, page by page, what they link to."""
-    modules = sorted(p.stem for p in Path("dearkd").glob("*.py") if p.stem != "__init__")
+    modules = [p.with_suffix("").parts[1:] for p in Path("dearkd").rglob("*.py") if p.stem != "__init__"]
+    modules = sorted(".".join(parts) for parts in modules)
     index = "# Reference\n\nFrom the docstrings, a page for each module.\n\n"
     for name in modules:
         _add(files, config, f"reference/{name}.md", f"# dearkd.{name}\n\n::: dearkd.{name}\n")
-        first = Path(f"dearkd/{name}.py").read_text().split('"""')[1].strip().split("\n\n")[0]
+        first = Path(f"dearkd/{name.replace('.', '/')}.py").read_text().split('"""')[1].strip().split("\n\n")[0]
         index += f"- [`dearkd.{name}`]({name}.md): {' '.join(first.split())}\n"
     _add(files, config, "reference/index.md", index)
     for page, source in PAGES.items():
@@ -66,7 +67,7 @@ def _uri(path: Path) -> str:
     if path.parts[0] == "docs":
         return path.relative_to("docs").as_posix()
     if path.parts[0] == "dearkd" and path.suffix == ".py":
-        return f"reference/{path.stem}.md"
+        return f"reference/{'.'.join(path.with_suffix('').parts[1:])}.md"
     if path.is_dir():
         return f"files/{path.as_posix()}/index.md"
     return f"files/{path.as_posix()}{'.md' if path.suffix in SHOWN else ''}"

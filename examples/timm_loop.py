@@ -16,10 +16,11 @@ from timm.task import ClassificationTask, TrainingTask
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from dearkd import data, models
+from dearkd.data import datasets
+from dearkd.model import students
+from dearkd.plan.stage import Data, Model
 from dearkd.schema import freeze
-from dearkd.spec import Data, Model
-from dearkd.task import DearKDTask
+from dearkd.train.task import DearKDTask
 
 DIGITS = Data(kind="digits", classes=10, image_size=12, channels=1, mean=(0.135,), std=(0.293,))
 SHAPE = {"img_size": 12, "patch_size": 3, "in_chans": 1, "num_classes": 10, "embed_dim": 36, "depth": 3}
@@ -46,14 +47,14 @@ def train(task: TrainingTask, images: Tensor, labels: Tensor, steps: int, lr: fl
 
 def digits(split: str) -> tuple[Tensor, Tensor]:
     """(images (n, 1, 12, 12), labels) of the placed digits."""
-    found = data.read(DIGITS)[split]
+    found = datasets.read(DIGITS)[split]
     images = torch.from_numpy(found.pixels).movedim(-1, 1) / 255
     return (images - DIGITS.mean[0]) / DIGITS.std[0], torch.from_numpy(found.labels)
 
 
 def student(name: str, **args: int) -> nn.Module:
     """`timm.create_model`, initialised for a narrow model: timm's standard deviation of 0.02 is right for width 192."""
-    return models.create(Model(name=name, args=freeze({**SHAPE, **args}), init="fan_in"), seed=0)
+    return students.create(Model(name=name, args=freeze({**SHAPE, **args}), init="fan_in"), seed=0)
 
 
 def main(steps: int = 1000) -> dict[str, float]:

@@ -1,5 +1,5 @@
-"""`snakemake --logger dearkd`: where Snakemake looks for the view of `dearkd.live`."""
+"""`snakemake --logger dearkd`: where Snakemake looks for the view of `dearkd.jobs.live`."""
 
-from dearkd.live import LogHandler
+from dearkd.jobs.live import LogHandler
 
 __all__ = ["LogHandler"]

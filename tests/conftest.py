@@ -91,15 +91,16 @@ def smoke_project(tmp_path_factory):
     before = Path.cwd()
     os.chdir(folder)
     try:
-        from dearkd import jobs, matrix
+        from dearkd.jobs import workflow
+        from dearkd.plan import experiments
 
-        whole = matrix.load("smoke")
-        jobs.subset(whole, "main")
-        jobs.train(whole, whole.runs["teacher-main"], 0, "I")
-        jobs.teacher(whole, "main")
+        whole = experiments.load("smoke")
+        workflow.subset(whole, "main")
+        workflow.train(whole, whole.runs["teacher-main"], 0, "I")
+        workflow.teacher(whole, "main")
         for stage in ("I", "II"):
-            jobs.train(whole, whole.runs["dearkd-Ti"], 0, stage)
-        jobs.evaluate(whole, whole.runs["dearkd-Ti"], 0)
+            workflow.train(whole, whole.runs["dearkd-Ti"], 0, stage)
+        workflow.evaluate(whole, whole.runs["dearkd-Ti"], 0)
     finally:
         os.chdir(before)
     return folder

@@ -3,7 +3,7 @@
 import re
 from html.parser import HTMLParser
 
-from dearkd import escaping
+from dearkd.report import escaping
 
 HOSTILE = [
     "<script>alert(1)</script>",

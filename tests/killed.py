@@ -12,8 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-from dearkd import datafree, jobs  # noqa: F401  what takes seconds
 from dearkd.__main__ import main
+from dearkd.jobs import synthesis, workflow  # noqa: F401  what takes seconds
 
 SCALE = """extends: base
 name: smoke
@@ -105,12 +105,12 @@ def say(trial, held, **how):
 
 
 def all_kinds(seed, times):
-    from dearkd import matrix
+    from dearkd.plan import experiments
 
     scale = Path("workflow/scales/smoke.yaml")
     scale.with_name("base.yaml").write_text(scale.read_text().replace("name: smoke", "name: base"))
     scale.write_text(SCALE)
-    chance, plan = random.Random(seed), matrix.load("smoke")
+    chance, plan = random.Random(seed), experiments.load("smoke")
     for place in (f"{STATE}/dearkd-Ti", f"{RESULTS}/runs/dearkd-Ti"):
         shutil.rmtree(place)
     name = plan.labels_of(plan.runs["dearkd-Ti"].stages[0]).name

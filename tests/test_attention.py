@@ -8,11 +8,11 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from dearkd import attention_cpu
-from dearkd.attention import MHCA, QuadraticBias, head_centres
-from dearkd.attention_cpu import SharedBiasAttention, dropped_entries, unfuse_few_tokens
+from dearkd.model import attention_cpu
+from dearkd.model.attention import MHCA, QuadraticBias, head_centres
+from dearkd.model.attention_cpu import SharedBiasAttention, dropped_entries, unfuse_few_tokens
+from dearkd.plan.stage import Rpe
 from dearkd.schema import InputError
-from dearkd.spec import Rpe
 
 KNOBS = [
     Rpe(),

@@ -13,9 +13,12 @@ import pandas as pd
 import pytest
 from conftest import copy_project
 
-from dearkd import claims, comparisons, matrix, record, tables, verdicts
+from dearkd import record
 from dearkd.__main__ import main
-from dearkd.comparisons import Cell
+from dearkd.plan import experiments
+from dearkd.report import tables
+from dearkd.report.claims import judge, language, verdicts
+from dearkd.report.claims.language import Cell
 from dearkd.schema import InputError
 
 A, B, C = (Cell("table1", "", row) for row in "ABC")
@@ -26,15 +29,15 @@ def seeds(*values):
 
 
 def judged(text, numbers):
-    return claims.judge(comparisons.read(text), numbers)
+    return judge.judge(language.read(text), numbers)
 
 
 # ---------------------------------------------------------------------------------------- the paper's numbers
 
 
 def test_exactly_four_claims_fail_on_the_papers_own_numbers():
-    papers = claims.papers_numbers()
-    found = {claim.id: (claim, claims.judge(compared, papers)) for claim, compared in claims.read_claims(papers)}
+    papers = judge.papers_numbers()
+    found = {claim.id: (claim, judge.judge(compared, papers)) for claim, compared in judge.read_claims(papers)}
     assert len(found) == 38
     assert {id for id, (_, one) in found.items() if one.verdict == "fails"} == {"C23", "C25", "C26", "C29"}
     for claim, one in found.values():
@@ -60,8 +63,8 @@ def test_exactly_four_claims_fail_on_the_papers_own_numbers():
     ],
 )
 def test_the_deciding_margin_is_the_smallest(id, margin, unit, decided_by):
-    papers = claims.papers_numbers()
-    one = next(claims.judge(compared, papers) for claim, compared in claims.read_claims(papers) if claim.id == id)
+    papers = judge.papers_numbers()
+    one = next(judge.judge(compared, papers) for claim, compared in judge.read_claims(papers) if claim.id == id)
     assert (one.margin, one.unit) == (pytest.approx(margin, abs=1e-6), unit)
     assert decided_by in (None, one.decided_by)
 
@@ -132,7 +135,7 @@ def test_each_and_others_are_the_columns_and_rows_with_numbers():
     }
     del numbers[Cell("table4", "", "C", "z")]
     text = "table4['A', each] >= table4[others, each]"
-    groups = comparisons.read(text).groups(numbers)
+    groups = language.read(text).groups(numbers)
     assert [[str(pair) for pair in group] for group in groups] == [
         ["table4['A', 'x'] >= table4['B', 'x']", "table4['A', 'x'] >= table4['C', 'x']"],
         ["table4['A', 'y'] >= table4['B', 'y']", "table4['A', 'y'] >= table4['C', 'y']"],
@@ -167,13 +170,13 @@ def made_up(whole, name, value):
 
 
 def test_cells_find_their_runs_and_a_table_that_a_scale_lacks_is_not_measured():
-    whole = matrix.load("digits")
+    whole = experiments.load("digits")
     bonus = {"deit": 0, "deit_distilled": 1, "dearkd": 2}
     values = {n: pd.DataFrame(columns=["run", "seed"]) for n in whole.tables}
     values["table2"] = made_up(whole, "table2", lambda run, seed: 60 + run.fraction / 10 + bonus[run.method] + seed)
-    ours = claims.our_numbers(whole, values)
+    ours = judge.our_numbers(whole, values)
     assert ours[Cell("table2", "", "DearKD-Ti", 25)].to_dict() == {0: 64.5, 1: 65.5, 2: 66.5}
-    found = {c.id: claims.judge(compared, ours) for c, compared in claims.read_claims(claims.papers_numbers())}
+    found = {c.id: judge.judge(compared, ours) for c, compared in judge.read_claims(judge.papers_numbers())}
     measured = {id: one.verdict for id, one in found.items() if one.verdict != "not measured"}
     # The gaps are the same at every fraction, so they do not grow; half the data is 5 - 2 points short of all.
     assert measured == {"C09": "fails", "C10": "holds", "C11": "holds", "C12": "fails", "C13": "fails", "C14": "holds"}
@@ -181,7 +184,7 @@ def test_cells_find_their_runs_and_a_table_that_a_scale_lacks_is_not_measured():
 
 
 def test_weights_of_others_are_one_number_and_the_seeds_are_ours():
-    whole = matrix.load("imagenet")
+    whole = experiments.load("imagenet")
     assert "ResNet-18" in whole.pretrained
     values = {n: pd.DataFrame(columns=["run", "seed"]) for n in whole.tables}
     lines = [{"run": "dearkd-Ti", "seed": s, "top1": 74.0 + s} for s in range(3)]
@@ -193,8 +196,8 @@ def test_weights_of_others_are_one_number_and_the_seeds_are_ours():
         if size
     ]
     values["table3"] = pd.DataFrame(lines)
-    compared = next(x for c, x in claims.read_claims(claims.papers_numbers()) if c.id == "C19")
-    one = claims.judge(compared, claims.our_numbers(whole, values))
+    compared = next(x for c, x in judge.read_claims(judge.papers_numbers()) if c.id == "C19")
+    one = judge.judge(compared, judge.our_numbers(whole, values))
     assert (one.margin, one.seeds, one.measured) == (5, 3, 2) and one.low == pytest.approx(5 - 2.484138, abs=1e-6)
 
 
@@ -223,8 +226,8 @@ def test_a_stale_record_is_refused(project, capsys):
 
 @pytest.mark.parametrize("scale", ["digits", "noisy-digits"])
 def test_what_is_committed_is_what_the_records_say(scale):
-    whole = matrix.load(scale)
-    assert verdicts.to_markdown(whole, claims.frame(whole)) == (whole.paths.results / "claims.md").read_text()
+    whole = experiments.load(scale)
+    assert verdicts.to_markdown(whole, judge.frame(whole)) == (whole.paths.results / "claims.md").read_text()
 
 
 def test_the_results_in_prose_have_the_verdicts_of_the_claims():
@@ -270,14 +273,14 @@ def test_the_results_in_prose_have_the_verdicts_of_the_claims():
 )
 def test_a_claim_that_is_none_is_one_sentence_with_its_name(tmp_path, text, message):
     path = tmp_path / "claims.csv"
-    with claims.CLAIMS.open(newline="") as file:
+    with judge.CLAIMS.open(newline="") as file:
         lines = list(csv.DictReader(file))
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, lines[0])
         writer.writeheader()
         writer.writerows(line | ({"comparisons": text} if line["id"] == "C07" else {}) for line in lines)
     with pytest.raises(InputError, match=rf"claims\.csv: C07: .*{message}") as error:
-        claims.read_claims(claims.papers_numbers(), path)
+        judge.read_claims(judge.papers_numbers(), path)
     assert "\n" not in str(error.value)
 
 
@@ -302,7 +305,7 @@ def test_a_claim_that_is_none_is_one_sentence_with_its_name(tmp_path, text, mess
 )
 def test_numbers_too_large_and_nesting_too_deep_are_a_short_sentence(text, message):
     with pytest.raises(InputError, match=message) as error:
-        comparisons.read(text)
+        language.read(text)
     assert len(str(error.value)) < 200 and "\n" not in str(error.value)
 
 
@@ -315,19 +318,19 @@ def test_the_largest_and_the_deepest_that_are_read_are_judged():
 def test_a_file_that_is_no_csv_is_one_sentence(tmp_path, raw):
     (tmp_path / "claims.csv").write_bytes(raw)
     with pytest.raises(InputError, match=r"claims\.csv") as error:
-        claims.read_claims(claims.papers_numbers(), tmp_path / "claims.csv")
+        judge.read_claims(judge.papers_numbers(), tmp_path / "claims.csv")
     assert "\n" not in str(error.value)
 
 
 def test_a_mistake_in_the_file_itself_is_named(tmp_path):
-    text, path = claims.CLAIMS.read_text(), tmp_path / "claims.csv"
+    text, path = judge.CLAIMS.read_text(), tmp_path / "claims.csv"
     for wrong, message in (
         (text.replace("note,comparisons", "note,comparison"), "line 2: unknown key 'comparison'"),
         (text.replace("\nC02,", "\nC01,"), "C01 stands there twice"),
     ):
         path.write_text(wrong)
         with pytest.raises(InputError, match=message):
-            claims.read_claims(claims.papers_numbers(), path)
+            judge.read_claims(judge.papers_numbers(), path)
 
 
 # ---------------------------------------------------------------------------------------- the figure, the workflow
@@ -335,7 +338,7 @@ def test_a_mistake_in_the_file_itself_is_named(tmp_path):
 
 def rows_of_every_kind():
     """A judged frame in which verdicts and seeds take turns."""
-    frame = claims.frame(matrix.load("noisy-digits"))
+    frame = judge.frame(experiments.load("noisy-digits"))
     turns = itertools.cycle([("holds", 12.0, 3.0), ("within noise", 0.5, 2.0), ("fails", -40.0, 9.0), ("holds", 1, 0)])
     for i, (verdict, margin, half) in zip(frame.index[::2], turns, strict=False):
         small = 1000 if frame.loc[i, "paper_unit"] == "LPIPS" else 1
@@ -371,14 +374,14 @@ def test_the_target_needs_every_record_of_the_scales_tables_and_no_others(tmp_pa
     done = subprocess.run([*command, "--", "claims"], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     counts = {name: int(n) for name, n in re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, re.MULTILINE)}
-    runs = matrix.load("smoke").runs_of("table2")
+    runs = experiments.load("smoke").runs_of("table2")
     assert counts["claims"] == 1 and counts["evaluate"] == len(runs) == 12
     assert "table" not in counts and "diversity" not in counts and "throughput" not in counts
 
 
 def test_values_of_is_what_the_claims_read():
     """Every table of the committed scale gives numbers, none of them twice."""
-    whole = matrix.load("digits")
-    ours = claims.our_numbers(whole, {name: tables.values_of(whole, name) for name in whole.tables})
+    whole = experiments.load("digits")
+    ours = judge.our_numbers(whole, {name: tables.values_of(whole, name) for name in whole.tables})
     assert {cell.table for cell in ours} == set(whole.tables)
     assert all(series.index.is_unique for series in ours.values() if isinstance(series, pd.Series))

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from dearkd import cost, matrix
+from dearkd.plan import cost, experiments
 from dearkd.schema import InputError, override
 
 SPEED = {
@@ -26,8 +26,8 @@ STAGE_GB = 2 * 16 * 5_717_704 / 1e9
 @pytest.fixture(scope="module")
 def plan():
     """The paper's scale, where each run asks its teacher."""
-    return matrix.load(
-        override(matrix.load_scale("imagenet"), {"label_epochs": 0, "synthesis.shard_batches": 80}, "test")
+    return experiments.load(
+        override(experiments.load_scale("imagenet"), {"label_epochs": 0, "synthesis.shard_batches": 80}, "test")
     )
 
 
@@ -48,7 +48,7 @@ def test_one_run_by_hand(plan):
 
 def test_labels_are_paid_for_once(plan):
     """250 epochs of a million labels; 0.36 of the teacher's forward remains, or none without the hidden loss."""
-    cached = matrix.load(override(plan.scale, {"label_epochs": 10}, "test"))
+    cached = experiments.load(override(plan.scale, {"label_epochs": 10}, "test"))
     one, two = estimate(cached, "dearkd-Ti"), estimate(cached, "dearkd-Ti", "deit_distilled-Ti")
     ahead, forward = 250e6 / 250, 250e6 / 250
     assert one.jobs == 3 * 2 + 3 * 25
@@ -70,7 +70,7 @@ def test_on_all_of_imagenet_with_the_papers_throughputs(plan):
 
 def test_a_tenth_of_the_images_costs_as_much_unless_epochs_are_kept(plan):
     assert estimate(plan, "deit-Ti-fraction~10") == estimate(plan, "deit-Ti")
-    epochs = matrix.load(override(plan.scale, {"training.subset_schedule": "epochs"}, "test"))
+    epochs = experiments.load(override(plan.scale, {"training.subset_schedule": "epochs"}, "test"))
     tenth, whole = estimate(epochs, "deit-Ti-fraction~10"), estimate(epochs, "deit-Ti")
     assert tenth.gpu_hours == pytest.approx(whole.gpu_hours / 10)
 
@@ -88,7 +88,7 @@ def test_synthetic_images_by_hand(plan):
 
 
 def test_an_epoch_of_synthetic_images_may_be_shorter(plan):
-    epochs = matrix.load(override(plan.scale, {"training.subset_schedule": "epochs"}, "test"))
+    epochs = experiments.load(override(plan.scale, {"training.subset_schedule": "epochs"}, "test"))
     found, images = estimate(epochs, "dearkd-Ti-images~df_dearkd"), estimate(epochs, sources=["df_dearkd"])
     trained = 640_038 * (300 * 3 / 500 + 250 / 1000)
     assert found.gpu_hours - images.gpu_hours == pytest.approx(3 * trained / 3600)
@@ -107,7 +107,7 @@ def test_adi_waits_for_the_students_that_compete_with_it(plan):
 
 
 def test_a_run_waits_for_the_teacher_that_is_trained_and_the_run_that_it_starts_from():
-    digits = matrix.load("digits")
+    digits = experiments.load("digits")
     speed = {**SPEED, "convnet_micro": 100.0}
     size = {**SIZE, "convnet_micro": 1000}
     run, teacher = digits.runs["dearkd-Ti"], digits.runs["teacher-main"]
@@ -143,12 +143,12 @@ def test_the_cores_that_feed_a_gpu_by_hand(plan):
     # 3/500 + 1/250 s an image in stage I, 3/500 in stage II: 166.7 images/s
     assert "takes 167 images/s on a GPU: 0.6 CPU" in cost.loading(plan, runs[1:], SPEED)
     main = dataclasses.replace(plan.scale.data["main"], presize=320)
-    copied = matrix.load(dataclasses.replace(plan.scale, data={**plan.scale.data, "main": main}))
+    copied = experiments.load(dataclasses.replace(plan.scale, data={**plan.scale.data, "main": main}))
     assert "0.9 CPU cores at 390 images/s" in cost.loading(copied, [copied.runs["deit-Ti"]], SPEED)
 
 
 def test_digits_are_not_loaded_from_files():
-    digits = matrix.load("digits")
+    digits = experiments.load("digits")
     assert cost.loading(digits, digits.runs.values(), SPEED) == ""
     assert "loading" not in cost.describe(cost.Cost(0, 0.0, 0.0, 0.0), 1, "measured here")
 

@@ -7,8 +7,10 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from dearkd import curves, figures, matrix, record, results
+from dearkd import record
 from dearkd.__main__ import main
+from dearkd.plan import experiments
+from dearkd.report import curves, figures, records
 
 RECORD = "results/smoke/runs/dearkd-Ti/seed0/{}.json"
 
@@ -66,10 +68,10 @@ def test_lines_are_means_over_seeds_and_the_switch_is_marked():
     curves.over_seeds(ax, frame, "ce")
     assert ax.lines[0].get_ydata().tolist() == [1.5, 4.5]
     assert {1.0, 2.0, 3.0, 6.0} <= set(ax.collections[0].get_paths()[0].vertices[:, 1])
-    digits = matrix.load("digits")
+    digits = experiments.load("digits")
     run = digits.runs["dearkd-Ti"]
     with plt.style.context(figures.STYLE):
-        drawn = curves.draw(results.curves(digits, [run]), run)
+        drawn = curves.draw(records.curves(digits, [run]), run)
     losses, top1, rate, distance = drawn.axes
     assert {t.get_text() for t in losses.get_legend().get_texts()} == {"sum, weighted", "ce", "logit", "hidden"}
     for ax in (losses, top1, rate, distance):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import copy_project
 
-from dearkd import matrix
+from dearkd.plan import experiments
 from dearkd.schema import InputError
 
 RENAMED = """
@@ -73,7 +73,7 @@ def checkout(finished, tmp_path):
 def test_snakemakes_own_report_has_them_with_captions_and_categories(finished):
     snakemake("--config", "scale=smoke", "--report", "snakemake.html", "--", "all", "report", cwd=finished)
     page = (finished / "snakemake.html").read_text()
-    whole = matrix.load("smoke")
+    whole = experiments.load("smoke")
     for name in (*whole.tables, *whole.figures, "claims"):
         words = (finished / f"workflow/report/{name}.rst").read_text().split()
         assert " ".join(words[2:6]) in " ".join(page.replace("\\n", " ").split()), name
@@ -81,23 +81,25 @@ def test_snakemakes_own_report_has_them_with_captions_and_categories(finished):
 
 
 def test_every_table_and_figure_is_there(finished):
-    for name in matrix.load("smoke").tables:
+    for name in experiments.load("smoke").tables:
         assert all(
             (finished / f"results/smoke/tables/{name}.{suffix}").stat().st_size for suffix in ("csv", "md", "tex")
         )
-    for name in matrix.load("smoke").figures:
+    for name in experiments.load("smoke").figures:
         assert (finished / f"figures/smoke/{name}.pdf").read_bytes().startswith(b"%PDF")
         assert (finished / f"figures/smoke/{name}.png").read_bytes().startswith(b"\x89PNG")
     assert (finished / "figures/smoke/claims.png").is_file()
     assert (finished / "results/smoke/claims.md").read_text().count("holds (one seed)")
-    assert (finished / "results/smoke/report.html").read_text().count("<img") == len(matrix.load("smoke").figures) + 1
+    assert (finished / "results/smoke/report.html").read_text().count("<img") == len(
+        experiments.load("smoke").figures
+    ) + 1
     text = (finished / "results/smoke/tables/table2.csv").read_text()
     assert text.count(",measured") == 12 + 8 and "quoted" not in text
     assert not [p for p in finished.rglob("*.pt") if "checkpoints" not in p.parts]
 
 
 def test_nothing_is_left_to_do_and_touching_the_yaml_changes_nothing(checkout):
-    for path in ("workflow/scales/smoke.yaml", "workflow/experiments.yaml", "dearkd/train.py"):
+    for path in ("workflow/scales/smoke.yaml", "workflow/experiments.yaml", "dearkd/train/loop.py"):
         file = checkout / path
         file.write_text(file.read_text() + "\n# a comment\n")
     done = snakemake("-n", "--config", "scale=smoke", "--", "all", cwd=checkout)
@@ -112,7 +114,7 @@ def test_a_fresh_clone_trains_nothing(clone):
 
 def test_a_fresh_clone_trains_an_added_row_with_the_teacher_that_came_with_it(clone):
     """The row's method is a new one, whose stages have names of their own."""
-    matrix, methods = clone / "workflow/experiments.yaml", clone / "dearkd/recipes.py"
+    matrix, methods = clone / "workflow/experiments.yaml", clone / "dearkd/plan/methods.py"
     line = "      - {label: more dropout, method: renamed, student: Ti, rpe.drop: 0.3}\n"
     matrix.write_text(matrix.read_text().replace("  table2:\n", f"{line}  table2:\n"))
     methods.write_text(methods.read_text() + RENAMED)
@@ -194,12 +196,12 @@ def test_tables_and_figures_cannot_be_called_like_a_rule(tmp_path):
         for name in re.findall(r"^rule (\w+):", path.read_text(), re.M)
     }
     rules |= set(re.findall(r"^rule (\w+):", Path("Snakefile").read_text(), re.M))
-    assert rules == set(matrix.RULES)
+    assert rules == set(experiments.RULES)
     path = tmp_path / "experiments.yaml"
     for name, message in (("all", "a rule of the workflow"), ("../t", "part of paths"), ("a b", "part of paths")):
         path.write_text(f"figures: {{{name}: {{title: t, kind: pipeline, rows: [{{label: a}}]}}}}")
         with pytest.raises(InputError, match=message):
-            matrix.load("smoke", path)
+            experiments.load("smoke", path)
 
 
 def test_an_edited_stage_two_leaves_stage_one_alone(checkout):

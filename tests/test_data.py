@@ -10,20 +10,22 @@ import torch
 from conftest import copy_project
 from PIL import Image
 
-from dearkd import artifacts, data, jobs, loader, matrix, subsets
-from dearkd.data import Images
+from dearkd.data import datasets, loader, subsets
+from dearkd.data.datasets import Images
+from dearkd.data.loader import Schedule
+from dearkd.jobs import inputs, workflow
 from dearkd.keys import torch_generator
-from dearkd.loader import Schedule
-from dearkd.matrix import load_scale
+from dearkd.plan import experiments
+from dearkd.plan.experiments import load_scale
+from dearkd.plan.stage import Augment, Data
 from dearkd.schema import InputError
-from dearkd.spec import Augment, Data
 
 DIGITS = Data(kind="digits", classes=10, image_size=12, channels=1, mean=(0.1,), std=(0.3,), validation=250, crop=1.0)
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return data.read(DIGITS)
+    return datasets.read(DIGITS)
 
 
 @pytest.fixture
@@ -47,20 +49,20 @@ def test_placed_digits(digits):
     assert train.pixels.shape == (1000, 12, 12, 1) and train.pixels.max() == 255
     offsets = {(np.argwhere(p[..., 0])[:, 0].min(), np.argwhere(p[..., 0])[:, 1].min()) for p in train.pixels}
     assert len(offsets) > 15, "digits stand in many places"
-    assert train.sha256() == data.read(DIGITS)["train"].sha256()
+    assert train.sha256() == datasets.read(DIGITS)["train"].sha256()
     mean, std = train.pixels.mean() / 255, train.pixels.std() / 255
     scale = load_scale("digits").data["main"]
     assert (mean, std) == (pytest.approx(scale.mean[0], abs=2e-3), pytest.approx(scale.std[0], abs=2e-3))
 
 
 def test_label_noise_flips_its_share_of_the_training_labels_only(digits):
-    noisy = data.read(Data(**{**DIGITS.__dict__, "label_noise": 0.3}))
+    noisy = datasets.read(Data(**{**DIGITS.__dict__, "label_noise": 0.3}))
     assert 0.25 < (noisy["train"].labels != digits["train"].labels).mean() < 0.35
     assert (noisy["test"].labels == digits["test"].labels).all()
 
 
 def test_folder(folder):
-    sets = data.read(folder)
+    sets = datasets.read(folder)
     assert sets["train"].names == [f"n{c}/{i}.jpg" for c in range(2) for i in range(3)]
     assert sets["test"].labels.tolist() == [0, 0, 0, 1, 1, 1]
 
@@ -75,32 +77,32 @@ def idx_file(path, values):
 def test_idx_files_and_their_faults(tmp_path):
     spec = Data(kind="idx", root=str(tmp_path), classes=2, image_size=4, channels=1, mean=(0.0,), std=(1.0,))
     with pytest.raises(InputError, match="train-images-idx3-ubyte"):
-        data.read(spec)
+        datasets.read(spec)
     for prefix in ("train", "t10k"):
         idx_file(tmp_path / f"{prefix}-images-idx3-ubyte", np.arange(48).reshape(3, 4, 4))
         idx_file(tmp_path / f"{prefix}-labels-idx1-ubyte", [0, 1, 1])
-    sets = data.read(spec)
+    sets = datasets.read(spec)
     assert sets["train"].pixels[1, 0, 0, 0] == 16 and sets["test"].labels.tolist() == [0, 1, 1]
     idx_file(tmp_path / "t10k-labels-idx1-ubyte", [0, 1, 2])
     with pytest.raises(InputError, match="labels run from 0 to 2, but the scale says classes: 2"):
-        data.read(spec)
+        datasets.read(spec)
     (tmp_path / "train-images-idx3-ubyte").write_bytes((tmp_path / "train-images-idx3-ubyte").read_bytes()[:-5])
     with pytest.raises(InputError, match="train-images-idx3-ubyte: not a whole IDX file"):
-        data.read(spec)
+        datasets.read(spec)
 
 
 def test_a_root_from_the_environment(folder, monkeypatch):
     spec = Data(**{**folder.__dict__, "root": "$SOME_IMAGES"})
     with pytest.raises(InputError, match=r"\$SOME_IMAGES: set this environment variable"):
-        data.read(spec)
+        datasets.read(spec)
     monkeypatch.setenv("SOME_IMAGES", folder.root)
-    assert len(data.read(spec)["train"]) == 6
+    assert len(datasets.read(spec)["train"]) == 6
 
 
 @pytest.mark.parametrize("damage", ["missing", "zero bytes", "truncated", "text"])
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_damaged_image_is_named(folder, damage, workers):
-    images = data.read(folder)["train"]
+    images = datasets.read(folder)["train"]
     path = images.root / images.names[4]
     raw = path.read_bytes()
     path.unlink() if damage == "missing" else path.write_bytes(
@@ -114,14 +116,14 @@ def test_a_damaged_image_is_named(folder, damage, workers):
 
 
 def test_empty_class_and_wrong_number_of_classes(folder):
-    for path in (data.Path(folder.root) / "val/n1").iterdir():
+    for path in (datasets.Path(folder.root) / "val/n1").iterdir():
         path.unlink()
     with pytest.raises(InputError, match="val/n1: no images of this class"):
-        data.read(folder)
+        datasets.read(folder)
     with pytest.raises(InputError, match="2 class folders, but the scale says classes: 3"):
-        data.read(Data(**{**folder.__dict__, "classes": 3}))
+        datasets.read(Data(**{**folder.__dict__, "classes": 3}))
     with pytest.raises(InputError, match="no such folder"):
-        data.read(Data(**{**folder.__dict__, "root": "/nowhere"}))
+        datasets.read(Data(**{**folder.__dict__, "root": "/nowhere"}))
 
 
 # ------------------------------------------------------------------------------------------------ subsets
@@ -160,14 +162,14 @@ def test_a_job_reads_the_draw_of_its_seed(tmp_path, monkeypatch):
     copy_project(tmp_path)
     monkeypatch.chdir(tmp_path)
     Path("own.yaml").write_text("extends: smoke\nname: own\nseeds: [0, 1]\nsubset_draw: seed\nlabel_epochs: 2\n")
-    plan = matrix.load("own.yaml")
-    jobs.subset(plan, "main")
+    plan = experiments.load("own.yaml")
+    workflow.subset(plan, "main")
     tenth, whole = (plan.runs[name].stages[0] for name in ("deit_distilled-Ti-fraction~10", "deit_distilled-Ti"))
     for of, differ in ((tenth, True), (plan.labels_of(tenth), True), (whole, False), (plan.labels_of(whole), False)):
-        first, second = (artifacts.real_images(plan, of, seed) for seed in (0, 1))
+        first, second = (inputs.real_images(plan, of, seed) for seed in (0, 1))
         assert (first[1] != second[1]) is (set(first[0].names) != set(second[0].names)) is differ
-    assert tenth != matrix.load("smoke").runs["deit_distilled-Ti-fraction~10"].stages[0]
-    assert whole == matrix.load("smoke").runs["deit_distilled-Ti"].stages[0]
+    assert tenth != experiments.load("smoke").runs["deit_distilled-Ti-fraction~10"].stages[0]
+    assert whole == experiments.load("smoke").runs["deit_distilled-Ti"].stages[0]
 
 
 def test_counts_at_imagenets_class_sizes():
@@ -257,7 +259,7 @@ AFFINE = Augment(kind="affine", shift=2.5, rotate=12.0, zoom=0.1, mixup=0.0, cut
 
 @pytest.mark.parametrize("augment", [AFFINE, Augment(crop_scale=(0.5, 1.0))], ids=["affine", "timm"])
 def test_workers_change_no_pixel(folder, digits, augment):
-    spec, images = (DIGITS, digits["train"]) if augment.kind == "affine" else (folder, data.read(folder)["train"])
+    spec, images = (DIGITS, digits["train"]) if augment.kind == "affine" else (folder, datasets.read(folder)["train"])
     schedule = Schedule(size=len(images), draws=len(images), batch=6, micro_batch=3, repeats=1, seed=0)
     last = min(schedule.steps_per_epoch, 5)
     runs = [list(loader.training_loader(images, spec, augment, schedule, 0, last, workers)) for workers in (0, 1, 2)]
@@ -284,7 +286,7 @@ def test_affine_with_nothing_to_do_is_the_identity_and_shift_moves():
 
 
 def test_evaluation_pixels_are_resized_and_cropped(folder):
-    images = data.read(folder)["train"]
+    images = datasets.read(folder)["train"]
     pixels, labels = next(loader.evaluation_loader(images, folder, 6))
     assert pixels.shape == (6, 3, 16, 16) and labels.tolist() == [0, 0, 0, 1, 1, 1]
     expected = (80 / 255 - 0.485) / 0.229

@@ -10,8 +10,10 @@ from conftest import copy_project
 from PIL import Image
 from safetensors.torch import save_file
 
-from dearkd import distil, matrix, record
+from dearkd import record
 from dearkd.__main__ import main
+from dearkd.jobs import distil
+from dearkd.plan import experiments
 from dearkd.schema import InputError
 
 RECIPE = "{phases: [{size: 32, iterations: 2, lr: 0.1}], batch_classes: 2, per_class: 8, jitter: 2}"
@@ -107,7 +109,7 @@ def test_the_scale_that_is_written_is_one_that_the_workflow_reads(folder):
     photos = pictures(folder / "photos", {"a": 9, "b": 12})
     values = distil._scale(photos, {}, "resnet18", "", "Ti", folder / "my student", 60, 3)
     Path("scale.yaml").write_text(distil.HEADER + distil.yaml.safe_dump(values))
-    plan = matrix.load("scale.yaml")
+    plan = experiments.load("scale.yaml")
     assert plan.scale.name == "distil-my-student" and plan.scale.seeds == (3,) and "dearkd-Ti" in plan.runs
     assert [stage.last_epoch for stage in plan.runs["dearkd-Ti"].stages] == [50, 60]
     assert plan.scale.training.batch == 19 and plan.scale.data["main"].image_size == 24

@@ -14,9 +14,9 @@ from PIL import Image
 from safetensors.torch import save, save_file
 from torchvision import models
 
-from dearkd import trunks
-from dearkd.diversity import Lpips, controls, copy_trunk, distances, pairs, summary
-from dearkd.scale import Diversity
+from dearkd.jobs.diversity import Lpips, controls, copy_trunk, distances, pairs, summary
+from dearkd.model import lpips_trunks
+from dearkd.plan.scale import Diversity
 from dearkd.schema import InputError
 
 SPEC = Diversity(trunk="random", size=40)
@@ -237,8 +237,8 @@ def test_the_heads_are_those_of_the_package(weights):
 # ---------------------------------------------------------------------------------------------- the trained trunks
 
 trained = pytest.mark.skipif(
-    not all(trunks.path(net).is_file() for net in trunks.TRUNKS),
-    reason='needs the trained trunks: python -c \'from dearkd import trunks as t; t.fetch("alex"); t.fetch("vgg")\'',
+    not all(lpips_trunks.path(net).is_file() for net in lpips_trunks.TRUNKS),
+    reason="needs LPIPS's trained trunks: python -m dearkd fetch --scale converged",
 )
 
 
@@ -272,8 +272,8 @@ def flax(features):
 
 @pytest.mark.parametrize("net", ["alex", "vgg"])
 def test_the_packages_layers_become_torchvisions(net):
-    features = trunks.TRUNKS[net].network(weights=None).features
-    found = trunks.converted(trunks.read_arrays(pickle.dumps(flax(features), protocol=4)), features)
+    features = lpips_trunks.TRUNKS[net].network(weights=None).features
+    found = lpips_trunks.converted(lpips_trunks.read_arrays(pickle.dumps(flax(features), protocol=4)), features)
     assert found.keys() == features.state_dict().keys()
     assert all(torch.equal(found[name], value) for name, value in features.state_dict().items())
 
@@ -300,7 +300,7 @@ def test_a_hostile_pickle_does_not_run(kind, protocol, tmp_path):
     }[kind]
     raw = pickle.dumps(hostile, protocol=protocol)
     with pytest.raises(InputError, match=r"refused: the pickle names (posix|nt)\.mkdir, and only numpy arrays"):
-        trunks.read_arrays(raw)
+        lpips_trunks.read_arrays(raw)
     assert not (tmp_path / "harm").exists()
     with contextlib.suppress(TypeError):
         pickle.loads(raw)
@@ -324,13 +324,13 @@ def test_a_hostile_pickle_does_not_run(kind, protocol, tmp_path):
 def test_whatever_is_no_pickle_of_arrays_is_one_sentence(raw, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError) as error:
-        trunks.read_arrays(raw)
+        lpips_trunks.read_arrays(raw)
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
 
 def test_another_or_damaged_file_in_the_cache_is_refused(network, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    path = trunks.path("alex")
+    path = lpips_trunks.path("alex")
     path.parent.mkdir(parents=True)
     path.write_bytes(save(network.features.state_dict()))
     with pytest.raises(

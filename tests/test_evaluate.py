@@ -9,10 +9,15 @@ import torch
 from safetensors.torch import save_file
 
 import dearkd.models  # noqa: F401  registers the models
-from dearkd import jobs, matrix, record, report, spec, teachers
-from dearkd.diagrams import uniform_distance
-from dearkd.evaluate import accuracy, attention_distance
+from dearkd import record
+from dearkd.jobs import workflow
+from dearkd.model import teachers
+from dearkd.plan import experiments
+from dearkd.plan.stage import Data, Teacher
+from dearkd.report import page
+from dearkd.report.diagrams import uniform_distance
 from dearkd.schema import InputError
+from dearkd.train.evaluate import accuracy, attention_distance
 
 
 def test_accuracy_by_hand():
@@ -130,10 +135,10 @@ def test_a_teacher_with_its_own_normalisation_gets_its_own_pixels():
 
 
 def test_a_teacher_at_chance_passes_a_wide_gate_with_a_warning_that_the_report_repeats(project):
-    plan = matrix.load("smoke")
+    plan = experiments.load("smoke")
     said = record.read(plan.paths.teacher("main"))
     assert said["top1"] < 32 and "its students learn its mistakes" in said["warning"]
-    assert said["warning"] in report._teachers(plan)[0]
+    assert said["warning"] in page._teachers(plan)[0]
 
 
 def test_the_gate_refuses_a_teacher_of_another_accuracy(project):
@@ -143,16 +148,16 @@ def test_the_gate_refuses_a_teacher_of_another_accuracy(project):
     with pytest.raises(
         InputError, match=r"teacher main \(convnet_micro\): top-1 [\d.]+ % on validation, but the scale expects 99.9"
     ):
-        jobs.teacher(matrix.load("smoke"), "main")
+        workflow.teacher(experiments.load("smoke"), "main")
     assert not (project / "results/smoke/teachers/main.json").exists()
 
 
 def test_a_stage_that_the_teacher_does_not_have(project):
     path = project / "workflow/scales/smoke.yaml"
     path.write_text(path.read_text() + "distillation: {pairs: [[3, 7]]}\n")
-    whole = matrix.load("smoke")
+    whole = experiments.load("smoke")
     with pytest.raises(InputError, match="names teacher stage 7, but convnet_micro has stages 0 to 2"):
-        jobs.train(whole, whole.runs["dearkd-Ti"], 0, "I")
+        workflow.train(whole, whole.runs["dearkd-Ti"], 0, "I")
 
 
 class Payload:
@@ -186,9 +191,9 @@ def test_wrong_weights_are_named_and_never_unpickled(tmp_path, monkeypatch, dama
         save_file(timm.create_model("convnet_micro", num_classes=5, depths=(1, 2, 1)).state_dict(), path)
     elif damage == "other classes":
         save_file(timm.create_model("convnet_micro", num_classes=6).state_dict(), path)
-    data = spec.Data(kind="folder", classes=5, image_size=32)
+    data = Data(kind="folder", classes=5, image_size=32)
     with pytest.raises(InputError, match=message) as error:
-        teachers.build(spec.Teacher(model="convnet_micro", top1=1.0), data, path)
+        teachers.build(Teacher(model="convnet_micro", top1=1.0), data, path)
     assert str(path) in str(error.value) and not (tmp_path / "you-have-been-had").exists()
 
 
@@ -196,8 +201,8 @@ def test_a_plain_state_dict_file_loads(tmp_path):
     net = timm.create_model("convnet_micro", num_classes=5)
     torch.save({"model": net.state_dict()}, tmp_path / "weights.pth")
     built = teachers.build(
-        spec.Teacher(model="convnet_micro", top1=1.0),
-        spec.Data(kind="folder", classes=5, image_size=32),
+        Teacher(model="convnet_micro", top1=1.0),
+        Data(kind="folder", classes=5, image_size=32),
         tmp_path / "weights.pth",
     )
     assert all(torch.equal(v, built.net.state_dict()[k]) for k, v in net.state_dict().items())
@@ -206,13 +211,13 @@ def test_a_plain_state_dict_file_loads(tmp_path):
 def test_evaluating_other_weights_than_the_record_describes_is_refused(project):
     path = project / "checkpoints/smoke/dearkd-Ti/seed0/II/student.safetensors"
     path.write_bytes((project / "checkpoints/smoke/dearkd-Ti/seed0/I/student.safetensors").read_bytes())
-    whole = matrix.load("smoke")
+    whole = experiments.load("smoke")
     with pytest.raises(InputError, match="is not the file that"):
-        jobs.evaluate(whole, whole.runs["dearkd-Ti"], 0)
+        workflow.evaluate(whole, whole.runs["dearkd-Ti"], 0)
     path.unlink()
     remedy = "python -m dearkd train dearkd-Ti --scale smoke --seed 0 --stage I && "
     with pytest.raises(InputError, match=f"missing, though its record is there .*{remedy}"):
-        jobs.evaluate(whole, whole.runs["dearkd-Ti"], 0)
+        workflow.evaluate(whole, whole.runs["dearkd-Ti"], 0)
 
 
 def test_evaluation_needs_no_prediction_of_ours_to_be_believed(project):

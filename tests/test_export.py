@@ -18,9 +18,12 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 import dearkd.models  # noqa: F401  registers the students
-from dearkd import artifacts, commands, data, disk, export, jobs, matrix, record
+from dearkd import disk, record
 from dearkd.__main__ import main
-from dearkd.loader import evaluation_loader
+from dearkd.data import datasets
+from dearkd.data.loader import evaluation_loader
+from dearkd.jobs import export, inputs, workflow
+from dearkd.plan import commands, experiments
 
 SMALL = {"depth": 4, "n_mhca": 2, "embed_dim": 48, "num_heads": 4, "patch_size": 8, "num_classes": 10}
 
@@ -46,7 +49,7 @@ def test_torch_export_gives_the_same_logits_for_any_batch(student, images):
 
 
 def test_onnx_gives_the_same_logits_for_any_batch(student, images):
-    spec = matrix.load("smoke").scale.data["main"].__class__(kind="folder", classes=10, image_size=32)
+    spec = experiments.load("smoke").scale.data["main"].__class__(kind="folder", classes=10, image_size=32)
     session = onnxruntime.InferenceSession(export.to_onnx(student, spec))
     for batch in (images, images[:1]):
         (logits,) = session.run(["logits"], {"images": batch.numpy()})
@@ -69,16 +72,16 @@ def test_timm_loads_the_folder_and_gives_the_runs_logits_and_predictions(project
     arguments = ["export", "dearkd-Ti", "--scale", "smoke", "--seed", "0", "--out", str(folder), "--onnx"]
     assert main(arguments) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f'timm.create_model("local-dir:{folder}", pretrained=True)'
-    plan = matrix.load("smoke")
-    trained, _ = artifacts.trained_student(plan, plan.runs["dearkd-Ti"], 0)
+    plan = experiments.load("smoke")
+    trained, _ = inputs.trained_student(plan, plan.runs["dearkd-Ti"], 0)
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     spec = plan.scale.data["main"]
-    images, _ = next(evaluation_loader(data.read(spec)["test"], spec, 50))
+    images, _ = next(evaluation_loader(datasets.read(spec)["test"], spec, 50))
     torch.testing.assert_close(loaded(images), trained.eval()(images), atol=1e-5, rtol=0)
     session = onnxruntime.InferenceSession(folder / "model.onnx")
     assert np.abs(session.run(None, {"images": images.numpy()})[0] - loaded(images).detach().numpy()).max() < 1e-5
     transform = timm.data.create_transform(**timm.data.resolve_data_config(model=loaded))
-    pixels = data.read(spec)["test"].pixels[:50]
+    pixels = datasets.read(spec)["test"].pixels[:50]
     prepared = torch.stack([transform(Image.fromarray(p.squeeze())) for p in pixels])
     torch.testing.assert_close(prepared, images, atol=1e-5, rtol=1e-5)
     assert sorted(p.name for p in folder.iterdir()) == ["README.md", "config.json", "model.onnx", "model.safetensors"]
@@ -175,7 +178,7 @@ def test_the_printed_way_out_works(project, tmp_path, capsys):
 
 def test_the_commands_name_everything_that_a_run_is_made_from(project):
     """A student of synthetic images in a clone whose records are there and whose weights are not: ADI's whole chain."""
-    plan = matrix.load("smoke")
+    plan = experiments.load("smoke")
     shutil.rmtree("checkpoints")
     plan.paths.kept_weights("main").unlink()
     found = [c.removeprefix("python -m dearkd ") for c in commands.run(plan, plan.runs["dearkd-Ti-images~adi"], 0)]
@@ -217,13 +220,13 @@ def test_classes_of_ones_own_are_named_in_the_order_of_the_outputs(tmp_path, mon
         "students: {Ti: {args: {embed_dim: 36, depth: 4}, n_mhca: 3}}\n"
         "training: {epochs: 1, stage1_epochs: 1, warmup_epochs: 0, batch: 4, micro_batch: 4}\n"
     )
-    plan = matrix.load("mine.yaml")
+    plan = experiments.load("mine.yaml")
     run = plan.runs["deit-Ti"]
-    jobs.subset(plan, "main")
-    jobs.train(plan, run, 0, run.stages[0].name)
-    jobs.evaluate(plan, run, 0)
+    workflow.subset(plan, "main")
+    workflow.train(plan, run, 0, run.stages[0].name)
+    workflow.evaluate(plan, run, 0)
     export.export(plan, run, 0, tmp_path / "out")
-    test = data.read(plan.scale.data["main"])["test"]
+    test = datasets.read(plan.scale.data["main"])["test"]
     expected = [next(n.split("/")[0] for n, y in zip(test.names, test.labels, strict=True) if y == k) for k in range(4)]
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["label_names"] == expected and sorted(expected) == sorted(CLASSES) and config["num_classes"] == 4

@@ -12,11 +12,14 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from dearkd import evaluate, jobs, matrix, models, optimise, teachers
-from dearkd.checkpoint import Checkpoints
+from dearkd.data.loader import affine, training_loader
+from dearkd.jobs import workflow
 from dearkd.keys import torch_generator
-from dearkd.loader import affine, training_loader
-from dearkd.session import Session
+from dearkd.model import students, teachers
+from dearkd.plan import experiments
+from dearkd.train import evaluate, optimise
+from dearkd.train.checkpoint import Checkpoints
+from dearkd.train.session import Session
 
 CUDA = torch.device("cuda")
 
@@ -33,18 +36,18 @@ def _parameters_are_replaced():
 @pytest.fixture
 def fake_session(project, monkeypatch):
     """A function from a run and a stage to its session on a fake GPU, and the mode in which to use it."""
-    plan = matrix.load("smoke")
+    plan = experiments.load("smoke")
 
     def make(run_name, stage_name):
         run = plan.runs[run_name]
         stage = run.stage(stage_name)
         stage = dataclasses.replace(stage, training=dataclasses.replace(stage.training, clip=1.0))
-        work, _ = jobs._gather(plan, run, 0, run.stage(stage_name))
+        work, _ = workflow._gather(plan, run, 0, run.stage(stage_name))
         work = dataclasses.replace(work, device=CUDA, checkpoints=Checkpoints(Path("nowhere")))
-        student = models.create(stage.model, 0)
-        trainee = models.Trainee(student, tuple(n for n, _ in stage.losses), stage.distillation, work.features)
-        monkeypatch.setattr(models, "create", lambda *_: student)  # what draws random numbers is made before
-        monkeypatch.setattr(models, "Trainee", lambda *_: trainee)
+        student = students.create(stage.model, 0)
+        trainee = students.Trainee(student, tuple(n for n, _ in stage.losses), stage.distillation, work.features)
+        monkeypatch.setattr(students, "create", lambda *_: student)  # what draws random numbers is made before
+        monkeypatch.setattr(students, "Trainee", lambda *_: trainee)
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         with mode:
             work.teacher = work.teacher and work.teacher.to(CUDA)
@@ -105,7 +108,7 @@ def test_a_fake_device_would_notice_a_wait():
 def test_moments_are_restored_where_torch_restores_them(fake_session, project):
     """AdamW's count of steps beside its parameter: fused kernels on a GPU refuse one on the CPU."""
     run, mode = fake_session("dearkd-Ti", "I")
-    saved = Checkpoints(matrix.load("smoke").paths.state("dearkd-Ti", 0, "I")).load()["moments"]
+    saved = Checkpoints(experiments.load("smoke").paths.state("dearkd-Ti", 0, "I")).load()["moments"]
     with mode:
         optimise.restore_moments(run.optimiser, run.trainee, saved)
         other = torch.optim.AdamW(run.optimiser.param_groups[0]["params"][:1], fused=True)

@@ -18,10 +18,12 @@ import pytest
 import torch
 from conftest import copy_project, small_disk
 
-from dearkd import artifacts, disk, jobs, matrix, record
-from dearkd.checkpoint import Checkpoints
-from dearkd.scale import Scale
+from dearkd import disk, record
+from dearkd.jobs import inputs, workflow
+from dearkd.plan import experiments
+from dearkd.plan.scale import Scale
 from dearkd.schema import InputError, build
+from dearkd.train.checkpoint import Checkpoints
 
 STATE = "checkpoints/smoke/dearkd-Ti/seed0/I"
 RESULT = "results/smoke/runs/dearkd-Ti/seed0/I.json"
@@ -90,37 +92,37 @@ def flip(path, chance):
 def test_stage_two_takes_exactly_the_state_that_the_record_describes_or_refuses(project, untrained):
     """A bit of the final checkpoint flipped, an earlier checkpoint there: refused, and the printed command mends it."""
     assert train("--save-seconds", "0").returncode == 0
-    described, plan = record.read(project / RESULT), matrix.load("smoke")
+    described, plan = record.read(project / RESULT), experiments.load("smoke")
     final, chance, run = max((project / STATE).glob("step-*.pt")), random.Random(0), plan.runs["dearkd-Ti"]
     assert len(list((project / STATE).glob("step-*.pt"))) == 2
     whole = final.read_bytes()
     for _ in range(20):
         flip(final, chance)
         with pytest.raises(InputError, match="final state of stage I, which is missing, damaged or not what") as error:
-            jobs.train(plan, run, 0, "II")
+            workflow.train(plan, run, 0, "II")
         final.write_bytes(whole)
     record.write(project / RESULT, {**described, "weights_sha256": "0" * 64})
     with pytest.raises(InputError, match="final state of stage I"):
-        jobs.train(plan, run, 0, "II")
+        workflow.train(plan, run, 0, "II")
     flip(final, chance)
     command = re.search(r"`python (.*)`", str(error.value))[1].split()
     assert subprocess.run([sys.executable, *command]).returncode == 0
-    jobs.train(plan, run, 0, "II")
+    workflow.train(plan, run, 0, "II")
     assert record.read(project / RESULT)["weights_sha256"] == untrained["weights_sha256"]
 
 
 def test_a_teacher_whose_weights_were_damaged_is_taken_again_once_they_are_restored(project):
     """Kept beside its record and copied to where jobs read it: a damaged copy outlives neither."""
-    plan = matrix.load("smoke")
+    plan = experiments.load("smoke")
     used, kept = plan.paths.teacher_weights("main"), plan.paths.kept_weights("main")
     whole = kept.read_bytes()
     kept.write_bytes(whole[:-1])
     used.unlink()
     with pytest.raises(InputError, match="run `python -m dearkd teacher main --scale smoke`"):
-        artifacts.teacher_weights(plan, "main")
+        inputs.teacher_weights(plan, "main")
     used.write_bytes(whole[:-1])
     kept.write_bytes(whole)
-    artifacts.teacher_weights(plan, "main")
+    inputs.teacher_weights(plan, "main")
     assert used.read_bytes() == whole
 
 
@@ -285,13 +287,13 @@ def test_windows_is_refused_in_a_sentence():
 @pytest.mark.parametrize("damage", ["a class", "no class", "a line", "half a line", "an image", "nothing", "gone"])
 def test_labels_of_synthetic_images_that_are_not_what_the_record_describes(made_images, damage, age):
     """Cut, flipped or gone; also where the record is from before it held the file's sha256."""
-    plan = matrix.load("smoke")
+    plan = experiments.load("smoke")
     path = plan.paths.shard("deepinversion", 0, 0)
     if age == "old":
         values = record.read(path)
         del values["files"]
         path.write_text(json.dumps(values))
-    images, _ = artifacts.synthetic(plan, "deepinversion", 0, 1)
+    images, _ = inputs.synthetic(plan, "deepinversion", 0, 1)
     assert len(images) == record.read(path)["images"]
     manifest = path.with_suffix(".csv")
     lines = manifest.read_text().splitlines(keepends=True)
@@ -307,7 +309,7 @@ def test_labels_of_synthetic_images_that_are_not_what_the_record_describes(made_
     }[damage]
     manifest.unlink() if changed is None else manifest.write_text("".join(changed))
     with pytest.raises(InputError, match=r"shard-0000\.csv: "):
-        artifacts.synthetic(plan, "deepinversion", 0, 1)
+        inputs.synthetic(plan, "deepinversion", 0, 1)
 
 
 @pytest.fixture(scope="module")
@@ -330,7 +332,7 @@ def made_images(smoke_images, tmp_path, monkeypatch):
 
 def test_a_finished_shard_is_not_made_again_when_its_record_is_lost(made_images):
     """Results read-only for a moment, Snakemake killed, a duplicate that waited: its record is only written again."""
-    plan = matrix.load("smoke")
+    plan = experiments.load("smoke")
     path, archived = plan.paths.shard("deepinversion", 0, 0), plan.paths.archive("deepinversion", 0, 0)
     made, kept = record.read(path), archived.stat().st_mtime_ns
     path.unlink()
@@ -388,21 +390,22 @@ def test_weights_from_elsewhere_are_held_to_their_sha256(tmp_path):
     import timm
     from safetensors.torch import save_file
 
-    from dearkd import spec, teachers
+    from dearkd.model import teachers
+    from dearkd.plan import stage
 
     path = tmp_path / "weights.safetensors"
     save_file(timm.create_model("convnet_micro", num_classes=5).state_dict(), path)
-    data = spec.Data(kind="folder", classes=5, image_size=32)
+    data = stage.Data(kind="folder", classes=5, image_size=32)
     given = {"model": "convnet_micro", "top1": 1.0, "weights": str(path)}
-    found = teachers.weights_sha256(teachers.build(spec.Teacher(**given), data).net)
-    teachers.build(spec.Teacher(**given, sha256=found), data)
+    found = teachers.weights_sha256(teachers.build(stage.Teacher(**given), data).net)
+    teachers.build(stage.Teacher(**given, sha256=found), data)
     with pytest.raises(InputError, match=f"have sha256 {found}, but the scale expects {'0' * 64}"):
-        teachers.build(spec.Teacher(**given, sha256="0" * 64), data)
+        teachers.build(stage.Teacher(**given, sha256="0" * 64), data)
 
 
 def test_nothing_unpickles(project):
     """Every torch.load is with weights_only, and no other reader of pickles is used."""
-    for path in (project / "dearkd").glob("*.py"):
+    for path in (project / "dearkd").rglob("*.py"):
         text = path.read_text()
         assert text.count("torch.load(") == text.count("weights_only=True"), path
         for reader in ("pickle.load", "joblib", "allow_pickle=True", "torch.hub.load(", "extractall", "shell=True"):

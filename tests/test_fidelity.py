@@ -7,20 +7,21 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms import RandomHorizontalFlip, v2
 
-from dearkd import matrix, models
-from dearkd.augment import Transform
-from dearkd.loader import _evaluation_transform
-from dearkd.optimise import mixing, optimiser
+from dearkd.data.augment import Transform
+from dearkd.data.loader import _evaluation_transform
+from dearkd.model import students
+from dearkd.plan import experiments
+from dearkd.train.optimise import mixing, optimiser
 
 
 @pytest.fixture(scope="module")
 def plan():
-    return matrix.load("imagenet")
+    return experiments.load("imagenet")
 
 
 def student(plan, run, device="cpu"):
     with torch.device(device):
-        return models.create(plan.runs[run].stages[0].model, seed=0).eval()
+        return students.create(plan.runs[run].stages[0].model, seed=0).eval()
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,7 @@ def test_distilled_logits_are_the_mean_of_both_heads_as_timm_has_them(plan):
 
 def test_optimiser_and_what_has_no_weight_decay(plan):
     stage = plan.runs["dearkd-Ti"].stages[1]
-    trainee = models.Trainee(student(plan, "dearkd-Ti"))
+    trainee = students.Trainee(student(plan, "dearkd-Ti"))
     found = optimiser(trainee, stage.training)
     names = {p: n.removeprefix("student.") for n, p in trainee.named_parameters()}
     decay = {names[p]: g["weight_decay"] for g in found.param_groups for p in g["params"]}

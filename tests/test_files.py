@@ -16,12 +16,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dearkd import data, fetch, files, folder, jobs, matrix, record, status, subsets, teachers
-from dearkd.artifacts import real_images, trained_student
+from dearkd import record
+from dearkd.data import datasets, folder, subsets
 from dearkd.disk import sha256
-from dearkd.export import export
+from dearkd.jobs import fetch, workflow
+from dearkd.jobs.export import export
+from dearkd.jobs.inputs import real_images, trained_student
+from dearkd.model import teachers
+from dearkd.plan import experiments, files
+from dearkd.plan.stage import Data, Teacher
+from dearkd.report import status
 from dearkd.schema import InputError, override, to_json
-from dearkd.spec import Data, Teacher
 
 SCALE = """
 extends: smoke
@@ -137,7 +142,7 @@ def test_any_name_is_refused_or_comes_back_from_lists_and_tables(tmp_path, name)
         return
     visible = not name.startswith(".") and name not in files.SYSTEM
     assert set(found) == ({f"good/{name}.png"} | {f"{name}/{name}.png"} if visible else set())
-    images = data.Images(found, np.zeros(len(found), np.int64), root=root)
+    images = datasets.Images(found, np.zeros(len(found), np.int64), root=root)
     listed = files.table(("image", "label"), ((n, 0) for n in found))
     subsets.write(images, {"all": np.arange(len(found))}, root / "lists", {"all.csv": listed})
     assert list(subsets.read(images, root / "lists", "all")[0].names) == found
@@ -175,40 +180,40 @@ def test_accents_written_in_two_ways_are_one_class(tmp_path):
     composed, decomposed = (unicodedata.normalize(form, "Rosé") for form in ("NFC", "NFD"))
     classes(tmp_path / "train", ("a", composed, "z"))
     classes(tmp_path / "val", ("a", decomposed, "z"), 2)
-    sets = data.read(spec(tmp_path))
+    sets = datasets.read(spec(tmp_path))
     assert sets["test"].labels.tolist() == [0, 0, 1, 1, 2, 2] and sets["test"].names[0] == f"{decomposed}/0.png"
     shares = []
     for name in (composed, decomposed):
         (tmp_path / name).mkdir()
-        shares.append(data.read(spec(classes(tmp_path / name / "all", ("a", name, "z")), test_share=0.5))["test"])
+        shares.append(datasets.read(spec(classes(tmp_path / name / "all", ("a", name, "z")), test_share=0.5))["test"])
     assert [n[-5:] for n in shares[0].names] == [n[-5:] for n in shares[1].names], "the same images are held out"
     classes(tmp_path / "train", [decomposed], 1)
     with pytest.raises(InputError, match=r"two folders are called .*, their accents written in two ways; merge them"):
-        data.read(spec(tmp_path))
+        datasets.read(spec(tmp_path))
 
 
 def test_a_class_may_be_called_train(tmp_path):
     classes(tmp_path, ("bus", "car", "train"))
-    assert len(data.read(spec(tmp_path, test_share=0.25))["test"]) == 6
+    assert len(datasets.read(spec(tmp_path, test_share=0.25))["test"]) == 6
     with pytest.raises(
         InputError, match=r"train: holds images, no class folders; if train is a class .* set test_share"
     ):
-        data.read(spec(tmp_path))
+        datasets.read(spec(tmp_path))
     shutil.rmtree(tmp_path / "train")
     classes(tmp_path / "train")
     with pytest.raises(InputError, match="train/ has folders, so it is split already; take test_share out"):
-        data.read(spec(tmp_path, test_share=0.25))
+        datasets.read(spec(tmp_path, test_share=0.25))
 
 
 def test_train_and_held_out_have_the_same_classes(tmp_path):
     classes(tmp_path / "train")
     classes(tmp_path / "val", "abD", 2)
     with pytest.raises(InputError, match="other classes: only train/ has c; only val/ has D; rename or add folders"):
-        data.read(spec(tmp_path))
+        datasets.read(spec(tmp_path))
     shutil.rmtree(tmp_path / "val")
     (tmp_path / "val").mkdir()
     with pytest.raises(InputError, match="class folders to report on in none of test, val, valid, validation"):
-        data.read(spec(tmp_path))
+        datasets.read(spec(tmp_path))
 
 
 def test_a_class_of_other_files_says_what_they_are(tmp_path):
@@ -216,20 +221,20 @@ def test_a_class_of_other_files_says_what_they_are(tmp_path):
     for i in range(8):
         (tmp_path / f"b/{i}.png").rename(tmp_path / f"b/{i}.heic")
     with pytest.raises(InputError, match=r"b: no images of this class \(.*\); left out: 8 \.heic \(b/0\.heic\)"):
-        data.read(spec(tmp_path, test_share=0.25))
+        datasets.read(spec(tmp_path, test_share=0.25))
 
 
 def test_a_home_folder_in_root(tmp_path, monkeypatch):
     classes(tmp_path / "photos")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert len(data.read(spec("~/photos", test_share=0.25))["train"]) == 18
+    assert len(datasets.read(spec("~/photos", test_share=0.25))["train"]) == 18
     with pytest.raises(InputError, match=r"~nobody-of-that-name/photos: no such folder"):
-        data.read(spec("~nobody-of-that-name/photos", test_share=0.25))
+        datasets.read(spec("~nobody-of-that-name/photos", test_share=0.25))
 
 
 def test_a_home_folder_in_a_scales_other_paths(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    plan = matrix.load(override(matrix.load("smoke").scale, {"checkpoints": "~/scratch"}, "test"))
+    plan = experiments.load(override(experiments.load("smoke").scale, {"checkpoints": "~/scratch"}, "test"))
     assert plan.paths.state("deit-Ti", 0, "I") == tmp_path / "scratch/smoke/deit-Ti/seed0/I"
     given = Teacher(model="convnet_micro", top1=1.0, weights="~/cnn.safetensors")
     with pytest.raises(InputError, match=f"{tmp_path}/cnn.safetensors: weights are missing"):
@@ -280,8 +285,8 @@ def mine(tmp_path, monkeypatch):
         shutil.copytree(Path(__file__).parent.parent / name, name)
     classes(Path("mine"))
     Path("mine.yaml").write_text(SCALE)
-    plan = matrix.load("mine.yaml")
-    jobs.subset(plan, "main")
+    plan = experiments.load("mine.yaml")
+    workflow.subset(plan, "main")
     return plan
 
 
@@ -291,7 +296,7 @@ def alone(plan):
 
 def test_every_file_is_listed_with_its_split_and_sha256(mine):
     rows = files.listed(mine.paths.subsets("main"))
-    sets = data.read(mine.scale.data["main"])
+    sets = datasets.read(mine.scale.data["main"])
     assert [(r.split, r.image, r.label) for r in rows] == [
         (s, n, y) for s, i in sets.items() for n, y in zip(i.names, i.labels, strict=True)
     ]
@@ -323,7 +328,7 @@ def test_no_job_uses_a_folder_that_has_changed(mine, change, capsys):
     for use in (
         lambda: subsets.splits(mine, "main"),
         lambda: real_images(mine, run.stages[0], 0),
-        lambda: jobs.train(mine, run, 0, "I"),
+        lambda: workflow.train(mine, run, 0, "I"),
         lambda: export(mine, run, 0, Path("out")),
     ):
         with pytest.raises(InputError, match=said):
@@ -338,7 +343,7 @@ def test_no_job_uses_a_folder_that_has_changed(mine, change, capsys):
     assert status.standings(mine, [run], set())[0].state == "done"
     act()
     if change != "a new class":
-        jobs.subset(mine, "main")
+        workflow.subset(mine, "main")
         assert set(alone(mine)["test"]) <= {n.removeprefix("mine/") for n in map(str, Path("mine").rglob("*.png"))}
         standing = status.standings(mine, [run], set())[0]
         assert standing.state == "stale" and "the images of main are others now" in standing.note
@@ -386,15 +391,15 @@ def test_subsets_of_another_scale_are_refused(mine, key, value):
     values["data"]["main"][key] = value
     path.write_text(yaml.safe_dump(values))
     with pytest.raises(InputError, match=rf"describes other data \({key}: .* recorded, .* planned\)"):
-        subsets.splits(matrix.load("mine.yaml"), "main")
+        subsets.splits(experiments.load("mine.yaml"), "main")
 
 
 def test_data_in_memory_are_compared_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("workflow", "paper"):
         shutil.copytree(Path(__file__).parent.parent / name, name)
-    plan = matrix.load("smoke")
-    jobs.subset(plan, "main")
+    plan = experiments.load("smoke")
+    workflow.subset(plan, "main")
     assert set(subsets.splits(plan, "main")) == {"train", "validation", "test"}
     path = plan.paths.subsets("main") / "data.json"
     described = record.read(path)
@@ -405,7 +410,7 @@ def test_data_in_memory_are_compared_too(tmp_path, monkeypatch):
 
 def test_committed_subsets_which_list_no_test_images_stay_valid():
     for scale in ("digits", "noisy-digits"):
-        plan = matrix.load(scale)
+        plan = experiments.load(scale)
         sets = subsets.splits(plan, "main")
         assert len(sets["test"]) == 797 and len(sets["validation"]) == 250 and len(sets["train"]) == 1000
 
@@ -415,16 +420,16 @@ def test_after_new_subsets_what_learned_from_the_old_ones_is_not_used(mine, caps
     run, place = mine.runs["deit-Ti"], mine.paths.seed("deit-Ti", 0)
 
     def trained_and_tested():
-        jobs.train(mine, run, 0, "I")
-        jobs.evaluate(mine, run, 0)
+        workflow.train(mine, run, 0, "I")
+        workflow.evaluate(mine, run, 0)
         with (place / "predictions.csv").open(newline="") as file:
             return record.read(place / "I.json"), {row["image"] for row in csv.DictReader(file)}
 
     before, tested = trained_and_tested()
     assert tested == {*alone(mine)["test"]}
     classes(Path("mine"), count=14, first=1000)
-    jobs.subset(mine, "main")
-    for use in (lambda: jobs.evaluate(mine, run, 0), lambda: trained_student(mine, run, 0)):
+    workflow.subset(mine, "main")
+    for use in (lambda: workflow.evaluate(mine, run, 0), lambda: trained_student(mine, run, 0)):
         with pytest.raises(InputError, match=r"seed0/I\.json: stale record \(the images of main are others now"):
             use()
     after, tested = trained_and_tested()
@@ -434,7 +439,7 @@ def test_after_new_subsets_what_learned_from_the_old_ones_is_not_used(mine, caps
     names, first = mine.paths.subsets("main") / "train-100.txt", after["data"]["images_sha256"]
     listed = names.read_text()
     picture(Path("mine") / listed.splitlines()[0], 5000)
-    jobs.subset(mine, "main")
+    workflow.subset(mine, "main")
     assert names.read_text() == listed and real_images(mine, run.stages[0], 0)[1] != first, "same names, other pixels"
 
 
@@ -446,7 +451,7 @@ def test_every_broken_file_is_listed_at_once_by_subset_and_fetch(mine, capsys):
     for name, content in {"a/0.png": raw[:90], "b/3.png": b"", "c/7.png": b"no image"}.items():
         Path("mine", name).write_bytes(content)
     Path("mine/b/note.txt").write_text("")
-    for use in (lambda: jobs.subset(mine, "main"), lambda: fetch.fetch(mine, check=True)):
+    for use in (lambda: workflow.subset(mine, "main"), lambda: fetch.fetch(mine, check=True)):
         with pytest.raises(InputError) as raised:
             use()
         assert "3 images cannot be used" in str(raised.value)
@@ -455,7 +460,7 @@ def test_every_broken_file_is_listed_at_once_by_subset_and_fetch(mine, capsys):
     for i, name in enumerate(("a/0.png", "b/3.png", "c/7.png")):
         picture(Path("mine", name), 500 + i)
     capsys.readouterr()
-    jobs.subset(mine, "main")
+    workflow.subset(mine, "main")
     said = capsys.readouterr().out
     assert said == "mine: 18 train images and 6 test images; left out: 1 .txt (b/note.txt)\n"
     fetch.fetch(mine, check=True)
@@ -464,7 +469,7 @@ def test_every_broken_file_is_listed_at_once_by_subset_and_fetch(mine, capsys):
 
 def test_copies_of_an_image_are_said(mine, capsys):
     shutil.copy("mine/a/0.png", "mine/b/copy.png")
-    jobs.subset(mine, "main")
+    workflow.subset(mine, "main")
     assert "1 are copies of others, which may stand in train and in test (" in capsys.readouterr().out
 
 

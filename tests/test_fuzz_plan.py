@@ -12,10 +12,11 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from dearkd import plan, scale, schema, spec
-from dearkd.matrix import MATRIX, load
-from dearkd.scale import Scale
-from dearkd.scale_file import load_scale
+from dearkd import schema
+from dearkd.plan import plan, scale, stage
+from dearkd.plan.experiments import MATRIX, load
+from dearkd.plan.scale import Scale
+from dearkd.plan.scale_file import load_scale
 from dearkd.schema import InputError, Within, build, to_json
 
 HOSTILE = [
@@ -41,7 +42,7 @@ HOSTILE = [
 ]
 SPECS = [
     cls
-    for module in (spec, scale, plan)
+    for module in (stage, scale, plan)
     for cls in vars(module).values()
     if dataclasses.is_dataclass(cls) and cls.__module__ == module.__name__ and cls is not plan.Paths
 ]
@@ -60,7 +61,16 @@ def small_scale():
 
 
 SCALE = [scale.Scale, scale.Student, scale.Diversity, scale.Transfer, scale.Peer, scale.Throughput, scale.Resources]
-SCALE += [spec.Data, spec.Augment, spec.Training, spec.Rpe, spec.Distillation, spec.Teacher, spec.Phase, spec.Synthesis]
+SCALE += [
+    stage.Data,
+    stage.Augment,
+    stage.Training,
+    stage.Rpe,
+    stage.Distillation,
+    stage.Teacher,
+    stage.Phase,
+    stage.Synthesis,
+]
 
 
 BOMB = "a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30))

@@ -14,15 +14,17 @@ from safetensors.torch import save_file
 from torch import nn
 
 import dearkd.models  # noqa: F401  registers convnet_micro
-from dearkd import gate, hub, spec, teachers
-from dearkd.data import Images
+from dearkd.data.datasets import Images
+from dearkd.jobs import gate
+from dearkd.model import hub, teachers
+from dearkd.plan import stage
 from dearkd.schema import InputError, build, fingerprint
 
 CLASSES, SIDE = 12, 16
 NAMES = sorted(map(str, range(CLASSES)))
 """Folders 0, 1, 10, 11, 2, ... as they are read."""
 PIXELS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-DATA = spec.Data(kind="folder", classes=CLASSES, image_size=SIDE)
+DATA = stage.Data(kind="folder", classes=CLASSES, image_size=SIDE)
 CPU = torch.device("cpu")
 
 
@@ -64,7 +66,7 @@ def images_of(names):
 
 def measure(weights, images=None, **said):
     said = {"top1": 95.0, "tolerance": 5.0, "mean": PIXELS[0], "std": PIXELS[1], **said}
-    teacher = spec.Teacher(model="convnet_micro", args=(("widths", (8, 16, 16)),), weights=str(weights), **said)
+    teacher = stage.Teacher(model="convnet_micro", args=(("widths", (8, 16, 16)),), weights=str(weights), **said)
     loaded = teachers.build(teacher, DATA)
     if teacher.outputs:
         gate.reorder(loaded.net, gate.in_order(teacher.outputs, NAMES))
@@ -110,7 +112,7 @@ def test_where_nothing_fits_the_causes_are_named_with_what_is_used_now(weights):
 
 
 def test_a_weak_teacher_of_our_own_is_called_weak(weights):
-    teacher = spec.Teacher(model="convnet_micro", top1=50.0, tolerance=50.0, training=spec.Training())
+    teacher = stage.Teacher(model="convnet_micro", top1=50.0, tolerance=50.0, training=stage.Training())
     loaded = teachers.build(teacher, DATA, _fresh(weights))
     _, warning = gate.measure("main", teacher, DATA, loaded, images_of(NAMES), NAMES, CPU)
     assert "chance is 8.3 %: its students learn its mistakes" in warning
@@ -124,7 +126,7 @@ def _fresh(weights):
 
 
 def test_a_part_of_the_outputs_is_enough(weights):
-    teacher = spec.Teacher(
+    teacher = stage.Teacher(
         model="convnet_micro",
         args=(("widths", (8, 16, 16)),),
         weights=str(weights),
@@ -184,11 +186,11 @@ def test_outputs_that_do_not_fit_the_folders(outputs, message):
 )
 def test_what_is_said_of_a_cnn_must_fit_itself(said, message):
     with pytest.raises(InputError, match=message):
-        build(spec.Teacher, {"model": "resnet18", "top1": 50, **said}, "mine.yaml: teachers.main")
+        build(stage.Teacher, {"model": "resnet18", "top1": 50, **said}, "mine.yaml: teachers.main")
 
 
 def test_new_keys_change_no_old_teacher():
-    assert fingerprint(spec.Teacher(model="resnet18", top1=50.0)) == "213ae30d92aa8fff"
+    assert fingerprint(stage.Teacher(model="resnet18", top1=50.0)) == "213ae30d92aa8fff"
 
 
 # ---------------------------------------------------------------------------------------------- pixels
@@ -196,7 +198,7 @@ def test_new_keys_change_no_old_teacher():
 
 def of_pixels(data, **said):
     """The teacher for images of `data` that say `said` of the CNN, and a CNN that returns what it is given."""
-    teacher = spec.Teacher(model="resnet18", top1=0.0, **said)
+    teacher = stage.Teacher(model="resnet18", top1=0.0, **said)
     net = nn.Identity()
     net.pretrained_cfg = {"mean": (0.4, 0.5, 0.6), "std": (0.1, 0.2, 0.3)}
     own = teachers.moments(teacher, net, teacher.channels or data.channels)
@@ -239,7 +241,7 @@ def test_a_cnn_of_other_channels_is_built_with_its_own(tmp_path, data, channels)
         timm.create_model("resnet10t", num_classes=CLASSES, in_chans=channels).state_dict(), tmp_path / "w.safetensors"
     )
     given = {"weights": str(tmp_path / "w.safetensors"), "channels": channels, "image_size": 32}
-    built = teachers.build(spec.Teacher(model="resnet10t", top1=0.0, **given), data, None, (1,))
+    built = teachers.build(stage.Teacher(model="resnet10t", top1=0.0, **given), data, None, (1,))
     seen = built(torch.zeros(2, data.channels, SIDE, SIDE))
     assert seen.decisions.shape == (2,) and seen.features[0].shape[-1] == 8, "stage 1 of 32 pixels, not of 16"
     assert built.feature_shapes(torch.zeros(2, data.channels, SIDE, SIDE))[1].size == (8, 8)
@@ -278,4 +280,4 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_says_so_in_one_sentence(mo
 
 def test_a_tag_of_another_number_of_classes_does_not_get_a_random_classifier():
     with pytest.raises(InputError, match=r"its weights have 1000 outputs, but 12 classes are asked for; fine-tune"):
-        teachers.build(spec.Teacher(model="resnet10t.c3_in1k", top1=50.0), DATA)
+        teachers.build(stage.Teacher(model="resnet10t.c3_in1k", top1=50.0), DATA)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from dearkd import archive, loader, presize
-from dearkd.augment import Transform
-from dearkd.images import MODES, Images, check, eight_bit, named, opened
+from dearkd.data import image_archive, loader, presize
+from dearkd.data.augment import Transform
+from dearkd.data.images import MODES, Images, check, eight_bit, named, opened
 from dearkd.keys import seed_cpu
+from dearkd.plan.stage import Augment, Data
 from dearkd.schema import InputError
-from dearkd.spec import Augment, Data
 
 RAMP = np.add.outer(np.arange(24) * 5, np.arange(40) * 3).astype(np.uint8)  # 24 x 40, 0 to 232: turned, it differs
 COLOUR = np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], -1)
@@ -93,8 +93,8 @@ def test_every_path_sees_those_pixels(tmp_path, kind, channels):
     small = np.asarray(Images(["small.png"], np.zeros(1, np.int64), root=tmp_path).open(0, channels))
     asked = Image.fromarray(expected).convert(MODES[channels])
     np.testing.assert_array_equal(small, np.asarray(asked.resize((20, 12), Image.Resampling.BICUBIC)))
-    kept = archive.write(tmp_path / "shard-0000.zip", np.asarray(asked).reshape(1, 24, 40, channels), ["0.png"])
-    read = archive.read([tmp_path / "shard-0000.zip"], ["shard-0000.zip/0.png"], np.zeros(1, np.int64), channels)
+    kept = image_archive.write(tmp_path / "shard-0000.zip", np.asarray(asked).reshape(1, 24, 40, channels), ["0.png"])
+    read = image_archive.read([tmp_path / "shard-0000.zip"], ["shard-0000.zip/0.png"], np.zeros(1, np.int64), channels)
     np.testing.assert_array_equal(np.asarray(read.open(0, channels)), np.asarray(asked))
     assert len(kept) == 64
 
@@ -155,7 +155,7 @@ def test_postscript_called_jpg_starts_no_ghostscript(tmp_path):
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from dearkd.images import Images, check
+from dearkd.data.images import Images, check
 from dearkd.schema import InputError
 path = Path({str(tmp_path / "a.jpg")!r})
 for use in (lambda: Images(["a.jpg"], np.zeros(1, np.int64), root=path.parent).open(0, 3),
@@ -193,11 +193,11 @@ def test_a_mistake_in_what_is_given_keeps_its_own_sentence(tmp_path):
 
 def test_channels_of_images_in_memory(monkeypatch):
     """Asked of three channels in one, or of one in three, every path gets as many as the network has."""
-    from dearkd import data
+    from dearkd.data import datasets
 
     pixels = COLOUR[None]
     for given, channels in ((pixels, 1), (pixels[..., :1], 3)):
-        images = data._in_channels(Images(["a"], np.zeros(1, np.int64), given), channels)
+        images = datasets._in_channels(Images(["a"], np.zeros(1, np.int64), given), channels)
         assert images.pixels.shape == (1, 24, 40, channels)
         expected = np.asarray(Image.fromarray(given[0].squeeze()).convert(MODES[channels]))
         np.testing.assert_array_equal(images.pixels[0].squeeze(), expected)

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from dearkd import claims, comparisons, inference
-from dearkd.comparisons import Cell
+from dearkd.report import inference
+from dearkd.report.claims import judge, language
+from dearkd.report.claims.language import Cell
 
 
 def test_students_interval_and_p_by_hand():
@@ -72,7 +73,7 @@ A, B, C, D = (Cell("table1", "", row) for row in "ABCD")
 
 
 def p_of(text, numbers):
-    return claims.judge(comparisons.read(text), numbers).p
+    return judge.judge(language.read(text), numbers).p
 
 
 def seeds(*values):
@@ -124,7 +125,7 @@ def test_numbers_without_seeds_leave_nothing_to_chance_and_one_seed_says_nothing
 def test_a_claim_that_holds_or_fails_has_a_small_p(rows):
     """Alone, a verdict of an interval and a p-value below 0.05 are one thing; in a conjunction failing costs more."""
     numbers = {Cell("table1", "", "ABCD"[i]): seeds(*row) for i, row in enumerate(rows)}
-    one = claims.judge(comparisons.read(" and ".join(f"table1['{'ABCD'[i]}'] > 0" for i in range(len(rows)))), numbers)
+    one = judge.judge(language.read(" and ".join(f"table1['{'ABCD'[i]}'] > 0" for i in range(len(rows)))), numbers)
     if one.verdict == "holds":
         assert one.p < 0.05
     if one.p < 0.05:

@@ -11,9 +11,11 @@ import time
 import numpy as np
 import pytest
 
-from dearkd import jobs, labels, matrix, record
-from dearkd.loader import Decisions, MicroBatch
-from dearkd.plan import Labels
+from dearkd import record
+from dearkd.data.loader import Decisions, MicroBatch
+from dearkd.jobs import labels, workflow
+from dearkd.plan import experiments
+from dearkd.plan.plan import Labels
 from dearkd.schema import InputError
 
 SCALE = """extends: smoke
@@ -30,11 +32,11 @@ def make_scale(project, name, epochs):
         for part in ("subsets", "teachers"):
             if (project / folder / "smoke" / part).is_dir():
                 shutil.copytree(project / folder / "smoke" / part, project / folder / name / part)
-    return matrix.load(name)
+    return experiments.load(name)
 
 
 def train(plan, run, stage="I"):
-    jobs.train(plan, plan.runs[run], 0, stage)
+    workflow.train(plan, plan.runs[run], 0, stage)
     return record.read(plan.paths.stage(run, 0, stage))
 
 
@@ -78,7 +80,7 @@ def test_without_hidden_features_the_teacher_never_runs(project, monkeypatch):
 
 
 def test_runs_share_labels_that_depend_on_the_pixels_alone():
-    plan = matrix.load("imagenet")
+    plan = experiments.load("imagenet")
     stage = plan.runs["dearkd-Ti"].stages[0]
     of = plan.labels_of
     assert of(stage) == of(plan.runs["dearkd-B"].stages[0]) == of(plan.runs["deit_distilled-S"].stages[0])
@@ -94,9 +96,9 @@ def test_runs_share_labels_that_depend_on_the_pixels_alone():
 
 
 def test_labels_do_not_enter_the_identity_of_a_run():
-    scale = matrix.load_scale("imagenet")
-    without = matrix.load(dataclasses.replace(scale, label_epochs=0))
-    for name, run in matrix.load(scale).runs.items():
+    scale = experiments.load_scale("imagenet")
+    without = experiments.load(dataclasses.replace(scale, label_epochs=0))
+    for name, run in experiments.load(scale).runs.items():
         assert without.runs[name] == run
     assert not without.labels
 
@@ -147,7 +149,7 @@ def test_shards_of_another_length_and_shards_that_nobody_reads(project):
     plan = make_scale(project, "cached", 3)
     name = make(plan, "dearkd-Ti")
     (project / "workflow/scales/cached.yaml").write_text(SCALE.format(name="cached", epochs=2))
-    shorter = matrix.load("cached")
+    shorter = experiments.load("cached")
     with pytest.raises(InputError, match="its shards have 3 epochs"):
         train(shorter, "dearkd-Ti")
     with pytest.raises(InputError, match=f"{name} has shards 0 to 1, not -1"):

@@ -14,9 +14,10 @@ from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.patches import FancyBboxPatch
 from PIL import Image
 
-from dearkd import diagrams, latent, recipes
-from dearkd.figures import STYLE
-from dearkd.matrix import load
+from dearkd.plan import methods
+from dearkd.plan.experiments import load
+from dearkd.report import diagrams, latent_space
+from dearkd.report.figures import STYLE
 from dearkd.schema import InputError
 
 
@@ -48,7 +49,7 @@ def clusters(seed, classes=10, each=12, spread=0.1):
 
 def test_easiest_positives_by_hand():
     codes = np.array([[0.0, 0.0], [0.0, 1.0], [3.0, 0.0], [0.0, 0.1], [3.0, 4.0], [9.0, 9.0]])
-    nearest, distance = latent.easy_positives(codes, np.array([0, 0, 0, 1, 1, 2]))
+    nearest, distance = latent_space.easy_positives(codes, np.array([0, 0, 0, 1, 1, 2]))
     assert nearest.tolist() == [1, 0, 0, 4, 3, -1]
     assert distance[:5] == pytest.approx([1.0, 1.0, 3.0, (9 + 3.9**2) ** 0.5, (9 + 3.9**2) ** 0.5])
     assert np.isnan(distance[5]), "an image alone in its class has none"
@@ -57,7 +58,7 @@ def test_easiest_positives_by_hand():
 def test_easiest_positives_equal_brute_force_and_are_never_the_image_itself():
     frame = clusters(1, classes=4, spread=1.0)
     codes, labels = frame.filter(regex="^f").to_numpy(), frame["label"].to_numpy()
-    nearest, distance = latent.easy_positives(codes, labels)
+    nearest, distance = latent_space.easy_positives(codes, labels)
     for i, code in enumerate(codes):
         others = [j for j in range(len(codes)) if labels[j] == labels[i] and j != i]
         expected = min(others, key=lambda j: np.linalg.norm(codes[j] - code))
@@ -65,14 +66,14 @@ def test_easiest_positives_equal_brute_force_and_are_never_the_image_itself():
 
 
 def test_two_equal_images_are_each_others_easiest_positive():
-    nearest, distance = latent.easy_positives(np.zeros((2, 3)), np.zeros(2, dtype=int))
+    nearest, distance = latent_space.easy_positives(np.zeros((2, 3)), np.zeros(2, dtype=int))
     assert nearest.tolist() == [1, 0] and distance.tolist() == [0.0, 0.0]
 
 
 def test_the_plane_keeps_classes_apart_across_sets_and_is_the_same_each_time():
     frames = {"real images": clusters(1), "DeepInversion": clusters(2, spread=0.02)}
-    embedded = latent.embed(frames, range(10))
-    again = latent.embed(frames, range(10))
+    embedded = latent_space.embed(frames, range(10))
+    again = latent_space.embed(frames, range(10))
     for label in frames:
         pd.testing.assert_frame_equal(embedded[label], again[label])
     centres = embedded["real images"].groupby("label")[["x", "y"]].mean()
@@ -82,19 +83,19 @@ def test_the_plane_keeps_classes_apart_across_sets_and_is_the_same_each_time():
 
 
 def test_only_the_classes_asked_for_are_placed_and_rows_are_counted_anew():
-    embedded = latent.embed({"a": clusters(1), "b": clusters(2)}, [3, 7])["a"]
+    embedded = latent_space.embed({"a": clusters(1), "b": clusters(2)}, [3, 7])["a"]
     assert list(embedded.columns) == ["image", "label", "x", "y", "nearest", "distance"]
     assert sorted(embedded["label"].unique()) == [3, 7] and embedded["image"].iloc[0] == "image-36"
     assert (embedded["label"].to_numpy()[embedded["nearest"]] == embedded["label"]).all()
 
 
 def test_which_classes_are_shown():
-    assert latent.shown_classes({"a": clusters(1), "b": clusters(2)}) == list(range(10))
-    assert latent.shown_classes({"a": clusters(1, classes=11), "b": clusters(2, classes=12)}) == [0, 1, 2, 3]
+    assert latent_space.shown_classes({"a": clusters(1), "b": clusters(2)}) == list(range(10))
+    assert latent_space.shown_classes({"a": clusters(1, classes=11), "b": clusters(2, classes=12)}) == [0, 1, 2, 3]
     some = clusters(1)
-    assert latent.shown_classes({"a": some, "b": some[some["label"] > 7]}) == [8, 9]
+    assert latent_space.shown_classes({"a": some, "b": some[some["label"] > 7]}) == [8, 9]
     with pytest.raises(InputError, match="latent codes of a, b: no class is in all of these sets"):
-        latent.shown_classes({"a": some[some["label"] < 5], "b": some[some["label"] > 7]})
+        latent_space.shown_classes({"a": some[some["label"] < 5], "b": some[some["label"] > 7]})
 
 
 def placed():
@@ -113,7 +114,7 @@ def placed():
 
 def test_a_panel_has_every_point_a_line_to_each_easiest_positive_and_the_mean_distance():
     _, axes = plt.subplots(1, 2)
-    latent.latent_space(axes, {"ADI": placed(), "DF-DearKD": placed().assign(distance=0.314)}, [0, 1, 2])
+    latent_space.latent_space(axes, {"ADI": placed(), "DF-DearKD": placed().assign(distance=0.314)}, [0, 1, 2])
     assert axes[0].get_title() == "ADI\nmean easy-positive distance 0.20"
     assert axes[1].get_title() == "DF-DearKD\nmean easy-positive distance 0.31"
     assert axes[0].get_xlim() == axes[1].get_xlim() and axes[0].get_ylim() == axes[1].get_ylim()
@@ -132,9 +133,9 @@ def test_a_panel_has_every_point_a_line_to_each_easiest_positive_and_the_mean_di
 
 def test_a_region_is_the_class_of_most_images_near_it():
     frames = {"a": clusters(1, classes=3), "b": clusters(2, classes=3)}
-    embedded = latent.embed(frames, range(3))
+    embedded = latent_space.embed(frames, range(3))
     _, axes = plt.subplots(1, 2)
-    latent.latent_space(axes, embedded, range(3))
+    latent_space.latent_space(axes, embedded, range(3))
     shade = axes[0].images[0]
     left, right, low, high = shade.get_extent()
     pixels = shade.get_array()
@@ -145,21 +146,26 @@ def test_a_region_is_the_class_of_most_images_near_it():
 
 
 def test_classes_differ_in_colour_lightness_or_marker():
-    assert len(set(latent.COLOURS)) == len(set(latent.MARKERS)) == len(latent.COLOURS) == len(latent.MARKERS)
+    assert (
+        len(set(latent_space.COLOURS))
+        == len(set(latent_space.MARKERS))
+        == len(latent_space.COLOURS)
+        == len(latent_space.MARKERS)
+    )
 
 
 def test_codes_are_read_back_and_a_broken_table_is_named(tmp_path):
     path = tmp_path / "latents.csv"
     with pytest.raises(InputError, match=r"latents\.csv: no table of latent codes"):
-        latent.read_codes(path)
+        latent_space.read_codes(path)
     frame = table([[0.5, 0.25], [1.0, 0.0]], [3, 4]).assign(image=["7", "8"])
     frame.to_csv(path, index=False)
-    pd.testing.assert_frame_equal(latent.read_codes(path), frame, check_dtype=False)
-    assert latent.read_codes(path)["image"].tolist() == ["7", "8"]
+    pd.testing.assert_frame_equal(latent_space.read_codes(path), frame, check_dtype=False)
+    assert latent_space.read_codes(path)["image"].tolist() == ["7", "8"]
     for text in ("", "image,label\na,1\n", "image,label,f0,f1\na,1,0.5\n", "image,label,f0\na,1,x\n"):
         path.write_text(text)
         with pytest.raises(InputError, match=r"latents\.csv: no table of latent codes"):
-            latent.read_codes(path)
+            latent_space.read_codes(path)
 
 
 # ---------------------------------------------------------------------------------------------- images
@@ -173,7 +179,7 @@ def sheet(rows, columns, side, channels=(), seed=0):
 def test_each_tile_stands_in_its_row_and_column_between_white_gaps(channels):
     sheets = {"real images": sheet(10, 8, 12, channels), "ADI": sheet(10, 8, 12, channels, seed=1)}
     _, axes = plt.subplots(1, 2)
-    latent.image_grid(axes, sheets, 12, range(10))
+    latent_space.image_grid(axes, sheets, 12, range(10))
     for ax, (label, pixels) in zip(axes, sheets.items(), strict=True):
         drawn = np.array(ax.images[0].get_array())
         assert drawn.shape == (10 * 12 + 9, 8 * 12 + 7, 3) and ax.get_title() == label
@@ -187,7 +193,7 @@ def test_each_tile_stands_in_its_row_and_column_between_white_gaps(channels):
 
 def test_classes_are_named_at_the_left_beside_their_row():
     _, axes = plt.subplots(1, 2)
-    latent.image_grid(axes, {"a": sheet(3, 2, 12), "b": sheet(3, 2, 12)}, 12, ["cat", "dog", "owl"])
+    latent_space.image_grid(axes, {"a": sheet(3, 2, 12), "b": sheet(3, 2, 12)}, 12, ["cat", "dog", "owl"])
     assert [t.get_text() for t in axes[0].get_yticklabels()] == ["cat", "dog", "owl"]
     assert axes[0].get_yticks().tolist() == [5.5, 18.5, 31.5]
     assert not any(t.get_visible() and t.get_text() for t in axes[1].get_yticklabels())
@@ -198,9 +204,9 @@ def test_large_tiles_shrink_to_their_mean_and_even_noise_stays_below_a_megabyte(
     flat = np.full((224, 224, 3), (10, 200, 30), dtype=np.uint8)
     sheets["a"][224:448, 448:672] = flat
     drawn, axes = plt.subplots(2, 2, figsize=(6.6, 5.4))
-    latent.image_grid(axes.flat, sheets, 224, range(6))
+    latent_space.image_grid(axes.flat, sheets, 224, range(6))
     pixels = np.array(axes[0, 0].images[0].get_array())
-    small = int((latent.PIXELS / (4 * 42)) ** 0.5)
+    small = int((latent_space.PIXELS / (4 * 42)) ** 0.5)
     pitch = small + 2
     assert pixels.shape == (6 * pitch - 2, 7 * pitch - 2, 3)
     assert (pixels[pitch : pitch + small, 2 * pitch : 2 * pitch + small] == (10, 200, 30)).all()
@@ -212,24 +218,24 @@ def test_large_tiles_shrink_to_their_mean_and_even_noise_stays_below_a_megabyte(
 def test_a_sheet_of_another_shape_is_refused():
     _, ax = plt.subplots()
     with pytest.raises(InputError, match="sample of ADI: 96 x 108 pixels are not 10 rows of tiles of side 12"):
-        latent.image_grid([ax], {"ADI": sheet(9, 8, 12)}, 12, range(10))
+        latent_space.image_grid([ax], {"ADI": sheet(9, 8, 12)}, 12, range(10))
     with pytest.raises(InputError, match="96 x 120 pixels are not 12 rows of tiles of side 10"):
-        latent.image_grid([ax], {"ADI": sheet(10, 8, 12)}, 10, range(12))
+        latent_space.image_grid([ax], {"ADI": sheet(10, 8, 12)}, 10, range(12))
 
 
 @pytest.mark.parametrize("channels", [(), (3,)])
 def test_a_sheet_is_read_as_it_was_written_and_a_broken_one_is_named(tmp_path, channels):
     path, pixels = tmp_path / "sample.png", sheet(2, 3, 12, channels)
     Image.fromarray(pixels).save(path)
-    np.testing.assert_array_equal(latent.read_sheet(path), pixels)
+    np.testing.assert_array_equal(latent_space.read_sheet(path), pixels)
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(InputError, match=r"sample\.png: cannot be read as an image"):
-        latent.read_sheet(path)
+        latent_space.read_sheet(path)
 
 
 # ---------------------------------------------------------------------------------------------- Figure 5
 
-SOURCES = [(scale, name) for scale in ("digits", "imagenet", "smoke") for name in recipes.SYNTHESIS]
+SOURCES = [(scale, name) for scale in ("digits", "imagenet", "smoke") for name in methods.SYNTHESIS]
 
 
 def diagram(source, stages=()):
@@ -240,12 +246,12 @@ def diagram(source, stages=()):
 
 
 def test_every_term_of_a_method_has_its_place():
-    assert {term for terms in recipes.SYNTHESIS.values() for term in terms} == set(diagrams.TERMS)
+    assert {term for terms in methods.SYNTHESIS.values() for term in terms} == set(diagrams.TERMS)
 
 
 @pytest.mark.parametrize("scale, name", SOURCES)
 def test_the_diagram_has_this_sources_terms_weights_and_phases_and_no_others(scale, name):
-    source = recipes.source(load(scale).scale, name)
+    source = methods.source(load(scale).scale, name)
     _, text = diagram(source)
     terms = dict(source.terms)
     for term, (symbol, _) in diagrams.TERMS.items():
@@ -269,7 +275,7 @@ def test_the_papers_numbers():
 
 
 def test_a_term_of_weight_0_is_not_drawn():
-    source = recipes.source(load("digits").scale, "df_dearkd")
+    source = methods.source(load("digits").scale, "df_dearkd")
     _, text = diagram(dataclasses.replace(source, terms=(*source.terms[:-1], ("triplet", 0.0))))
     assert "L_{triplet}" not in text and "L_{ep}" in text
 
@@ -278,7 +284,7 @@ def test_a_term_of_weight_0_is_not_drawn():
 def test_no_two_texts_overlap_each_stays_in_its_box_and_arrows_end_at_one(scale, name):
     whole = load(scale)
     run = whole.runs.get(f"dearkd-Ti-images~{name}")
-    ax, _ = diagram(recipes.source(whole.scale, name), run.stages if run else ())
+    ax, _ = diagram(methods.source(whole.scale, name), run.stages if run else ())
     texts = [t for t in ax.texts if t.get_text()]
     extents = [t.get_window_extent() for t in texts]
     boxes = [p.get_window_extent() for p in ax.patches if isinstance(p, FancyBboxPatch)]
@@ -295,7 +301,7 @@ def test_no_two_texts_overlap_each_stays_in_its_box_and_arrows_end_at_one(scale,
 
 
 def test_the_diagram_copes_with_a_recipe_of_no_augmentation_and_no_images_priors():
-    source = recipes.source(load("imagenet").scale, "deepinversion")
+    source = methods.source(load("imagenet").scale, "deepinversion")
     recipe = dataclasses.replace(source.recipe, jitter=0, flip=0.0, phases=source.recipe.phases[1:], keep="best")
     terms = (("ce", 1.0), ("r_bn", 0.05))
     _, text = diagram(dataclasses.replace(source, recipe=recipe, terms=terms))

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from dearkd import devices, lease
-from dearkd.checkpoint import Checkpoints
-from dearkd.lease import Lease
+from dearkd.jobs import gpus
 from dearkd.schema import InputError
+from dearkd.train import lease
+from dearkd.train.checkpoint import Checkpoints
+from dearkd.train.lease import Lease
 
-HOLD = "import sys, time, pathlib; from dearkd.lease import Lease\nwith Lease(pathlib.Path(sys.argv[1]), 'x'):\n"
+HOLD = "import sys, time, pathlib; from dearkd.train.lease import Lease\nwith Lease(pathlib.Path(sys.argv[1]), 'x'):\n"
 
 
 @pytest.fixture
@@ -229,8 +230,8 @@ def test_an_attempt_that_ends_in_peace_has_lost_nothing(tmp_path):
 
 def held(path, count, seconds):
     code = (
-        "import os, sys, time; from pathlib import Path; from dearkd import devices\n"
-        f"with devices.claimed({count}, Path(sys.argv[1])):\n"
+        "import os, sys, time; from pathlib import Path; from dearkd.jobs import gpus\n"
+        f"with gpus.claimed({count}, Path(sys.argv[1])):\n"
         f"    print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); time.sleep({seconds})"
     )
     return subprocess.Popen(
@@ -258,21 +259,21 @@ def test_jobs_on_one_machine_take_different_gpus_and_wait_for_free_ones(tmp_path
 def test_too_few_gpus_is_said_and_one_on_a_machine_without_is_a_cpu(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     said = r"8 GPUs asked for, 2 visible \(0, 1\): lower `gpu` under `resources`"
-    with pytest.raises(InputError, match=said), devices.claimed(8):
+    with pytest.raises(InputError, match=said), gpus.claimed(8):
         pass
-    with devices.claimed(2):
+    with gpus.claimed(2):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(InputError, match="8 GPUs asked for, none visible: lower"), devices.claimed(8):
+    with pytest.raises(InputError, match="8 GPUs asked for, none visible: lower"), gpus.claimed(8):
         pass
-    with pytest.raises(InputError, match="--gpu -1: 0 is the fewest"), devices.claimed(-1):
+    with pytest.raises(InputError, match="--gpu -1: 0 is the fewest"), gpus.claimed(-1):
         pass
-    with devices.claimed(1):
+    with gpus.claimed(1):
         pass
 
 
 def test_gpus_that_slurm_gave_by_gres_are_taken_though_none_is_asked_for(monkeypatch):
     monkeypatch.delenv("SLURM_GPUS_ON_NODE", raising=False)
-    assert [devices.given(n) for n in (0, 1, 8)] == [0, 1, 8]
+    assert [gpus.given(n) for n in (0, 1, 8)] == [0, 1, 8]
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "4")
-    assert [devices.given(n) for n in (0, 1, 8)] == [4, 1, 8]
+    assert [gpus.given(n) for n in (0, 1, 8)] == [4, 1, 8]

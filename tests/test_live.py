@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from dearkd import live
+from dearkd.jobs import live
 
 
 @pytest.fixture

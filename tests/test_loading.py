@@ -17,13 +17,14 @@ from test_dag import snakemake
 from timm.data import auto_augment, create_transform
 from torchvision.transforms import RandomResizedCrop
 
-from dearkd import data, loader, matrix, presize
-from dearkd.augment import Transform, reduce
-from dearkd.data import Images
+from dearkd.data import datasets, loader, presize
+from dearkd.data.augment import Transform, reduce
+from dearkd.data.datasets import Images
+from dearkd.data.loader import MicroBatch, TrainingImages
 from dearkd.keys import seed_all, seed_cpu, torch_generator
-from dearkd.loader import MicroBatch, TrainingImages
+from dearkd.plan import experiments
+from dearkd.plan.stage import Augment, Data
 from dearkd.schema import InputError, fingerprint
-from dearkd.spec import Augment, Data
 
 SPEC = Data(kind="folder", classes=2, image_size=64)
 GREY = Data(kind="folder", classes=2, image_size=64, channels=1, mean=(0.5,), std=(0.2,))
@@ -100,9 +101,9 @@ def test_the_default_is_timms_transform_bit_for_bit(tmp_path, spec):
 
 
 def test_affine_micro_batches_are_still_shifted_then_normalised():
-    digits = matrix.load_scale("digits")
+    digits = experiments.load_scale("digits")
     spec, augment = digits.data["main"], digits.training.augment
-    images = data.read(spec)["train"]
+    images = datasets.read(spec)["train"]
     given = torch.from_numpy(images.pixels[:16]).permute(0, 3, 1, 2).float() / 255
     moved = loader.affine(given, augment, torch_generator(0, "augment", 0, 0, 0))
     expected = (moved - torch.tensor(spec.mean)[:, None, None]) / torch.tensor(spec.std)[:, None, None]
@@ -273,7 +274,7 @@ def copies(folder):
 
 
 def test_the_copy_keeps_layout_and_never_enlarges(copied):
-    presize.presize(matrix.load("copied.yaml"), "main")
+    presize.presize(experiments.load("copied.yaml"), "main")
     source = copied / "tiny/train"
     made = copies(copied)
     assert list(made) == sorted(p.relative_to(source).as_posix() for p in source.rglob("*.*"))
@@ -291,13 +292,13 @@ def test_the_copy_keeps_layout_and_never_enlarges(copied):
 
 
 def test_a_copy_killed_midway_goes_on_and_ends_with_the_same_bytes(copied, monkeypatch):
-    plan, record = matrix.load("copied.yaml"), copied / "results/copied/presized/main.json"
+    plan, record = experiments.load("copied.yaml"), copied / "results/copied/presized/main.json"
     presize.presize(plan, "main")
     whole = copies(copied)
     for name in list(whole)[::2]:
         (copied / "checkpoints/copied/presized/main-24" / name).unlink()
     record.unlink()
-    images = data.read(plan.scale.data["main"])["train"]
+    images = datasets.read(plan.scale.data["main"])["train"]
     with pytest.raises(
         InputError, match=r"main\.json: the smaller copy is not finished; run `python -m dearkd presize"
     ):
@@ -314,9 +315,9 @@ def test_a_copy_killed_midway_goes_on_and_ends_with_the_same_bytes(copied, monke
 @pytest.mark.parametrize("kept_time", [False, True])
 def test_a_copy_of_an_image_that_has_changed_is_refused_and_made_again(copied, monkeypatch, kept_time):
     """Even where the new original has the old one's time and size; the other copies stay."""
-    plan, original = matrix.load("copied.yaml"), copied / "tiny/train/n0/deep/0.JPEG"
+    plan, original = experiments.load("copied.yaml"), copied / "tiny/train/n0/deep/0.JPEG"
     presize.presize(plan, "main")
-    before, images = copies(copied), data.read(plan.scale.data["main"])["train"]
+    before, images = copies(copied), datasets.read(plan.scale.data["main"])["train"]
     times = original.stat()
     smooth(100, 60, 3.0).save(original, quality=95)
     if kept_time:
@@ -339,7 +340,7 @@ def test_a_corrupt_image_is_named_and_leaves_no_record(copied):
     path = copied / "tiny/train/n1/deep/1.JPEG"  # small enough to be copied as it is
     path.write_bytes(path.read_bytes()[:-300])
     with pytest.raises(InputError, match=r"train/n1/deep/1\.JPEG: not a readable image"):
-        presize.presize(matrix.load("copied.yaml"), "main")
+        presize.presize(experiments.load("copied.yaml"), "main")
     assert not (copied / "results/copied/presized/main.json").exists()
     assert not [name for name in copies(copied) if name.endswith(".tmp")]
 
@@ -372,11 +373,11 @@ def test_a_copy_that_cannot_be_is_refused(given, message):
 
 
 def test_the_copy_is_part_of_the_recipe(copied):
-    plan = matrix.load("copied.yaml")
+    plan = experiments.load("copied.yaml")
     (copied / "other.yaml").write_text(
         SCALE.replace("presize: 24", "presize: 0").replace("name: copied", "name: other")
     )
-    other = matrix.load("other.yaml")
+    other = experiments.load("other.yaml")
     assert plan.run("deit-Ti").fingerprint("I") != other.run("deit-Ti").fingerprint("I")
     with pytest.raises(InputError, match=r"data\.main\.presize is 0 in scale other"):
         presize.presize(other, "main")

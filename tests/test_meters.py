@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dearkd.meters import Meters
+from dearkd.train.meters import Meters
 
 
 def terms(loss, ce):

@@ -9,7 +9,7 @@ import pytest
 from matplotlib import pyplot as plt
 from nbclient import NotebookClient
 
-from dearkd import heads
+from dearkd.report import mhca_heads
 
 NOTEBOOKS = sorted(Path(__file__).parent.parent.glob("notebooks/*.ipynb"))
 
@@ -57,12 +57,12 @@ def test_there_are_four():
 
 def test_a_heads_width_is_that_of_its_gaussian():
     """exp(-alpha d^2) = exp(-d^2 / (2 s^2)): alpha 1/2 has s = 1, 2 has s = 1/2; 0 or less looks everywhere."""
-    assert heads.widths(np.array([0.5, 2.0, 0.0, -1.0])).tolist() == [1.0, 0.5, np.inf, np.inf]
+    assert mhca_heads.widths(np.array([0.5, 2.0, 0.0, -1.0])).tolist() == [1.0, 0.5, np.inf, np.inf]
 
 
 def test_centres_are_drawn_as_row_and_column_and_global_heads_counted():
     _, ax = plt.subplots()
-    heads.centres(ax, np.array([0.5, 0.0]), np.array([[1.0, -2.0], [0.0, 0.0]]), reach=3.0)
+    mhca_heads.centres(ax, np.array([0.5, 0.0]), np.array([[1.0, -2.0], [0.0, 0.0]]), reach=3.0)
     assert ax.lines[1].get_xydata().tolist() == [[-2.0, 1.0]] and len(ax.patches) == 1
     assert ax.get_title() == "1 local, 1 global" and ax.yaxis_inverted()
     plt.close("all")
@@ -73,7 +73,7 @@ def test_a_query_is_framed_and_its_row_of_the_attention_shown():
     _, axes = plt.subplots(1, 2)
     attention = np.zeros((1, 4, 4))
     attention[0, 2, 1] = 1.0
-    heads.attention_of_a_query(axes, np.zeros((8, 8, 1), dtype=np.uint8), attention, (1, 0))
+    mhca_heads.attention_of_a_query(axes, np.zeros((8, 8, 1), dtype=np.uint8), attention, (1, 0))
     assert axes[1].images[0].get_array().tolist() == [[0.0, 1.0], [0.0, 0.0]]
     assert axes[0].patches[0].get_xy() == (-0.5, 3.5) and axes[1].patches[0].get_xy() == (-0.5, 0.5)
     plt.close("all")

@@ -10,12 +10,13 @@ import torch
 from conftest import pattern
 from timm.data.mixup import Mixup
 
-from dearkd import matrix, models, spec
-from dearkd.losses import class_loss, hidden_loss, logit_loss
-from dearkd.objective import TERMS, FeatureScale, mean_squares, objective
+from dearkd.model import students
+from dearkd.model.losses import class_loss, hidden_loss, logit_loss
+from dearkd.model.objective import TERMS, FeatureScale, mean_squares, objective
+from dearkd.model.teachers import Seen, Teacher
+from dearkd.plan import experiments
+from dearkd.plan.stage import LOSSES, Distillation
 from dearkd.schema import InputError
-from dearkd.spec import Distillation
-from dearkd.teachers import Seen, Teacher
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_classes": 5}
 
@@ -49,14 +50,14 @@ def test_first_step_of_deit_distilled_equals_deits_criterion():
     seen = Teacher(net)(images)
     assert seen.decisions.tolist() == [3, 0, 0, 0, 0, 3]
     student = pattern(timm.create_model("deit_tiny_distilled_patch16_224", num_heads=3, **SMALL)).train()
-    parts = objective({"ce": 0.5, "token": 0.5}, models.Trainee(student, ("ce", "token"))(images), targets, seen)
+    parts = objective({"ce": 0.5, "token": 0.5}, students.Trainee(student, ("ce", "token"))(images), targets, seen)
     assert parts["loss"].item() == pytest.approx(3.3758790493011475, abs=1e-6)
 
 
 def test_first_step_of_deit_equals_deits_criterion():
     images, targets = mixed_batch()
     student = pattern(timm.create_model("deit_tiny_patch16_224", num_heads=3, **SMALL)).train()
-    parts = objective({"ce": 1.0}, models.Trainee(student)(images), targets, None)
+    parts = objective({"ce": 1.0}, students.Trainee(student)(images), targets, None)
     assert parts["loss"].item() == pytest.approx(2.746206283569336, abs=1e-6)
 
 
@@ -66,8 +67,8 @@ def test_stage_one_of_dearkd_is_equation_6():
     student = pattern(
         timm.create_model("dearkd_tiny_patch16_224", num_heads=4, n_mhca=1, rpe={"drop": 0.0}, **SMALL)
     ).train()
-    trainee = models.Trainee(
-        student, ("ce", "logit", "hidden"), Distillation(pairs=((1, 0),)), (models.FeatureShape(6, (8, 8), True),)
+    trainee = students.Trainee(
+        student, ("ce", "logit", "hidden"), Distillation(pairs=((1, 0),)), (students.FeatureShape(6, (8, 8), True),)
     )
     pattern(trainee.auxiliary)
     feature = torch.rand(6, 6, 8, 8)
@@ -105,8 +106,8 @@ def test_gradient_reaches_the_student_only():
     teacher = Teacher(pattern(timm.create_model("convnet_micro", widths=(8, 16, 16), num_classes=5)), stages=(0,))
     before = {k: v.clone() for k, v in teacher.state_dict().items()}
     student = timm.create_model("dearkd_tiny_patch16_224", num_heads=4, n_mhca=1, **SMALL)
-    trainee = models.Trainee(
-        student, ("ce", "logit", "hidden"), Distillation(pairs=((1, 0),)), (models.FeatureShape(8, (32, 32), True),)
+    trainee = students.Trainee(
+        student, ("ce", "logit", "hidden"), Distillation(pairs=((1, 0),)), (students.FeatureShape(8, (32, 32), True),)
     )
     seen = teacher.train()(images)
     scale = FeatureScale("rms", 1)
@@ -135,17 +136,17 @@ def test_ln_normalises_channels_at_each_position():
 
 
 def test_the_losses_of_the_plan_are_those_that_have_a_function():
-    assert set(TERMS) == set(spec.LOSSES)
+    assert set(TERMS) == set(LOSSES)
 
 
 def test_a_loss_of_another_name_is_refused_with_the_nearest():
-    stage = matrix.load("digits").runs["dearkd-Ti"].stages[0]
+    stage = experiments.load("digits").runs["dearkd-Ti"].stages[0]
     with pytest.raises(InputError, match="stage I: unknown loss 'lgoit'; did you mean 'logit'"):
         dataclasses.replace(stage, losses=(("ce", 0.5), ("lgoit", 1.0)))
 
 
 def test_losses_need_what_they_compare_with():
-    run = matrix.load("digits").runs["dearkd-Ti"]
+    run = experiments.load("digits").runs["dearkd-Ti"]
     for change, message in (({"teacher": None}, "logit needs a teacher"), ({"distillation": None}, "a Distillation")):
         with pytest.raises(InputError, match=message):
             dataclasses.replace(run, stages=(dataclasses.replace(run.stages[0], **change),))

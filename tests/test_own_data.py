@@ -17,10 +17,14 @@ from conftest import PROJECT, copy_project
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dearkd import data, fetch, jobs, matrix, record, savings, tables
-from dearkd.matrix import load_scale
+from dearkd import record
+from dearkd.data import datasets
+from dearkd.jobs import fetch, workflow
+from dearkd.plan import experiments
+from dearkd.plan.experiments import load_scale
+from dearkd.plan.stage import Teacher, Training
+from dearkd.report import savings, tables
 from dearkd.schema import InputError, override
-from dearkd.spec import Teacher, Training
 
 MINE = """
 extends: custom
@@ -86,15 +90,15 @@ def test_a_cnn_with_weights_of_ones_own_teaches(folder):
     values = yaml.safe_load(Path("mine.yaml").read_text())
     values["teachers"]["main"] = {"model": "resnet10t", "weights": "cnn.safetensors", "training": None}
     Path("mine.yaml").write_text(yaml.safe_dump(values))
-    whole = matrix.load("mine.yaml")
-    jobs.subset(whole, "main")
-    jobs.teacher(whole, "main")
-    jobs.train(whole, whole.runs["dearkd-Ti"], 0, "I")
+    whole = experiments.load("mine.yaml")
+    workflow.subset(whole, "main")
+    workflow.teacher(whole, "main")
+    workflow.train(whole, whole.runs["dearkd-Ti"], 0, "I")
     taught = record.read(Path("results/mine/runs/dearkd-Ti/seed0/I.json"))["teacher"]
     assert taught["weights_sha256"] == record.read(Path("results/mine/teachers/main.json"))["weights_sha256"]
     save_file(timm.create_model("resnet10t", num_classes=5).state_dict(), "cnn.safetensors")
     with pytest.raises(InputError, match=r"cnn\.safetensors.*fc"):
-        jobs.teacher(whole, "main")
+        workflow.teacher(whole, "main")
 
 
 def test_a_cnn_is_fine_tuned_from_weights_of_another_task(folder):
@@ -106,9 +110,9 @@ def test_a_cnn_is_fine_tuned_from_weights_of_another_task(folder):
     values["teachers"]["main"] |= {"start": "elsewhere.safetensors"}
     values["teachers"]["main"]["training"] |= {"lr": 1e-9, "weight_decay": 0.0}
     Path("mine.yaml").write_text(yaml.safe_dump(values))
-    whole = matrix.load("mine.yaml")
-    jobs.subset(whole, "main")
-    jobs.train(whole, whole.runs["teacher-main"], 0, "I")
+    whole = experiments.load("mine.yaml")
+    workflow.subset(whole, "main")
+    workflow.train(whole, whole.runs["teacher-main"], 0, "I")
     trained = load_file(whole.paths.state("teacher-main", 0, "I") / "student.safetensors")
     for name, parameter in net.named_parameters():
         if name.startswith("fc."):
@@ -121,10 +125,10 @@ def test_a_cnn_is_fine_tuned_from_weights_of_another_task(folder):
     Path("elsewhere.safetensors").unlink()
     assert [n.name for n in fetch.needs(whole) if n.missing] == [*missing, "weights resnet10t"]
     with pytest.raises(InputError, match=r"elsewhere\.safetensors: weights are missing"):
-        jobs.train(whole, whole.runs["teacher-main"], 1, "I")
+        workflow.train(whole, whole.runs["teacher-main"], 1, "I")
     save_file({"conv1.weight": torch.zeros(2)}, "elsewhere.safetensors")
     with pytest.raises(InputError, match=r"elsewhere\.safetensors: weights of another network"):
-        jobs.train(whole, whole.runs["teacher-main"], 1, "I")
+        workflow.train(whole, whole.runs["teacher-main"], 1, "I")
 
 
 def test_what_weights_and_start_are_for_is_said():
@@ -139,10 +143,10 @@ def test_what_weights_and_start_are_for_is_said():
 
 def test_the_test_images_are_a_share_of_each_class_and_stay_the_same(folder, images):
     spec = load_scale("mine.yaml").data["main"]
-    sets = data.read(spec)
+    sets = datasets.read(spec)
     assert [np.bincount(sets[s].labels).tolist() for s in ("train", "test")] == [[48] * 3, [12] * 3]
     assert not set(sets["train"].names) & set(sets["test"].names)
-    assert data.read(spec)["test"].names == sets["test"].names
+    assert datasets.read(spec)["test"].names == sets["test"].names
     for i, mode in enumerate({sets["train"].open(i, 3).mode for i in range(len(sets["train"]))}):
         assert (i, mode) == (0, "RGB")
 
@@ -163,7 +167,7 @@ def test_a_scale_that_does_not_fit_the_folder_is_one_sentence(folder, values, sa
     mine["data"]["main"] |= values
     Path("mine.yaml").write_text(yaml.safe_dump(mine))
     with pytest.raises(InputError, match=said):
-        data.read(load_scale("mine.yaml").data["main"])
+        datasets.read(load_scale("mine.yaml").data["main"])
 
 
 def test_an_empty_class_and_too_few_images_are_named(folder, tmp_path):
@@ -176,13 +180,13 @@ def test_an_empty_class_and_too_few_images_are_named(folder, tmp_path):
     mine["fractions"] = [100]
     Path("mine.yaml").write_text(yaml.safe_dump(mine))
     with pytest.raises(InputError, match="few/b: no images of this class"):
-        data.read(load_scale("mine.yaml").data["main"])
+        datasets.read(load_scale("mine.yaml").data["main"])
     for i in range(3):
         Image.new("L", (8, 8)).save(tmp_path / "few/b" / f"{i}.png")
-    whole = matrix.load("mine.yaml")
-    jobs.subset(whole, "main")
+    whole = experiments.load("mine.yaml")
+    workflow.subset(whole, "main")
     with pytest.raises(InputError, match="shows 2 images, fewer than one batch of 32; lower `batch`"):
-        jobs.train(whole, whole.runs["deit-Ti"], 0, "I")
+        workflow.train(whole, whole.runs["deit-Ti"], 0, "I")
 
 
 # ---------------------------------------------------------------------------------------------- what was saved
@@ -210,9 +214,9 @@ def described(accuracy, tested=0, seeds=2, step=2.0, classes=10):
 
     Of two seeds one lies `step` / 2 above and one below for every method, so that their differences are equal.
     """
-    scale = matrix.load("digits").scale
+    scale = experiments.load("digits").scale
     data = {**scale.data, "main": dataclasses.replace(scale.data["main"], classes=classes)}
-    whole = dataclasses.replace(matrix.load("digits"), scale=dataclasses.replace(scale, data=data))
+    whole = dataclasses.replace(experiments.load("digits"), scale=dataclasses.replace(scale, data=data))
     lines = [
         {"run": cell.run, "seed": seed, "tested": tested or None, "top1": top1 + step * (seed - (seeds - 1) / 2)}
         for row in whole.tables["table2"].rows
@@ -298,19 +302,19 @@ def test_nothing_learned_and_nothing_left_to_learn_are_no_saving():
 
 
 def test_what_is_committed_is_what_the_records_say():
-    whole = matrix.load("digits")
+    whole = experiments.load("digits")
     said = savings.describe(whole, tables.values_of(whole, "table2"))
     assert (whole.paths.results / "savings.md").read_text() == "".join(f"- {line}\n" for line in said)
 
 
 def test_a_teacher_near_chance_is_named(folder_with_digits, monkeypatch):
-    whole = matrix.load("digits")
+    whole = experiments.load("digits")
     assert savings._teacher(whole) == []
     path = whole.paths.teacher("main")
     scale = Path("workflow/scales/digits.yaml")
     scale.write_text(scale.read_text().replace("top1: 98\n", "top1: 16\n"))
     record.write(path, {**(found := record.read(path)), "top1": 16.0, "spec": {**found["spec"], "top1": 16.0}})
-    whole = matrix.load("digits")
+    whole = experiments.load("digits")
     assert savings._teacher(whole) == ["The teacher is right on 16.0 % of its images, close to chance (10.0 %)."]
 
 
@@ -326,8 +330,8 @@ def folder_with_digits(tmp_path, monkeypatch):
 def test_nothing_is_said_of_what_was_not_measured():
     assert len(described({**curve(50, 60, 70, 80), "DeiT-Ti": 65.0})) == 1
     assert described({("DearKD-Ti", 10): 50.0, "DeiT-Ti": 65.0}) == []
-    whole = matrix.load("digits")
-    tenth = matrix.load(override(whole.scale, {"fractions": [10]}, "test"))
+    whole = experiments.load("digits")
+    tenth = experiments.load(override(whole.scale, {"fractions": [10]}, "test"))
     values = pd.DataFrame([{"run": "deit-Ti-f10", "seed": 0, "top1": 50.0}])
     assert savings.describe(tenth, values) == [
         "No row has all images: put 100 among the scale's fractions to see what was saved."
@@ -337,4 +341,4 @@ def test_nothing_is_said_of_what_was_not_measured():
 def test_custom_yaml_has_nothing_to_edit_but_the_marked_lines():
     text = (PROJECT / "workflow/scales/custom.yaml").read_text()
     assert text.count("# EDIT") == 4 and text.count("# CHOOSE") == 3
-    assert matrix.load("custom").tables.keys() == {"table1", "table2"}
+    assert experiments.load("custom").tables.keys() == {"table1", "table2"}

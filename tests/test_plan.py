@@ -10,10 +10,10 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from dearkd.matrix import MATRIX, load, load_scale, run_name
-from dearkd.recipes import METHODS
+from dearkd.plan.experiments import MATRIX, load, load_scale, run_name
+from dearkd.plan.methods import METHODS
+from dearkd.plan.stage import Stage
 from dearkd.schema import InputError, build, deviations, override, to_json
-from dearkd.spec import Stage
 
 
 @pytest.fixture

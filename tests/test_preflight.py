@@ -6,17 +6,18 @@ import pytest
 import timm
 import torch
 
-from dearkd import matrix, spec, teachers
-from dearkd.preflight import preflight
+from dearkd.jobs.preflight import preflight
+from dearkd.model import teachers
+from dearkd.plan import experiments, stage
 from dearkd.schema import InputError, override
 
 
 def changed(changes, **models):
     """The smoke scale's plan of Table 1 after changes."""
-    scale = dataclasses.replace(override(matrix.load_scale("smoke"), changes, "own"), only=("table1",))
+    scale = dataclasses.replace(override(experiments.load_scale("smoke"), changes, "own"), only=("table1",))
     cnn = dataclasses.replace(scale.teachers["main"], **models.get("teacher", {}))
     students = {name: dataclasses.replace(s, **models.get("student", {})) for name, s in scale.students.items()}
-    return matrix.load(dataclasses.replace(scale, teachers={"main": cnn}, students=students))
+    return experiments.load(dataclasses.replace(scale, teachers={"main": cnn}, students=students))
 
 
 def test_a_plan_that_can_be_built_passes():
@@ -45,7 +46,7 @@ def test_what_timm_refuses_is_refused_before_training(changes, models, message):
 
 @pytest.mark.parametrize("model, smallest", [("inception_v3", 75), ("vgg11_bn", 32), ("dla46_c", 31)])
 def test_a_cnn_that_needs_larger_images_says_which(model, smallest):
-    teacher = spec.Model(name=model, args=(("in_chans", 1), ("num_classes", 3)), init="timm")
+    teacher = stage.Model(name=model, args=(("in_chans", 1), ("num_classes", 3)), init="timm")
     with pytest.raises(InputError, match=f"{model}: .* images of 12 pixels, it needs {smallest} or more"):
         teachers.probe(teacher, 12, 1)
     assert len(teachers.probe(teacher, smallest, 1)) >= 4
@@ -54,5 +55,5 @@ def test_a_cnn_that_needs_larger_images_says_which(model, smallest):
 def test_a_probe_gives_the_shapes_that_real_images_have():
     torch.manual_seed(0)
     real = teachers.Teacher(timm.create_model("resnet10t")).feature_shapes(torch.zeros(1, 3, 64, 64))
-    found = teachers.probe(spec.Model(name="resnet10t", init="timm"), 64, 3)
+    found = teachers.probe(stage.Model(name="resnet10t", init="timm"), 64, 3)
     assert found == [(shape.channels, *shape.size) for shape in real]

@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-from dearkd import priors
+from dearkd.model import priors
 
 
 def one_pixel(height=3, width=3):
@@ -134,21 +134,23 @@ def test_classification_is_cross_entropy_of_each_group():
 
 def test_no_term_of_the_paper_swamps_the_others_at_the_start(net):
     """Eq. 11 on raw features would: its gradient has norm 50, and nothing bounds it."""
-    from dearkd import recipes, synthesize, teachers
-    from dearkd.spec import Data, Phase, Source, Synthesis, Teacher
+    from dearkd.jobs.inversion import Inversion, classes_of
+    from dearkd.model import teachers
+    from dearkd.plan import methods
+    from dearkd.plan.stage import Data, Phase, Source, Synthesis, Teacher
 
     recipe = Synthesis(batch_classes=2, per_class=4, images=8, phases=(Phase(size=64, iterations=1, lr=0.1),))
     data = Data(kind="folder", classes=5, image_size=64)
     source = Source(
         name="df_dearkd",
-        terms=recipes.terms(recipe, "df_dearkd"),
+        terms=methods.terms(recipe, "df_dearkd"),
         recipe=recipe,
         data=data,
         teacher_name="main",
         teacher=Teacher(model="resnet18", top1=0.0),
     )
-    labels = torch.tensor([synthesize.classes_of(0, recipe, range(5), 0)])
-    inversion = synthesize.Inversion(source, 0, [0], labels, teachers.Teacher(net))
+    labels = torch.tensor([classes_of(0, recipe, range(5), 0)])
+    inversion = Inversion(source, 0, [0], labels, teachers.Teacher(net))
     inversion.advance()
     assert set(inversion.first) == {"ce", "tv", "l2", "r_bn", "easy_positive", "triplet"}
     assert max(abs(v[0]) for v in inversion.first.values()) < 100 * inversion.first["ce"][0]

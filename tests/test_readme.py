@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dearkd import matrix
+from dearkd.plan import experiments
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/performance.md"])
@@ -33,6 +33,6 @@ def test_every_link_of_the_documentation_leads_somewhere():
 
 
 def test_everything_shown_has_its_caption_for_the_report():
-    whole = matrix.load("digits")
+    whole = experiments.load("digits")
     captions = {path.stem for path in Path("workflow/report").glob("*.rst")}
     assert captions == {*whole.tables, *whole.figures, "claims", "shown"}

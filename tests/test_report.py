@@ -15,8 +15,11 @@ import pytest
 from conftest import PROJECT, copy_project
 from hostile import HOSTILE, Read, typeset
 
-from dearkd import claims, escaping, figures, matrix, report, savings, tables, verdicts
 from dearkd.__main__ import main
+from dearkd.plan import experiments
+from dearkd.report import escaping, figures, savings, tables
+from dearkd.report import page as report
+from dearkd.report.claims import judge, verdicts
 from dearkd.schema import InputError
 
 
@@ -67,7 +70,7 @@ def test_the_page_needs_nothing_but_itself_and_its_links_lead_to_files(there, ca
 
 
 def test_it_shows_every_table_figure_and_claim_as_they_lie_there(there):
-    whole = matrix.load("digits")
+    whole = experiments.load("digits")
     page = Page(report.write(whole).read_text())
     shown = {base64.b64decode(image.partition(",")[2]) for image in page.images}
     assert shown == {Path(f"figures/digits/{name}.png").read_bytes() for name in (*whole.figures, "claims")}
@@ -80,7 +83,7 @@ def test_it_shows_every_table_figure_and_claim_as_they_lie_there(there):
 
 
 def test_its_costs_are_the_sums_of_the_records(there):
-    whole = matrix.load("digits")
+    whole = experiments.load("digits")
     text = " ".join(Page(report.write(whole).read_text()).text.split())
     folder = Path("results/digits/runs")
     planned = [
@@ -117,7 +120,7 @@ def named(value, name):
 def test_words_of_others_are_text_wherever_they_go(there):
     """Titles, labels, summary, claims: in Markdown and LaTeX, letter by letter; all that is hostile in one name."""
     name = " ".join(HOSTILE)
-    whole = matrix.load("digits")
+    whole = experiments.load("digits")
     whole = dataclasses.replace(
         whole, tables=named(whole.tables, name), scale=dataclasses.replace(whole.scale, summary=f"summary {name}")
     )
@@ -137,7 +140,7 @@ def test_words_of_others_are_text_wherever_they_go(there):
     lines = savings.describe(whole, tables.values_of(whole, "table2"))
     html = Read("".join(report.MARKDOWN.render(f"- {line}") for line in lines))
     assert set(html.tags) <= {"ul", "li"} and html.text.count(said) >= 4
-    judged = claims.frame(matrix.load("noisy-digits")).assign(statement=name, source=name)
+    judged = judge.frame(experiments.load("noisy-digits")).assign(statement=name, source=name)
     html = Read(report.MARKDOWN.render(verdicts.to_markdown(whole, judged)))
     assert "script" not in html.tags and "img" not in html.tags and "a" not in html.tags
     assert " ".join(html.text.split()).count(said) >= 2 * len(judged)
@@ -146,7 +149,7 @@ def test_words_of_others_are_text_wherever_they_go(there):
 def test_the_whole_page_runs_nothing_that_a_file_says(there, monkeypatch):
     """Every text file that the page is made of says something hostile, the run of a record too."""
     bad = "<script>alert(1)</script><img src=x onerror=alert(2)> [a](javascript:alert(3))"
-    whole = matrix.load("digits")
+    whole = experiments.load("digits")
     scale = dataclasses.replace(whole.scale, summary=bad)
     kept = {p: p.read_text() for p in Path("results/digits").rglob("*.md")}
     csv = Path("results/digits/claims.csv")
@@ -177,10 +180,10 @@ def test_the_whole_page_runs_nothing_that_a_file_says(there, monkeypatch):
 @pytest.mark.parametrize("name", ["$a_b$ and $\\frac$ %s {0} ~", "__\\undefined $x"])
 def test_figures_draw_names_as_they_are(there, name):
     """A `$` starts no formula, which may be a wrong one; no label is left out."""
-    whole = matrix.load("digits")
+    whole = experiments.load("digits")
     frame = tables.tidy(whole.tables["table2"], tables.values_of(whole, "table2"))
     frame["row"] = name + " " + frame["row"]
-    judged = claims.frame(matrix.load("noisy-digits")).assign(statement=name)
+    judged = judge.frame(experiments.load("noisy-digits")).assign(statement=name)
     with plt.style.context([figures.STYLE, figures.PLAIN]):
         drawn, ax = plt.subplots()
         legend = figures.lines_against_data(ax, frame[frame["metric"] == "top1"], "mean", "sd").legend()
@@ -192,7 +195,7 @@ def test_figures_draw_names_as_they_are(there, name):
 
 
 def test_the_page_opens_with_the_tables_and_what_holds(there):
-    whole = matrix.load("digits")
+    whole = experiments.load("digits")
     text = report.write(whole).read_text()
     places = [text.index(f'id="{name}"') for name in ("table1", "table6", "claims", "savings", "figure1", "cost")]
     assert places == sorted(places)
@@ -200,7 +203,7 @@ def test_the_page_opens_with_the_tables_and_what_holds(there):
     assert "`" not in page.text.replace("```", ""), "what is code in a caption is code on the page"
     assert "Of 38 claims 12 hold, 2 fail" in " ".join(page.text.split())
     lines = re.findall(r"<li><b.*?</li>", text)
-    measured = claims.frame(whole)["verdict"].ne("not measured").sum()
+    measured = judge.frame(whole)["verdict"].ne("not measured").sum()
     assert len(lines) == measured and "C01" in lines[0] and "holds" in lines[0]
 
 
@@ -211,6 +214,6 @@ def test_a_missing_part_is_named_with_the_command_that_makes_it(there, lost):
     path.unlink()
     try:
         with pytest.raises(InputError, match=rf"{lost}: missing; write it with .*scale=digits -- {path.stem}"):
-            report.write(matrix.load("digits"))
+            report.write(experiments.load("digits"))
     finally:
         path.write_bytes(kept)

@@ -11,8 +11,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from dearkd import commands, record, results, tables, verify
-from dearkd.matrix import load
+from dearkd import record
+from dearkd.plan import commands, verify
+from dearkd.plan.experiments import load
+from dearkd.report import records, tables
 from dearkd.schema import InputError
 
 
@@ -28,7 +30,7 @@ def dearkd(whole):
 
 def test_a_measured_run_is_read(project):
     whole = load("smoke")
-    frame = results.load(whole, dearkd(whole))
+    frame = records.load(whole, dearkd(whole))
     assert frame[["run", "seed"]].values.tolist() == [["dearkd-Ti", 0]]
     with (project / "results/smoke/runs/dearkd-Ti/seed0/predictions.csv").open() as file:
         lines = list(csv.DictReader(file))
@@ -65,7 +67,7 @@ def test_what_does_not_fit_is_refused_with_the_way_out(project, file, change, me
     edit(project / "results/smoke/runs/dearkd-Ti/seed0" / file, change)
     whole = load("smoke")
     with pytest.raises(InputError, match=message) as error:
-        results.load(whole, dearkd(whole))
+        records.load(whole, dearkd(whole))
     assert "make it again: python -m dearkd" in str(error.value)
 
 
@@ -77,11 +79,11 @@ def test_the_way_out_makes_the_record_again(project):
     )
     whole, teacher = load("smoke"), (project / "results/smoke/teachers/main.json").read_bytes()
     with pytest.raises(InputError, match=r"I.json: stale record \(training.lr: 0.006 recorded, 0.005 planned") as error:
-        results.load(whole, dearkd(whole))
+        records.load(whole, dearkd(whole))
     printed = str(error.value).split("make it again: ")[1]
     assert printed.count(" && ") == 2, "two stages and the evaluation"
     subprocess.run(printed.replace("python ", f"{sys.executable} "), shell=True, check=True, stdout=subprocess.DEVNULL)
-    assert len(results.load(whole, dearkd(whole))) == 1
+    assert len(records.load(whole, dearkd(whole))) == 1
     assert (project / "results/smoke/teachers/main.json").read_bytes() == teacher
 
 
@@ -120,7 +122,7 @@ def test_a_seed_copied_from_another_is_no_second_seed(project):
     seeds(project)
     whole = load("smoke")
     with pytest.raises(InputError, match=r"seed1/I.json: stale record \(it is of seed 0, not 1\)"):
-        results.load(whole, dearkd(whole))
+        records.load(whole, dearkd(whole))
 
 
 @pytest.mark.parametrize(
@@ -133,7 +135,7 @@ def test_a_record_of_another_place_is_refused(project, name, key, wrong):
     edit(project / f"results/smoke/runs/dearkd-Ti/seed0/{name}.json", lambda v: v.update({key: wrong}))
     whole = load("smoke")
     with pytest.raises(InputError, match=rf"{name}.json: stale record \(it is of {key} {wrong}, not "):
-        results.load(whole, dearkd(whole))
+        records.load(whole, dearkd(whole))
 
 
 @pytest.mark.parametrize("metric", ["top1", "top5"])
@@ -142,7 +144,7 @@ def test_an_accuracy_that_the_predictions_do_not_give_is_refused(project, metric
     edit(project / "results/smoke/runs/dearkd-Ti/seed0/metrics.json", lambda v: v["metrics"].update({metric: forged}))
     whole = load("smoke")
     with pytest.raises(InputError, match=rf"metrics.json: (stale record \(it says {metric} |not a whole record)"):
-        results.load(whole, dearkd(whole))
+        records.load(whole, dearkd(whole))
 
 
 def old(path):
@@ -159,7 +161,7 @@ def test_predictions_that_are_others_are_refused(project, change, age):
     if age == "old":
         old(path.with_name("metrics.json"))
     whole = load("smoke")
-    results.load(whole, dearkd(whole))
+    records.load(whole, dearkd(whole))
     lines = path.read_text().splitlines(keepends=True)
     number = next(i for i, line in enumerate(lines) if line.split(",")[1] == line.split(",")[2])
     image, label, _, rest = lines[number].split(",")
@@ -173,7 +175,7 @@ def test_predictions_that_are_others_are_refused(project, change, age):
     }[change]
     path.unlink() if changed is None else path.write_text("".join(changed))
     with pytest.raises(InputError, match=r"predictions\.csv|metrics\.json"):
-        results.load(whole, dearkd(whole))
+        records.load(whole, dearkd(whole))
 
 
 def test_any_byte_of_a_record_that_changes_is_noticed(project):
@@ -198,7 +200,7 @@ def test_a_field_that_is_missing_or_of_another_type_is_a_sentence(project, name)
             changed = {k: v for k, v in values.items() if k != key} | ({key: wrong} if wrong is not ... else {})
             record.write(path, changed)
             with pytest.raises(InputError, match=rf"{name}\.json: "):
-                results.load(whole, dearkd(whole))
+                records.load(whole, dearkd(whole))
             record.write(path, values)
 
 
@@ -206,8 +208,8 @@ def test_a_field_that_is_missing_or_of_another_type_is_a_sentence(project, name)
 def test_every_committed_record_fits_its_plan_and_its_files(scale):
     whole = load(scale)
     runs, written = list(whole.runs.values()), list(whole.paths.results.glob("runs/*/*/metrics.json"))
-    assert len(results.load(whole, runs)) == len(written) and (len(results.curves(whole, runs)) or not written)
-    described = results.diversity(whole, ["real", *whole.sources])
+    assert len(records.load(whole, runs)) == len(written) and (len(records.curves(whole, runs)) or not written)
+    described = records.diversity(whole, ["real", *whole.sources])
     assert len(described) == len(list(whole.paths.results.glob("images/*/*/diversity.json")))
     for path in whole.paths.results.glob("images/*/*/shard-*.json"):
         verify.shard(whole, path.parts[-3], int(path.parts[-2].removeprefix("seed")), int(path.stem[-4:]))
@@ -219,14 +221,14 @@ def test_data_written_down_anew_refuses_what_was_trained_before(project):
     edit(project / "results/smoke/subsets/main/data.json", lambda v: v["sha256"].update(test="0"))
     whole = load("smoke")
     with pytest.raises(InputError, match=r"I.json: stale record \(the images of main are others now"):
-        results.load(whole, dearkd(whole))
+        records.load(whole, dearkd(whole))
 
 
 def test_a_changed_teacher_is_refused(project):
     edit(project / "results/smoke/teachers/main.json", lambda v: v["spec"].update(top1=99.0))
     whole = load("smoke")
     with pytest.raises(InputError, match=r"teachers/main.json: stale record \(top1: 99.0 recorded, 50.0 planned"):
-        results.load(whole, dearkd(whole))
+        records.load(whole, dearkd(whole))
 
 
 def test_a_field_that_came_later_is_at_its_default(project):
@@ -238,7 +240,7 @@ def test_a_field_that_came_later_is_at_its_default(project):
 
         edit(project / f"results/smoke/runs/dearkd-Ti/seed0/{name}.json", forget)
     whole = load("smoke")
-    assert len(results.load(whole, dearkd(whole))) == 1
+    assert len(records.load(whole, dearkd(whole))) == 1
 
 
 def test_a_broken_record_is_named(project):
@@ -246,7 +248,7 @@ def test_a_broken_record_is_named(project):
     path.write_text(path.read_text()[:100])
     whole = load("smoke")
     with pytest.raises(InputError, match=r"I.json: not a whole record"):
-        results.load(whole, dearkd(whole))
+        records.load(whole, dearkd(whole))
 
 
 def test_a_record_names_the_gpu_and_the_command_of_its_process(monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from benchmarks import search
-from dearkd import data
+from dearkd.data import datasets
 from dearkd.schema import InputError, fingerprint
 
 ROW = {"method": "deit", "student": "Ti"}
@@ -85,7 +85,7 @@ def test_a_search_trains_goes_on_and_never_sees_a_test_image(tmp_path, monkeypat
     assert search.table(lines).count("| short |") == 2
 
     # In this process, from the checkpoint: the numbers again, with every test image taken away.
-    read = data.read
+    read = datasets.read
     monkeypatch.setattr(search.data, "read", lambda spec: {"train": read(spec)["train"]})
     again = search.run(tasks[0], time.time() + 300, kept)
     assert str(again["validation_top1"]) == lines[0]["validation_top1"]

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from conftest import PROJECT, copy_project
 
-from dearkd import matrix, recipes
-from dearkd.matrix import load_scale
+from dearkd.plan import experiments, methods
+from dearkd.plan.experiments import load_scale
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +68,13 @@ def test_it_loads_nothing_from_elsewhere(site):
 
 
 def test_every_module_has_a_page_with_its_functions(site):
-    for path in Path("dearkd").glob("*.py"):
+    for path in Path("dearkd").rglob("*.py"):
         if path.stem == "__init__":
             continue
-        page = (site / f"reference/{path.stem}/index.html").read_text()
+        module = ".".join(path.with_suffix("").parts[1:])
+        page = (site / f"reference/{module}/index.html").read_text()
         for name in defined(path):
-            assert f'id="dearkd.{path.stem}.{name}"' in page, f"{path}: {name}"
+            assert f'id="dearkd.{module}.{name}"' in page, f"{path}: {name}"
 
 
 def defined(path):
@@ -118,19 +119,19 @@ def example(title):
 
 def test_the_example_of_a_row_adds_one_run(tmp_path):
     (row,) = yaml.safe_load(example("workflow/experiments.yaml, tables.table1.rows"))
-    values = yaml.safe_load(matrix.MATRIX.read_text())
-    before = matrix.load("digits")
+    values = yaml.safe_load(experiments.MATRIX.read_text())
+    before = experiments.load("digits")
     values["tables"]["table1"]["rows"].append(row)
     (tmp_path / "experiments.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-    after = matrix.load("digits", tmp_path / "experiments.yaml")
+    after = experiments.load("digits", tmp_path / "experiments.yaml")
     (added,) = after.runs.keys() - before.runs.keys()
     assert dict(after.runs[added].stages[0].model.args)["rpe"] == (("drop", 0.0),)
     assert after.tables["table1"].rows[-1].label == "no RPE dropout"
 
 
 def test_the_example_of_a_method_is_a_method():
-    names = {**vars(recipes), "METHODS": dict(recipes.METHODS)}
-    exec("from __future__ import annotations\n" + example("dearkd/recipes.py"), names)
+    names = {**vars(methods), "METHODS": dict(methods.METHODS)}
+    exec("from __future__ import annotations\n" + example("dearkd/plan/methods.py"), names)
     first, second = names["METHODS"]["decision_throughout"](load_scale("digits"), "Ti")
     assert dict(first.losses) == {"ce": 0.5, "logit": 0.5, "hidden": 4.0}
     assert dict(second.losses) == {"ce": 0.5, "logit": 0.5} and second.teacher is not None
@@ -142,7 +143,7 @@ def test_the_example_of_a_scale_is_one(tmp_path, monkeypatch):
     copy_project(tmp_path)
     monkeypatch.chdir(tmp_path)
     Path("workflow/scales/digits-16.yaml").write_text(written)
-    plan = matrix.load("digits-16")
+    plan = experiments.load("digits-16")
     assert plan.tables.keys() == {"table2"} and plan.figures.keys() == {"figure1"}
     args = dict(plan.runs["dearkd-Ti"].stages[0].model.args)
     assert (args["img_size"], args["patch_size"], args["depth"]) == (16, 4, 3)

@@ -9,7 +9,9 @@ import time
 
 import pytest
 
-from dearkd import matrix, record, status
+from dearkd import record
+from dearkd.plan import experiments
+from dearkd.report import status
 
 STATUS = [sys.executable, "-m", "dearkd", "status", "--scale", "smoke"]
 TRAIN = [sys.executable, "-m", "dearkd", "train", "deit-Ti", "--scale", "smoke", "--seed", "0", "--stage", "I"]
@@ -43,7 +45,7 @@ def test_done_missing_and_stale(project):
     assert not line_of(before, "dearkd-Ti") and line_of(before, "deit-Ti").startswith("missing")
     done = before.splitlines()[-1]
     assert "3 done" in done and "missing" in done  # the teacher and both stages of DearKD
-    path = matrix.load("smoke").paths.stage("dearkd-Ti", 0, "I")
+    path = experiments.load("smoke").paths.stage("dearkd-Ti", 0, "I")
     values = record.read(path)
     values["specs"][0]["training"]["lr"] = 1.0
     record.write(path, values)
@@ -52,7 +54,7 @@ def test_done_missing_and_stale(project):
 
 
 def test_running_then_stopped(project):
-    folder = matrix.load("smoke").paths.state("deit-Ti", 0, "I")
+    folder = experiments.load("smoke").paths.state("deit-Ti", 0, "I")
     process = subprocess.Popen([*TRAIN, "--save-seconds", "0"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     while len(list(folder.glob("step-*.pt"))) < 2:
         assert process.poll() is None
@@ -84,7 +86,7 @@ def standing(plan, held=False):
 
 def test_a_checkpoint_of_another_recipe_is_no_progress(project):
     """109 % of today's steps, or fewer: neither stopped nor running on it; its own attempts count."""
-    plan, now = matrix.load("smoke"), time.time() - 1000
+    plan, now = experiments.load("smoke"), time.time() - 1000
     folder, of = plan.paths.state("deit-Ti", 0, "I"), plan.runs["deit-Ti"].fingerprint("I")
     leave(folder, "attempt-0001.json", now, "another", 20, 46)
     assert standing(plan)[3:6] == ("missing", 0, 42) and "another recipe" in standing(plan).note

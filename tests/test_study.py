@@ -3,12 +3,13 @@
 import time
 
 from benchmarks import study
-from dearkd import matrix, record
+from dearkd import record
+from dearkd.plan import experiments
 
 
 def test_it_trains_what_is_missing_and_repeats_nothing(project, capsys):
     """DearKD-Ti is finished; of DeiT-Ti nothing is there."""
-    plan = matrix.load("smoke")
+    plan = experiments.load("smoke")
     before = plan.paths.stage("dearkd-Ti", 0, "I").read_bytes()
     until = time.time() + 600
     assert study.work("smoke", "dearkd-Ti", 0, until) and study.work("smoke", "deit-Ti", 0, until)
@@ -20,7 +21,7 @@ def test_it_trains_what_is_missing_and_repeats_nothing(project, capsys):
 
 def test_nothing_starts_after_the_time(project):
     assert not study.work("smoke", "deit-S", 0, until=0)
-    assert not matrix.load("smoke").paths.stage("deit-S", 0, "I").exists()
+    assert not experiments.load("smoke").paths.stage("deit-S", 0, "I").exists()
 
 
 def test_mistakes_are_one_sentence_and_what_is_left_out_is_said(project, capsys):

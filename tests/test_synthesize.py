@@ -23,31 +23,22 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 
-from dearkd import (
-    archive,
-    artifacts,
-    datafree,
-    describe,
-    disk,
-    invert,
-    jobs,
-    matrix,
-    recipes,
-    record,
-    results,
-    synthesize,
-    tables,
-    teachers,
-)
+from dearkd import disk, record
 from dearkd.__main__ import main
-from dearkd.checkpoint import Checkpoints
+from dearkd.data import image_archive
+from dearkd.jobs import image_sets, inputs, invert, synthesis, workflow
+from dearkd.jobs.inversion import Inversion, advice, classes_of, learning_rate, require_batchnorm
+from dearkd.model import teachers
+from dearkd.plan import experiments, methods
+from dearkd.plan.stage import Phase, Synthesis, Teacher
+from dearkd.report import records, tables
 from dearkd.schema import InputError, override
-from dearkd.spec import Phase, Synthesis, Teacher
+from dearkd.train.checkpoint import Checkpoints
 
 
 @pytest.fixture(scope="module")
 def whole(smoke_project):
-    return matrix.load("smoke")
+    return experiments.load("smoke")
 
 
 def make_teacher(plan):
@@ -57,13 +48,13 @@ def make_teacher(plan):
 
 def with_recipe(plan, name, **changes):
     scale = override(plan.scale, {f"synthesis.{k}": v for k, v in changes.items()}, "test")
-    return recipes.source(scale, name)
+    return methods.source(scale, name)
 
 
 def run(source, batches, teacher, steps=None, student=None, seed=0):
     classes = range(source.data.classes)
-    labels = torch.tensor([synthesize.classes_of(b, source.recipe, classes, seed) for b in batches])
-    inversion = synthesize.Inversion(source, seed, batches, labels, teacher, student)
+    labels = torch.tensor([classes_of(b, source.recipe, classes, seed) for b in batches])
+    inversion = Inversion(source, seed, batches, labels, teacher, student)
     while inversion.step < (inversion.total if steps is None else steps):
         inversion.advance()
     return inversion
@@ -71,15 +62,15 @@ def run(source, batches, teacher, steps=None, student=None, seed=0):
 
 def test_classes_are_different_within_a_batch_and_equally_frequent_over_all():
     recipe = Synthesis(batch_classes=6, per_class=7)
-    chosen = [synthesize.classes_of(b, recipe, range(12), 0) for b in range(8)]
+    chosen = [classes_of(b, recipe, range(12), 0) for b in range(8)]
     assert all(len(set(c)) == 6 and Counter(c).most_common(1)[0][1] == 7 for c in chosen)
     assert set(Counter(c for classes in chosen for c in classes).values()) == {4 * 7}
-    assert chosen != [synthesize.classes_of(b, recipe, range(12), 1) for b in range(8)]
+    assert chosen != [classes_of(b, recipe, range(12), 1) for b in range(8)]
 
 
 def test_learning_rate_warms_up_and_ends_near_zero():
     phase = Phase(size=8, iterations=100, lr=0.5)
-    rates = [synthesize.learning_rate(phase, i, 20) for i in range(100)]
+    rates = [learning_rate(phase, i, 20) for i in range(100)]
     assert rates[0] == pytest.approx(0.025) and max(rates) == pytest.approx(0.5) and rates[99] < 0.001
     assert rates.index(max(rates)) in (19, 20)
 
@@ -144,12 +135,12 @@ def test_the_competing_student_changes_the_images_and_its_term_only_with_adi(pro
 
 def test_a_network_without_batchnorm_is_refused_with_the_reason(whole):
     with pytest.raises(InputError, match="no BatchNorm layers"):
-        synthesize.require_batchnorm(torch.nn.Linear(2, 2), "mixer")
+        require_batchnorm(torch.nn.Linear(2, 2), "mixer")
 
 
 def test_advice_names_a_better_weight():
-    assert synthesize.advice(Synthesis(r_bn=0.05), {"r_bn": [3.0]}) == ""
-    assert "`r_bn: 0.0016`" in synthesize.advice(Synthesis(r_bn=0.05), {"r_bn": [100.0]})
+    assert advice(Synthesis(r_bn=0.05), {"r_bn": [3.0]}) == ""
+    assert "`r_bn: 0.0016`" in advice(Synthesis(r_bn=0.05), {"r_bn": [100.0]})
 
 
 def test_a_loss_that_is_not_finite_names_its_term(project, whole):
@@ -169,7 +160,7 @@ def test_there_are_no_more_rounds_than_shards(whole):
 
 
 def test_a_shard_is_an_archive_whose_manifest_says_what_is_in_it(project, whole):
-    datafree.shard(whole, "df_dearkd", 0, 0)
+    synthesis.shard(whole, "df_dearkd", 0, 0)
     made = record.read(whole.paths.shard("df_dearkd", 0, 0))
     path = whole.paths.archive("df_dearkd", 0, 0)
     assert made["archive_sha256"] == disk.sha256(path) and made["images"] == 20
@@ -178,7 +169,7 @@ def test_a_shard_is_an_archive_whose_manifest_says_what_is_in_it(project, whole)
     with zipfile.ZipFile(path) as members:
         assert members.namelist() == [line["image"] for line in lines]
         pixels = np.asarray(Image.open(io.BytesIO(members.read(lines[3]["image"]))))
-    images, _ = artifacts.synthetic(whole, "df_dearkd", 0, shards=1)
+    images, _ = inputs.synthetic(whole, "df_dearkd", 0, shards=1)
     np.testing.assert_array_equal(images.pixels[3, :, :, 0], pixels)
     assert images.labels.tolist() == [int(line["label"]) for line in lines]
     normal = (torch.from_numpy(images.pixels).permute(0, 3, 1, 2) / 255 - 0.135) / 0.293
@@ -188,18 +179,18 @@ def test_a_shard_is_an_archive_whose_manifest_says_what_is_in_it(project, whole)
 
 def test_a_student_learns_from_synthetic_images_and_its_record_knows_which(project, whole):
     for shard in (0, 1):
-        datafree.shard(whole, "df_dearkd", 0, shard)
+        synthesis.shard(whole, "df_dearkd", 0, shard)
     run = whole.runs["dearkd-Ti-images~df_dearkd"]
     for stage in ("I", "II"):
-        jobs.train(whole, run, 0, stage)
-    jobs.evaluate(whole, run, 0)
+        workflow.train(whole, run, 0, stage)
+    workflow.evaluate(whole, run, 0)
     made = record.read(whole.paths.stage(run.name, 0, "I"))
     assert made["data"]["images"] == 40 and made["data"]["source"] == "df_dearkd"
-    assert len(results.load(whole, [run])) == 1
+    assert len(records.load(whole, [run])) == 1
     path = whole.paths.shard("df_dearkd", 0, 1)
     record.write(path, {**record.read(path), "archive_sha256": "0"})
     with pytest.raises(InputError, match=r"stale record .the images of df_dearkd are others now"):
-        results.load(whole, [run])
+        records.load(whole, [run])
 
 
 def test_adi_competes_with_the_student_of_the_round_before(project, whole):
@@ -208,21 +199,21 @@ def test_adi_competes_with_the_student_of_the_round_before(project, whole):
     assert {s.shards for s in whole.competitor("adi", 1).stages} == {1}
     assert whole.competitor("df_dearkd", 0) is None
     with pytest.raises(InputError, match=r"~deepinversion/seed0/I\.json: record is missing.* -- '.*/II\.json"):
-        datafree.shard(whole, "adi", 0, 0)
+        synthesis.shard(whole, "adi", 0, 0)
     run = whole.competitor("adi", 0)
     for shard in (0, 1):
-        datafree.shard(whole, "deepinversion", 0, shard)
+        synthesis.shard(whole, "deepinversion", 0, shard)
     for stage in run.stages:
-        jobs.train(whole, run, 0, stage.name)
-    datafree.shard(whole, "adi", 0, 0)
+        workflow.train(whole, run, 0, stage.name)
+    synthesis.shard(whole, "adi", 0, 0)
     made = record.read(whole.paths.shard("adi", 0, 0))
     assert made["student"]["run"] == run.name and "last_competition" in made["terms"][0]
 
 
 def test_a_verifier_in_the_students_place_is_recorded_and_named_in_the_tables(project):
-    whole = matrix.load(matrix.load_scale("smoke", {"synthesis": {"verifier": "main"}}))
+    whole = experiments.load(experiments.load_scale("smoke", {"synthesis": {"verifier": "main"}}))
     assert whole.competitor("adi", 0) is None and "adi-student-round1" not in whole.runs
-    datafree.shard(whole, "adi", 0, 0)
+    synthesis.shard(whole, "adi", 0, 0)
     made = record.read(whole.paths.shard("adi", 0, 0))
     assert made["student"]["verifier"] == "main"
     # teacher and verifier are one here: they agree on every image, whose competition is at its largest
@@ -235,10 +226,10 @@ def test_a_verifier_in_the_students_place_is_recorded_and_named_in_the_tables(pr
 
 def test_a_set_of_images_is_described_and_a_changed_recipe_refuses_the_description(project, whole):
     for shard in (0, 1):
-        datafree.shard(whole, "df_dearkd", 0, shard)
+        synthesis.shard(whole, "df_dearkd", 0, shard)
     for name in ("df_dearkd", "real"):
-        describe.describe(whole, name, 0)
-    frame = results.diversity(whole, ["real", "df_dearkd"]).set_index("run")
+        image_sets.describe(whole, name, 0)
+    frame = records.diversity(whole, ["real", "df_dearkd"]).set_index("run")
     assert frame.loc["df_dearkd", "teacher_top1"] == pytest.approx(
         np.mean([record.read(whole.paths.shard("df_dearkd", 0, i))["teacher_accuracy"] for i in (0, 1)])
     )
@@ -258,35 +249,35 @@ def test_a_set_of_images_is_described_and_a_changed_recipe_refuses_the_descripti
     path = whole.paths.diversity("df_dearkd", 0)
     record.write(path, {**record.read(path), "source_fingerprint": "0"})
     with pytest.raises(InputError, match=r"stale record .the recipe of its images has changed"):
-        results.diversity(whole, ["df_dearkd"])
+        records.diversity(whole, ["df_dearkd"])
 
 
 def test_images_made_again_leave_their_record_and_a_changed_record_is_written_anew(project, whole):
-    datafree.shard(whole, "df_dearkd", 0, 0)
+    synthesis.shard(whole, "df_dearkd", 0, 0)
     target, path = whole.paths.shard("df_dearkd", 0, 0), whole.paths.archive("df_dearkd", 0, 0)
     first, listed = target.read_bytes(), target.with_suffix(".csv").read_bytes()
     path.unlink()
     target.with_suffix(".csv").write_text("cut")
-    datafree.shard(whole, "df_dearkd", 0, 0)
+    synthesis.shard(whole, "df_dearkd", 0, 0)
     assert (target.read_bytes(), target.with_suffix(".csv").read_bytes()) == (first, listed) and path.is_file()
     record.write(target, {**record.read(target), "teacher_accuracy": 99.0})
-    datafree.shard(whole, "df_dearkd", 0, 0)
+    synthesis.shard(whole, "df_dearkd", 0, 0)
     assert record.read(target)["teacher_accuracy"] == json.loads(first)["teacher_accuracy"]
 
 
 def test_a_damaged_or_missing_archive_is_named(project, whole):
-    datafree.shard(whole, "deepinversion", 0, 0)
+    synthesis.shard(whole, "deepinversion", 0, 0)
     path = whole.paths.archive("deepinversion", 0, 0)
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(InputError, match=r"shard-0000\.zip: missing or not what .* make it again"):
-        artifacts.synthetic(whole, "deepinversion", 0, shards=1)
+        inputs.synthetic(whole, "deepinversion", 0, shards=1)
 
 
 def test_large_sets_are_read_member_by_member(tmp_path, monkeypatch):
-    monkeypatch.setattr(archive, "IN_MEMORY", 0)
+    monkeypatch.setattr(image_archive, "IN_MEMORY", 0)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
-    archive.write(tmp_path / "shard-0000.zip", pixels, ["a.png", "b.png", "c.png"])
-    images = archive.read(
+    image_archive.write(tmp_path / "shard-0000.zip", pixels, ["a.png", "b.png", "c.png"])
+    images = image_archive.read(
         [tmp_path / "shard-0000.zip"], [f"shard-0000.zip/{n}.png" for n in "abc"], np.array([0, 1, 2]), 3
     )
     assert images.pixels is None
@@ -298,9 +289,9 @@ def test_large_sets_are_read_member_by_member(tmp_path, monkeypatch):
 
 def test_equal_images_make_equal_archives(tmp_path):
     pixels = np.zeros((1, 4, 4, 1), dtype=np.uint8)
-    first = archive.write(tmp_path / "a.zip", pixels, ["x.png"])
+    first = image_archive.write(tmp_path / "a.zip", pixels, ["x.png"])
     time.sleep(0.01)
-    assert first == archive.write(tmp_path / "b.zip", pixels, ["x.png"])
+    assert first == image_archive.write(tmp_path / "b.zip", pixels, ["x.png"])
 
 
 def test_a_killed_shard_goes_on_to_the_same_images(project, tmp_path):
@@ -310,7 +301,7 @@ def test_a_killed_shard_goes_on_to_the_same_images(project, tmp_path):
         "extends: smoke\nname: slow\nsynthesis: {images: 40, per_class: 2, shard_batches: 2, rounds: 1, "
         "phases: [{size: 6, iterations: 300, lr: 0.2}, {size: 12, iterations: 300, lr: 0.2}]}\n"
     )
-    plan = matrix.load(str(scale))
+    plan = experiments.load(str(scale))
     for name in ("results", "checkpoints"):
         (project / name / "slow").symlink_to(project / name / "smoke")
     command = [sys.executable, "-m", "dearkd", "synthesize", "df_dearkd", "--scale", str(scale), "--save-seconds", "0"]
@@ -459,7 +450,7 @@ def test_equal_names_keep_their_own_folders(own):
     )
 )
 def test_no_two_classes_share_a_folder_on_any_file_system(names):
-    folders = archive.folders_of(names)
+    folders = image_archive.folders_of(names)
     assert len({unicodedata.normalize("NFC", f.casefold()) for f in folders}) == len(names)
     assert all(f.strip(". ") == f and f and not set(f) & set('/\\:*?"<>|\0\n') for f in folders)
 

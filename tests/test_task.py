@@ -15,14 +15,18 @@ from timm.task import ClassificationTask, TokenDistillationTask, load_task_ema_c
 from timm.utils import CheckpointSaver
 from torch import nn
 
-from dearkd import artifacts, matrix, models, optimise, record, teachers
-from dearkd.attention_cpu import unfuse_few_tokens
+from dearkd import record
+from dearkd.data.loader import Schedule, training_loader
+from dearkd.jobs import inputs
 from dearkd.keys import key_of, seed_all
-from dearkd.loader import Schedule, training_loader
-from dearkd.objective import FeatureScale, mean_squares, objective
+from dearkd.model import students, teachers
+from dearkd.model.attention_cpu import unfuse_few_tokens
+from dearkd.model.objective import FeatureScale, mean_squares, objective
+from dearkd.plan import experiments
+from dearkd.plan.stage import Distillation
 from dearkd.schema import InputError
-from dearkd.spec import Distillation
-from dearkd.task import DearKDTask
+from dearkd.train import optimise
+from dearkd.train.task import DearKDTask
 
 SHAPE = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 4, "num_classes": 5}
 DEARKD = {"n_mhca": 1, "rpe": {"drop": 0.0}}
@@ -55,13 +59,13 @@ def gradients(module):
 
 def test_task_trains_what_our_loop_trains(project):
     """Both stages of the smoke scale through the task give the loop's mean losses and final weights."""
-    plan = matrix.load("smoke")
+    plan = experiments.load("smoke")
     run = plan.runs["dearkd-Ti"]
     first, second = run.stages
-    images, _, draws = artifacts.real_images(plan, first, 0)
-    _, weights = artifacts.teacher_weights(plan, "main")
+    images, _, draws = inputs.real_images(plan, first, 0)
+    _, weights = inputs.teacher_weights(plan, "main")
     taught_by = teachers.build(first.teacher, first.data, weights).fold().net
-    net = models.create(first.model, 0)
+    net = students.create(first.model, 0)
     unfuse_few_tokens(net)
     recipe = first.training
     schedule = Schedule(len(images), draws, recipe.batch, recipe.micro_batch, recipe.augment.repeats, seed=0)
@@ -129,7 +133,7 @@ def test_one_step_is_trainee_and_objective(knobs):
     shapes = cnn.feature_shapes(images)
     net = student()
     torch.manual_seed(3)
-    trainee = models.Trainee(
+    trainee = students.Trainee(
         net, ("ce", "logit", "hidden"), knobs, tuple(shapes[stage] for _, stage in knobs.pairs)
     ).train()
     seen, scale = cnn(images), FeatureScale(knobs.hidden_norm, len(knobs.pairs))

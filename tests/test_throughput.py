@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from dearkd import throughput
-from dearkd.scale import Throughput
+from dearkd.jobs import throughput
+from dearkd.plan.scale import Throughput
 from dearkd.schema import InputError
 
 CPU = torch.device("cpu")

@@ -12,16 +12,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dearkd import jobs, matrix, models, optimise, record
-from dearkd import train as training
-from dearkd.checkpoint import Checkpoints
+from dearkd import record
+from dearkd.data.loader import training_loader
 from dearkd.disk import sha256
-from dearkd.loader import training_loader
-from dearkd.matrix import load_scale
-from dearkd.recipes import dearkd
+from dearkd.jobs import workflow
+from dearkd.model import students
+from dearkd.plan import experiments
+from dearkd.plan.experiments import load_scale
+from dearkd.plan.methods import dearkd
+from dearkd.plan.stage import Model, Training
 from dearkd.schema import InputError, override
-from dearkd.session import Session, Work
-from dearkd.spec import Model, Training
+from dearkd.train import loop as training
+from dearkd.train import optimise
+from dearkd.train.checkpoint import Checkpoints
+from dearkd.train.session import Session, Work
 
 
 def rates(recipe, stage=None, epochs=None):
@@ -64,9 +68,9 @@ def test_stage_two_continues_the_cosine_or_restarts_it():
 
 def second_stage(stage, before, project):
     """Stage II as it stands before its first step."""
-    from dearkd import data
+    from dearkd.data import datasets
 
-    images = data.read(stage.data)["train"].take(range(950))
+    images = datasets.read(stage.data)["train"].take(range(950))
     return Session(
         stage,
         0,
@@ -85,7 +89,7 @@ def second_stage(stage, before, project):
 
 
 def test_the_switch_keeps_weights_and_moments_and_drops_aligner_and_pooled_head(project):
-    whole = matrix.load("smoke")
+    whole = experiments.load("smoke")
     run = whole.runs["dearkd-Ti"]
     before = Checkpoints(whole.paths.state("dearkd-Ti", 0, "I")).load()
     assert any(k.startswith("aligner2") for k in before["auxiliary"]) and any(
@@ -103,12 +107,12 @@ def test_the_switch_keeps_weights_and_moments_and_drops_aligner_and_pooled_head(
 
 def test_a_step_that_overflows_leaves_weights_average_and_feature_scale_alone(project):
     """fp16 with a loss scale far too high: the scaler skips the step and lowers the scale."""
-    whole = matrix.load("smoke")
+    whole = experiments.load("smoke")
     run = whole.runs["dearkd-Ti"]
     stage = dataclasses.replace(
         run.stage("I"), training=dataclasses.replace(run.stage("I").training, ema=0.9, micro_batch=64)
     )
-    work, _ = jobs._gather(whole, run, 0, run.stage("I"))
+    work, _ = workflow._gather(whole, run, 0, run.stage("I"))
     work.checkpoints = Checkpoints(project / "elsewhere")
     session = Session(stage, 0, work)
     learner, average = session.trainee.student, session.ema.module
@@ -136,8 +140,8 @@ def test_exported_weights_hold_the_student_alone(project):
     from safetensors.torch import load_file
 
     weights = load_file("checkpoints/smoke/dearkd-Ti/seed0/I/student.safetensors")
-    stage = matrix.load("smoke").runs["dearkd-Ti"].stage("I")
-    assert weights.keys() == models.create(stage.model, 0).state_dict().keys()
+    stage = experiments.load("smoke").runs["dearkd-Ti"].stage("I")
+    assert weights.keys() == students.create(stage.model, 0).state_dict().keys()
 
 
 def train_command(*arguments):
@@ -211,7 +215,7 @@ def test_asked_to_stop_it_saves_and_says_so(project):
 
 def test_micro_batches_add_up_to_the_batch(project):
     """Without mixing and dropout, 64 images at once and twice 32 give the same weights up to rounding."""
-    whole = matrix.load("smoke")
+    whole = experiments.load("smoke")
     ends = []
     for micro_batch in (64, 32):
         scale = override(
@@ -233,11 +237,11 @@ def test_micro_batches_add_up_to_the_batch(project):
 
 def in_process(whole, stage, name, seed=0):
     """Train a stage of the smoke scale with its teacher; returns the final state."""
-    from dearkd import data, subsets
+    from dearkd.data import datasets, subsets
 
-    sets = data.read(stage.data)
+    sets = datasets.read(stage.data)
     images, _ = subsets.read(sets["train"], whole.paths.subsets("main"), f"train-{stage.fraction}")
-    teacher, features, _ = jobs._teacher(whole, stage)
+    teacher, features, _ = workflow._teacher(whole, stage)
     return training.train(
         stage,
         seed,
@@ -255,17 +259,17 @@ def in_process(whole, stage, name, seed=0):
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_term(project):
-    whole = matrix.load("smoke")
+    whole = experiments.load("smoke")
     scale = override(whole.scale, {"training.lr": 1e9, "training.clip": 0, "training.warmup_epochs": 0}, "test")
     with pytest.raises(InputError, match=r"(loss|ce|hidden|logit) is (nan|inf) at step \d+.*training\.lr"):
         in_process(whole, dearkd(scale, "Ti")[0], "explodes")
 
 
 def test_stage_two_needs_stage_one(project):
-    whole = matrix.load("smoke")
+    whole = experiments.load("smoke")
     subprocess.run(["rm", "-r", "checkpoints/smoke/dearkd-Ti/seed0/I"], check=True)
     with pytest.raises(InputError, match="stage II starts from the final state of stage I, which is missing"):
-        jobs.train(whole, whole.runs["dearkd-Ti"], 0, "II")
+        workflow.train(whole, whole.runs["dearkd-Ti"], 0, "II")
 
 
 def test_a_changed_recipe_starts_anew(project, capsys):
@@ -273,8 +277,8 @@ def test_a_changed_recipe_starts_anew(project, capsys):
     (project / "workflow/scales/smoke.yaml").write_text(
         text.replace("attention_images: 16", "attention_images: 16\nrpe: {drop: 0.3}")
     )
-    whole = matrix.load("smoke")
-    jobs.train(whole, whole.runs["dearkd-Ti"], 0, "I")
+    whole = experiments.load("smoke")
+    workflow.train(whole, whole.runs["dearkd-Ti"], 0, "I")
     assert "the recipe has changed since the last checkpoint; starting anew" in capsys.readouterr().out
     assert dict(record.read(whole.paths.stage("dearkd-Ti", 0, "I"))["specs"][0]["model"]["args"])["rpe"] == [
         ["drop", 0.3]
@@ -283,16 +287,16 @@ def test_a_changed_recipe_starts_anew(project, capsys):
 
 def test_other_images_or_another_teacher_start_anew(project, capsys):
     """Weights made from what is no longer there must not come under a record of what is there now."""
-    whole = matrix.load("smoke")
+    whole = experiments.load("smoke")
     run, path = whole.runs["dearkd-Ti"], whole.paths.teacher("main")
     kept = record.read(whole.paths.stage(run.name, 0, "I"))
-    jobs.train(whole, run, 0, "I")
+    workflow.train(whole, run, 0, "I")
     assert "starting anew" not in capsys.readouterr().out
     weights = whole.paths.teacher_weights("main")
     state = load_file(weights)
     save_file({k: v.flip(0) if k.startswith("head.fc.") else v for k, v in state.items()}, weights)  # other decisions
     record.write(path, {**record.read(path), "weights_sha256": sha256(weights)})
-    jobs.train(whole, run, 0, "I")
+    workflow.train(whole, run, 0, "I")
     assert (
         "what it learns or starts from has changed since the last checkpoint; starting anew" in capsys.readouterr().out
     )
@@ -300,7 +304,7 @@ def test_other_images_or_another_teacher_start_anew(project, capsys):
 
 
 def test_average_of_weights(project):
-    whole = matrix.load("smoke")
+    whole = experiments.load("smoke")
     scale = override(whole.scale, {"training.ema": 0.5, "training.epochs": 1, "training.stage1_epochs": 1}, "test")
     state = in_process(whole, dearkd(scale, "Ti", two_stage=False)[0], "ema")
     raw, mean = state["student"]["head.weight"], state["ema"]["head.weight"]
@@ -308,7 +312,7 @@ def test_average_of_weights(project):
 
 
 def test_frozen_position_encoding_in_stage_two(project):
-    whole = matrix.load("smoke")
+    whole = experiments.load("smoke")
     scale = override(whole.scale, {"distillation.freeze_rpe": True}, "test")
     second = dearkd(scale, "Ti")[1]
     assert second.freeze_rpe
@@ -358,4 +362,4 @@ def test_processes_change_only_the_order_of_sums(project, processes):
 
 def test_a_model_that_timm_does_not_know():
     with pytest.raises(InputError, match="no_such_model"):
-        models.create(Model(name="no_such_model"), 0)
+        students.create(Model(name="no_such_model"), 0)

@@ -13,11 +13,16 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from dearkd import data, jobs, matrix, models, recipes, record, tables, teachers
+from dearkd import record
 from dearkd.__main__ import main
-from dearkd.models import Outputs
-from dearkd.objective import objective
-from dearkd.scale import Peer
+from dearkd.data import datasets
+from dearkd.jobs import workflow
+from dearkd.model import students, teachers
+from dearkd.model.objective import objective
+from dearkd.model.students import Outputs
+from dearkd.plan import experiments, methods
+from dearkd.plan.scale import Peer
+from dearkd.report import tables
 from dearkd.schema import InputError, override
 
 RUN = "transfer-Ti-target~left_of_two"
@@ -26,12 +31,12 @@ RUN = "transfer-Ti-target~left_of_two"
 
 
 def digits(task, size=12):
-    main = matrix.load_scale("digits").data["main"]
-    return data.read(dataclasses.replace(main, task=task, image_size=size, classes=2 if task == "parity" else 10))
+    main = experiments.load_scale("digits").data["main"]
+    return datasets.read(dataclasses.replace(main, task=task, image_size=size, classes=2 if task == "parity" else 10))
 
 
 def test_targets_have_the_same_digits_in_train_and_test():
-    names = {task: [digits(task, 18)[s].names for s in ("train", "test")] for task in data.TASKS}
+    names = {task: [digits(task, 18)[s].names for s in ("train", "test")] for task in datasets.TASKS}
     assert all(n == names["digit"] for n in names.values())
 
 
@@ -67,7 +72,7 @@ def test_two_digits_need_room():
 
 
 def test_a_transfer_is_one_stage_from_the_end_of_another_run():
-    whole = matrix.load("imagenet")
+    whole = experiments.load("imagenet")
     run = whole.runs["transfer-B-pretraining~deit_distilled-target~cifar100"]
     (stage,) = run.stages
     assert run.initial == "deit_distilled-B" and stage.initial == whole.runs[run.initial].stages
@@ -81,7 +86,7 @@ def test_a_transfer_is_one_stage_from_the_end_of_another_run():
 def test_the_short_recipe_is_one_word(tmp_path):
     scale = tmp_path / "short.yaml"
     scale.write_text("extends: imagenet\nname: short\ntransfer: {recipe: adamw}\n")
-    t = matrix.load(str(scale)).runs["transfer-Ti-target~cifar10"].stages[0].training
+    t = experiments.load(str(scale)).runs["transfer-Ti-target~cifar10"].stages[0].training
     assert (t.optimiser, t.peak_lr, t.weight_decay, t.epochs) == ("adamw", 5e-5, 0.05, 100)
 
 
@@ -94,7 +99,7 @@ def test_the_short_recipe_is_one_word(tmp_path):
 )
 def test_mistakes_in_a_transfer_row(switches, message):
     with pytest.raises(InputError, match=message):
-        recipes.transfer(matrix.load_scale("imagenet"), "Ti", **switches)
+        methods.transfer(experiments.load_scale("imagenet"), "Ti", **switches)
 
 
 def test_both_heads_of_a_distilled_student_learn_the_labels():
@@ -114,7 +119,7 @@ def test_adopting_keeps_all_but_the_heads_and_resamples_positions(name):
     before = timm.create_model(name, img_size=12, num_classes=10, **small).eval()
     after = timm.create_model(name, img_size=18, num_classes=4, **small).eval()
     fresh = {k: v.clone() for k, v in after.state_dict().items() if k.startswith("head")}
-    models.adopt(after, before.state_dict())
+    students.adopt(after, before.state_dict())
     state = after.state_dict()
     assert all(torch.equal(state[k], v) for k, v in fresh.items())
     prefix = before.num_prefix_tokens
@@ -124,17 +129,17 @@ def test_adopting_keeps_all_but_the_heads_and_resamples_positions(name):
     same = [k for k in state if not k.startswith("head") and k != "pos_embed"]
     assert all(torch.equal(state[k], before.state_dict()[k]) for k in same)
     again = timm.create_model(name, img_size=12, num_classes=10, **small).eval()
-    models.adopt(again, before.state_dict())
+    students.adopt(again, before.state_dict())
     again.load_state_dict({**again.state_dict(), **{k: v for k, v in before.state_dict().items() if "head" in k}})
     images = torch.randn(2, 1, 12, 12)
     assert torch.equal(again(images), before(images)), "on the same grid nothing has changed"
 
 
 def test_a_transfer_starts_from_the_finished_student(project):
-    whole = matrix.load("smoke")
+    whole = experiments.load("smoke")
     run = whole.runs[RUN]
-    jobs.subset(whole, "left_of_two")
-    jobs.train(whole, run, 0, "transfer")
+    workflow.subset(whole, "left_of_two")
+    workflow.train(whole, run, 0, "transfer")
     made = json.loads(whole.paths.stage(RUN, 0, "transfer").read_text())
     last = json.loads(whole.paths.stage("dearkd-Ti", 0, "II").read_text())
     assert made["initial"] == {"run": "dearkd-Ti", "weights_sha256": last["weights_sha256"]}
@@ -143,16 +148,16 @@ def test_a_transfer_starts_from_the_finished_student(project):
     moved = {k: (after[k] - before[k]).abs().max().item() for k in before if "head" not in k and k != "pos_embed"}
     # one epoch of 11 steps at a peak of 1e-3: fresh weights would be 0.2 away
     assert 0 < max(moved.values()) < 0.05
-    jobs.evaluate(whole, run, 0)
+    workflow.evaluate(whole, run, 0)
     values = tables.values_of(whole, "table4")
     assert values["run"].tolist() == [RUN]
 
 
 def test_a_transfer_from_other_weights_is_stale(project):
-    whole = matrix.load("smoke")
-    jobs.subset(whole, "left_of_two")
-    jobs.train(whole, whole.runs[RUN], 0, "transfer")
-    jobs.evaluate(whole, whole.runs[RUN], 0)
+    whole = experiments.load("smoke")
+    workflow.subset(whole, "left_of_two")
+    workflow.train(whole, whole.runs[RUN], 0, "transfer")
+    workflow.evaluate(whole, whole.runs[RUN], 0)
     path = whole.paths.stage("dearkd-Ti", 0, "II")
     record.write(path, {**record.read(path), "weights_sha256": "0" * 64})
     with pytest.raises(InputError, match="dearkd-Ti, from which it starts, has other weights now"):
@@ -173,7 +178,7 @@ def with_others(project):
         "peers: {ResNet-50: {model: resnet18.tv_in1k, weights: others.safetensors}}\n"
     )
     shutil.copytree(project / "results/smoke/subsets", project / "results/others/subsets")
-    return matrix.load("others.yaml")
+    return experiments.load("others.yaml")
 
 
 def test_weights_of_others_are_evaluated_at_their_own_size_and_marked(with_others):
@@ -201,32 +206,32 @@ def test_changed_weights_of_others_are_stale(with_others):
 
 
 def test_throughput_measured_otherwise_is_stale():
-    whole = matrix.load("digits")
+    whole = experiments.load("digits")
     changed = override(whole.scale, {"throughput.batch": 2}, "test")
     with pytest.raises(InputError, match=r"architectures\.json: stale record \(batch: 1 recorded, 2 planned\)"):
-        tables.values_of(matrix.load(changed), "table3")
+        tables.values_of(experiments.load(changed), "table3")
 
 
 def test_every_system_of_the_paper_has_its_row_and_architecture():
     with Path("paper/table3.csv").open(newline="") as file:
         systems = [row["method"] for row in csv.DictReader(file)]
     for scale in ("digits", "imagenet"):
-        rows = matrix.load(scale).tables["table3"].rows
+        rows = experiments.load(scale).tables["table3"].rows
         assert [row.label for row in rows] == systems
         assert all(row.architecture and row.cells[0].paper for row in rows)
 
 
 def test_the_long_schedule_is_the_papers():
-    first, second = matrix.load("imagenet").runs["dearkd-Ti-long~yes"].stages
+    first, second = experiments.load("imagenet").runs["dearkd-Ti-long~yes"].stages
     assert (first.last_epoch, second.first_epoch, second.last_epoch) == (800, 800, 1000)
-    assert matrix.load("imagenet").runs["deit_distilled-S-long~yes"].stages[0].training.epochs == 1000
+    assert experiments.load("imagenet").runs["deit_distilled-S-long~yes"].stages[0].training.epochs == 1000
 
 
 def test_a_row_left_to_the_paper_must_exist(tmp_path):
     scale = tmp_path / "typo.yaml"
     scale.write_text("extends: smoke\nname: typo\nquoted: {table3: [ResNet-19]}\n")
     with pytest.raises(InputError, match=r"quoted\.table3: unknown row 'ResNet-19'; did you mean 'ResNet-1"):
-        matrix.load(str(scale))
+        experiments.load(str(scale))
 
 
 # ------------------------------------------------------------------------------------------------- fetch
@@ -237,7 +242,7 @@ def test_what_is_missing_is_listed_with_the_command_that_brings_it(monkeypatch, 
     monkeypatch.setenv("TRANSFER", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("dearkd.fetch.try_to_load_from_cache", lambda repository, file: None)
+    monkeypatch.setattr("dearkd.jobs.fetch.try_to_load_from_cache", lambda repository, file: None)
     assert main(["fetch", "--check", "--scale", "imagenet"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("dearkd fetch: scale imagenet lacks 21:")
@@ -252,8 +257,8 @@ def test_what_is_missing_is_listed_with_the_command_that_brings_it(monkeypatch, 
 
 def test_without_internet_fetch_says_so_once_and_at_once(monkeypatch, tmp_path, capsys):
     asked = []
-    monkeypatch.setattr("dearkd.hub.reachable", lambda: asked.append(1))
-    monkeypatch.setattr("dearkd.fetch.try_to_load_from_cache", lambda repository, file: None)
+    monkeypatch.setattr("dearkd.model.hub.reachable", lambda: asked.append(1))
+    monkeypatch.setattr("dearkd.jobs.fetch.try_to_load_from_cache", lambda repository, file: None)
     monkeypatch.setenv("IMAGES", str(tmp_path))
     scale = tmp_path / "tags.yaml"
     scale.write_text(
@@ -279,12 +284,12 @@ def test_weights_that_are_there_are_named_with_what_pins_them(monkeypatch, tmp_p
         r"weights convnet_micro: there; to pin these very weights, (sha256: \w{64})", capsys.readouterr().out
     )
     scale.write_text(text.format(tmp_path / "cnn.safetensors", f", {pin[1]}"))
-    teacher = matrix.load_scale(str(scale)).teachers["main"]
-    teachers.build(teacher, matrix.load_scale(str(scale)).data["main"])
+    teacher = experiments.load_scale(str(scale)).teachers["main"]
+    teachers.build(teacher, experiments.load_scale(str(scale)).data["main"])
     torch.manual_seed(1)
     save_file(timm.create_model("convnet_micro", num_classes=10).state_dict(), tmp_path / "cnn.safetensors")
     with pytest.raises(InputError, match="correct sha256 in the scale"):
-        teachers.build(teacher, matrix.load_scale(str(scale)).data["main"])
+        teachers.build(teacher, experiments.load_scale(str(scale)).data["main"])
 
 
 def test_nothing_is_missing_at_the_laptops_scale(capsys):

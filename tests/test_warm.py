@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from dearkd import __main__ as command_line
-from dearkd import warm
+from dearkd.jobs import forkserver
 
 JOB = f"{sys.executable} -m dearkd"
 TRAIN = f"{JOB} train teacher-main --scale slow.yaml --seed 0 --stage I"
@@ -110,11 +110,11 @@ def test_a_job_has_its_clients_umask_and_limits(project):
 
 def test_all_that_a_process_inherits_reaches_the_job():
     """Settled in a child of this process, which then has what its request says, and reports it."""
-    wanted = warm._surroundings()
+    wanted = forkserver._surroundings()
     wanted["umask"], wanted["nice"], wanted["cores"] = 0o027, wanted["nice"] + 1, wanted["cores"][:1]
     wanted["limits"] |= {"RLIMIT_STACK": (1 << 20, 1 << 21), "RLIMIT_CORE": (0, 0)}
     code = (
-        "import json, sys; from dearkd import warm; warm._settle(json.loads(sys.argv[1]));"
+        "import json, sys; from dearkd.jobs import forkserver; forkserver._settle(json.loads(sys.argv[1]));"
         "print(json.dumps(warm._surroundings()))"
     )
     done = subprocess.run([sys.executable, "-c", code, json.dumps(wanted)], capture_output=True, text=True, check=True)
@@ -135,7 +135,7 @@ def listener(tmp_path, monkeypatch):
         os.seteuid(user)
         server.listen()  # the kernel notes who listens
         os.seteuid(0 if os.getuid() == 0 else os.getuid())
-        monkeypatch.setenv(warm.SERVER, str(folder / "socket"))
+        monkeypatch.setenv(forkserver.SERVER, str(folder / "socket"))
 
         def answer():
             connection, _ = server.accept()
@@ -154,7 +154,7 @@ def test_another_users_socket_learns_nothing_and_answers_nothing(listener, capsy
     if user != os.getuid() and os.getuid() != 0:
         pytest.skip("only root can pretend to be somebody else")
     listen(mode, user)
-    assert warm.ask(["train"]) is None
+    assert forkserver.ask(["train"]) is None
     assert "not a server of this user alone; the job runs by itself" in capsys.readouterr().err
     time.sleep(0.1)
     assert arrived == [b""]
@@ -164,8 +164,8 @@ def test_another_users_socket_learns_nothing_and_answers_nothing(listener, capsy
 def test_a_job_for_several_gpus_is_no_fork_however_it_is_spelt(spelt, monkeypatch):
     """It becomes torchrun, and the client of a fork would take that for its end."""
     asked = []
-    monkeypatch.setenv(warm.SERVER, "/somewhere")
-    monkeypatch.setattr(warm, "ask", lambda arguments: asked.append(arguments) or 0)
+    monkeypatch.setenv(forkserver.SERVER, "/somewhere")
+    monkeypatch.setattr(forkserver, "ask", lambda arguments: asked.append(arguments) or 0)
     monkeypatch.setattr(command_line, "main", lambda: 7)
     monkeypatch.setattr(sys, "argv", ["dearkd", "train", "r", "--seed", "0", "--stage", "I", *spelt])
     assert command_line._start() == 7 and not asked

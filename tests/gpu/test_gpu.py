@@ -20,14 +20,18 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from dearkd import jobs, labels, matrix, models, optimise, subsets, teachers
-from dearkd.artifacts import available_device
-from dearkd.attention import MHCA
-from dearkd.checkpoint import Checkpoints
+from dearkd.data import subsets
+from dearkd.data.loader import Schedule, training_loader
+from dearkd.jobs import labels, workflow
+from dearkd.jobs.inputs import available_device
 from dearkd.keys import seed_all
-from dearkd.loader import Schedule, training_loader
-from dearkd.session import Session
-from dearkd.spec import Augment, Data, Rpe
+from dearkd.model import students, teachers
+from dearkd.model.attention import MHCA
+from dearkd.plan import experiments
+from dearkd.plan.stage import Augment, Data, Rpe
+from dearkd.train import optimise
+from dearkd.train.checkpoint import Checkpoints
+from dearkd.train.session import Session
 
 ON_GPU = torch.cuda.is_available()
 pytestmark = pytest.mark.skipif(
@@ -49,16 +53,16 @@ def study(tmp_path_factory):
     before = Path.cwd()
     os.chdir(folder)
     try:
-        plan = matrix.load("gpu.yaml")
-        jobs.subset(plan, "main")
-        jobs.train(plan, plan.runs["teacher-main"], 0, "I")
-        jobs.teacher(plan, "main")
+        plan = experiments.load("gpu.yaml")
+        workflow.subset(plan, "main")
+        workflow.train(plan, plan.runs["teacher-main"], 0, "I")
+        workflow.teacher(plan, "main")
         run = plan.runs["dearkd-Ti"]
         for shard in plan.label_shards(run.stage("I")):
             labels.shard(plan, plan.labels_of(run.stage("I")).name, 0, shard)
         for stage in ("I", "II"):
-            jobs.train(plan, run, 0, stage)
-        jobs.evaluate(plan, run, 0)
+            workflow.train(plan, run, 0, stage)
+        workflow.evaluate(plan, run, 0)
     finally:
         os.chdir(before)
     return folder
@@ -67,7 +71,7 @@ def study(tmp_path_factory):
 @pytest.fixture
 def plan(study, monkeypatch):
     monkeypatch.chdir(study)
-    return matrix.load("gpu.yaml")
+    return experiments.load("gpu.yaml")
 
 
 def weights(plan, stage, run="dearkd-Ti"):
@@ -98,7 +102,7 @@ def session(plan, stage_name="I", previous=None, device=DEVICE, losses=None, **c
     stage = run.stage(stage_name)
     kept = tuple((name, weight) for name, weight in stage.losses if losses is None or name in losses)
     stage = dataclasses.replace(stage, losses=kept, training=dataclasses.replace(stage.training, **changes))
-    work, _ = jobs._gather(plan, run, 0, run.stage(stage_name))
+    work, _ = workflow._gather(plan, run, 0, run.stage(stage_name))
     work = dataclasses.replace(
         work, device=device, previous=previous, checkpoints=Checkpoints(Path("nowhere")), decisions=None
     )
@@ -261,7 +265,7 @@ def test_labels_ahead_are_those_of_the_teacher_asked(plan):
     """Shards hold the teacher's decision on the very pixels of the loop, and training with either ends alike."""
     run = plan.runs["dearkd-Ti"]
     stage = run.stage("I")
-    work, _ = jobs._gather(plan, run, 0, stage)
+    work, _ = workflow._gather(plan, run, 0, stage)
     asked = session(plan)
     whole = teachers.build(stage.teacher, stage.data, plan.paths.teacher_weights("main")).fold().to(DEVICE)
     batches = training_loader(work.train, stage.data, stage.training.augment, asked.schedule, 0, 10, 0, DEVICE)
@@ -293,13 +297,13 @@ def test_two_processes_on_one_card_train_the_same(plan, study, tmp_path):
 
 @needs_cuda
 def test_compiled_blocks_agree_with_eager_ones():
-    from dearkd.spec import Model
+    from dearkd.plan.stage import Model
 
     data = Data(kind="folder", classes=10, image_size=64)
     args = (("depth", 2), ("drop_path_rate", 0.0), ("img_size", 64), ("n_mhca", 1), ("num_classes", 10))
     model = Model(name="dearkd_tiny_patch16_224", args=(*args, ("rpe", (("drop", 0.0),))))
     images = torch.randn(4, data.channels, 64, 64, device=DEVICE)
-    eager, compiled = (models.create(model, 0).to(DEVICE) for _ in range(2))
+    eager, compiled = (students.create(model, 0).to(DEVICE) for _ in range(2))
     for block in compiled.blocks:
         block.compile()
     a, b = eager(images), compiled(images)
@@ -313,19 +317,20 @@ def test_compiled_blocks_agree_with_eager_ones():
 
 def test_other_jobs_run_to_their_records(plan):
     """Synthesis, its student, diversity, evaluation of throughput, export: to finished records."""
-    from dearkd import datafree, describe, record
-    from dearkd.export import export
+    from dearkd import record
+    from dearkd.jobs import image_sets, synthesis
+    from dearkd.jobs.export import export
 
-    datafree.shard(plan, "deepinversion", 0, 0)
-    datafree.shard(plan, "df_dearkd", 0, 0)
+    synthesis.shard(plan, "deepinversion", 0, 0)
+    synthesis.shard(plan, "df_dearkd", 0, 0)
     for index in range(1, plan.sources["deepinversion"].recipe.shards):
-        datafree.shard(plan, "deepinversion", 0, index)
+        synthesis.shard(plan, "deepinversion", 0, index)
     run = plan.run("dearkd-Ti-images~deepinversion")
     for stage in run.stages:
-        jobs.train(plan, run, 0, stage.name)
-    jobs.evaluate(plan, run, 0)
+        workflow.train(plan, run, 0, stage.name)
+    workflow.evaluate(plan, run, 0)
     for images in ("real", "deepinversion"):
-        describe.describe(plan, images, 0)
+        image_sets.describe(plan, images, 0)
         assert record.read(plan.paths.diversity(images, 0))["metrics"]["lpips"] > 0
     export(plan, plan.runs["dearkd-Ti"], 0, Path("exported"))
     assert Path("exported/model.safetensors").is_file()
@@ -346,8 +351,8 @@ def test_optimiser_of_a_frozen_encoding_restores(plan):
 
 def test_a_gpus_augmentation_draws_what_the_cpu_draws():
     """Affine maps are drawn on the CPU, so no number of them depends on the device."""
+    from dearkd.data.loader import affine
     from dearkd.keys import torch_generator
-    from dearkd.loader import affine
 
     images = torch.rand(6, 1, 12, 12)
     augment = Augment(kind="affine", shift=2.0, rotate=10.0, zoom=0.1)

@@ -10,7 +10,7 @@ sys.path.insert(0, workflow.basedir)
 from snakemake.exceptions import WorkflowError
 from snakemake.io import IOFile
 
-from dearkd import matrix, verify
+from dearkd.plan import experiments, verify
 from dearkd.schema import InputError, fingerprint
 
 try:
@@ -20,7 +20,7 @@ try:
                 f"--config {key}: unknown key; the only one is scale, as in --config scale=smoke. Seeds, epochs and the "
                 f"like are set in a scale file of your own"
             )
-    PLAN = matrix.load(config.get("scale", "digits"))
+    PLAN = experiments.load(config.get("scale", "digits"))
 except InputError as error:
     raise WorkflowError(str(error)) from None
 

@@ -1,0 +1,138 @@
+"""A smaller copy of a data set's training images, which training reads in their place (`Data.presize`)."""
+
+import csv
+import hashlib
+import io
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dearkd import disk, record
+from dearkd.data import datasets, subsets
+from dearkd.data.images import Images, eight_bit, named, opened
+from dearkd.plan import files
+from dearkd.plan.plan import Plan
+from dearkd.plan.stage import Data
+from dearkd.schema import InputError, to_json
+
+QUALITY = 90
+"""Of the copy's JPEG files; chroma has half the resolution, which makes them a third quicker to decode."""
+SAVED = {"JPEG": {"quality": QUALITY, "subsampling": "4:2:0"}, "WEBP": {"quality": QUALITY}}
+"""What is told to the encoder of a format."""
+SPAN = 1000
+"""Images between two looks for a failure."""
+
+
+def presize(plan: Plan, name: str) -> None:
+    """Copy the training images of data set `name`, shorter side `presize` pixels, and write what that gave.
+
+    Files whose original has not changed stay, so a killed job goes on where it was. Raises InputError naming the first
+    image that cannot be read, or the scale's key where it asks for no copy.
+    """
+    spec = plan.scale.data[name]
+    if not spec.presize:
+        raise InputError(f"data.{name}.presize is 0 in scale {plan.scale.name}; set the shorter side in pixels")
+    originals, folder = datasets.read(spec)["train"], plan.paths.presized_images(name, spec.presize)
+    known = subsets.sha256s(plan, name, {"train": originals})["train"]
+    for image, (original, _) in _listed(folder).items():
+        if known.get(image) != original:
+            (folder / image).unlink(missing_ok=True)
+    with ThreadPoolExecutor(plan.resources("data").threads) as pool:  # PIL works outside Python's lock
+        for first in range(0, len(originals), SPAN):
+            names = originals.names[first : first + SPAN]
+            list(pool.map(lambda n: shrink(originals.root / n, folder / n, spec), names))
+    copied = _contents(plan, name, originals.names)
+    listed = files.table(("image", "original", "copy"), ((n, known[n], copied[n]) for n in originals.names))
+    disk.write(_list(folder), listed)
+    record.write(
+        plan.paths.presized(name),
+        {
+            "data": name,
+            "spec": to_json(spec),
+            "quality": QUALITY,
+            "images": len(originals),
+            "bytes_before": sum((originals.root / n).stat().st_size for n in originals.names),
+            "bytes_after": sum((folder / n).stat().st_size for n in originals.names),
+            "sha256": hashlib.sha256(listed.encode()).hexdigest(),
+            **record.provenance(),
+        },
+    )
+
+
+def copy(plan: Plan, name: str, images: Images) -> Images:
+    """The same training images in the copy; InputError when it is not finished, of others, changed or gone."""
+    spec = plan.scale.data[name]
+    folder, path = plan.paths.presized_images(name, spec.presize), plan.paths.presized(name)
+    again = f"run `python -m dearkd presize {name} --scale {plan.scale.name}`"
+    if not path.is_file() or not folder.is_dir():
+        raise InputError(f"{path if folder.is_dir() else folder}: the smaller copy is not finished; {again}")
+    made = record.read(path)
+    if (made["spec"]["presize"], made["quality"]) != (spec.presize, QUALITY):
+        raise InputError(f"{path}: of a copy with other settings; delete it and {again}")
+    if not _list(folder).is_file() or hashlib.sha256(_list(folder).read_bytes()).hexdigest() != made["sha256"]:
+        raise InputError(f"{_list(folder)}: missing or not what {path} describes; {again}")
+    if files.first_process():
+        known = subsets.sha256s(plan, name, {"train": images})["train"]
+        copied, listed = _contents(plan, name, images.names), _listed(folder)
+        if others := [n for n in images.names if listed.get(n) != (known[n], copied.get(n))]:
+            raise InputError(
+                f"{folder / others[0]}: gone, not a readable image, or not the copy of its original any more, as are "
+                f"{len(others)} in all; {again}"
+            )
+    return Images(images.names, images.labels, root=folder)
+
+
+def _list(folder: Path) -> Path:
+    """The list of what a finished copy holds and of what, beside its folder."""
+    return folder.with_name(f"{folder.name}.csv")
+
+
+def _listed(folder: Path) -> dict[str, tuple[str, str]]:
+    """sha256 of original and copy by name, as they were when the copy was last finished; empty: it never was."""
+    if not _list(folder).is_file():
+        return {}
+    with _list(folder).open(newline="") as file:
+        return {row["image"]: (row["original"], row["copy"]) for row in csv.DictReader(file)}
+
+
+def _contents(plan: Plan, name: str, names: Sequence[str]) -> dict[str, str]:
+    side = plan.scale.data[name].presize
+    seen = plan.paths.seen(f"{name}-{side}")
+    return files.contents(plan.paths.presized_images(name, side), names, seen, plan.resources("data").threads)
+
+
+def shrink(source: Path, target: Path, spec: Data) -> None:
+    """Copy one image at its size under a temporary name, then rename: a file that is there is whole.
+
+    It has the time of its original: one that is there with another time is made again.
+    """
+    with named(source):
+        written = source.stat().st_mtime_ns
+        if target.exists() and target.stat().st_mtime_ns == written:
+            return
+        content = _resized(source, spec)
+    disk.write(target, content)
+    os.utime(target, ns=(written, written))
+
+
+def _resized(source: Path, spec: Data) -> bytes:
+    """The file as it is where its shorter side is small enough, otherwise resized, in the same format."""
+    with opened(source) as image:
+        image.load()  # so that a damaged one is found here, even if it stays as it is
+        whole, scale = eight_bit(image, spec.channels), spec.presize / min(image.size)
+        if scale >= 1:
+            return source.read_bytes()
+        size = (round(whole.width * scale), round(whole.height * scale))
+        # pixels alone are kept, not what EXIF says of them
+        # MPO is a camera's JPEG with a preview behind it; GIF would keep 256 colours
+        name = {"MPO": "JPEG", "GIF": "PNG"}.get(image.format, image.format)
+        buffer = io.BytesIO()
+        smaller = Image.fromarray(
+            np.asarray(whole.resize(size, Image.Resampling.BICUBIC))
+        )  # without EXIF's orientation
+        smaller.save(buffer, name, **SAVED.get(name, {}))
+        return buffer.getvalue()

@@ -1,0 +1,203 @@
+"""A data set as its record describes it: its split and class-balanced nested fractions, listed with their sha256."""
+
+import dataclasses
+import functools
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from dearkd import disk, record
+from dearkd.data import datasets, folder
+from dearkd.data.images import Images, check
+from dearkd.keys import numpy_generator
+from dearkd.plan import files
+from dearkd.plan.plan import Plan
+from dearkd.plan.stage import Data, subset_name
+from dearkd.schema import InputError, build, to_json
+
+DECIDES = ("kind", "classes", "validation", "label_noise", "task", "order", "test_share")
+"""Fields of `Data` that decide which images and labels there are; `image_size` does for digits."""
+
+
+def choose(
+    labels: Int[np.ndarray, " n"],
+    data: Data,
+    fractions: Sequence[int],
+    seed: int,
+    draws: Sequence[int] = (),
+    classes: Mapping[int, str] | None = None,
+) -> dict[str, np.ndarray]:
+    """Indices of the validation split and of each fraction of the rest: class-balanced, and 10 % within 25 % and so on.
+
+    Each class is shuffled once by (seed, class), or left in order (`order: first`); its first images are the
+    validation split's, and a fraction takes the first int(n fraction) of the others. Each of `draws` shuffles those
+    others once more, for fractions of its own. Keys: validation, train-10, ..., train-10-seed0, ...
+    classes: their names, for sentences. Raises InputError where a class would have no image in one of them.
+    """
+    fractions = tuple(dict.fromkeys(fractions))
+    per_class, rest = divmod(data.validation, data.classes)
+    if rest:
+        raise InputError(f"validation: {data.validation} is no multiple of classes: {data.classes}")
+    chosen: dict[str, list[np.ndarray]] = {"validation": []}
+    left: dict[str, int] = {}
+    for label in range(data.classes):
+        members = np.flatnonzero(labels == label)
+        name = (classes or {}).get(label, str(label))
+        if data.order == "shuffled":
+            members = numpy_generator(seed, "subset", label).permutation(members)
+        if per_class and len(members) <= per_class:
+            raise InputError(
+                f"class {name} has {len(members)} training images, too few for validation: {data.validation}"
+            )
+        chosen["validation"].append(members[:per_class])
+        others = members[per_class:]
+        left[name] = len(others)
+        orders = {None: others, **{d: numpy_generator(seed, "subset", label, d).permutation(others) for d in draws}}
+        for draw, order in orders.items():
+            for fraction in fractions if draw is None else (f for f in fractions if f < 100):
+                chosen.setdefault(subset_name(fraction, draw), []).append(order[: len(order) * fraction // 100])
+    for fraction in fractions:
+        if none := [name for name, count in left.items() if count and not count * fraction // 100]:
+            fewest = min(left[name] for name in none)
+            raise InputError(
+                f"fractions: {fraction} % of {fewest} training images is none, so {len(none)} classes would have no "
+                f"image ({', '.join(none[:5])}{', ...' * (len(none) > 5)}); take {-(-100 // fewest)} % or more"
+            )
+    return {name: np.sort(np.concatenate(parts)) for name, parts in chosen.items()}
+
+
+def write(
+    images: Images, chosen: Mapping[str, np.ndarray], folder: Path, others: Mapping[str, str] | None = None
+) -> None:
+    """One file a subset, a sample's name per line, and SHA256SUMS as `sha256sum -c` reads it.
+
+    others: texts of further files, by name.
+    """
+    texts = {f"{name}.txt": "".join(f"{images.names[i]}\n" for i in indices) for name, indices in chosen.items()}
+    texts |= others or {}
+    for name, text in texts.items():
+        disk.write(folder / name, text)
+    sums = [f"{hashlib.sha256(text.encode()).hexdigest()}  {name}\n" for name, text in texts.items()]
+    disk.write(folder / "SHA256SUMS", "".join(sums))
+
+
+def read(images: Images, folder: Path, name: str) -> tuple[Images, str]:
+    """The images listed in a subset file and the file's sha256; InputError when it and the data do not agree."""
+    path = folder / f"{name}.txt"
+    text = files.verified(path)
+    position = {n: i for i, n in enumerate(images.names)}
+    try:
+        return images.take([position[line] for line in text.splitlines()]), hashlib.sha256(text.encode()).hexdigest()
+    except KeyError as error:
+        raise InputError(f"{path}: lists {error.args[0]!r}, which the data set does not have") from None
+
+
+# ------------------------------------------------------------------------------------------------ the files
+
+
+def sha256s(plan: Plan, name: str, sets: Mapping[str, Images]) -> dict[str, dict[str, str]]:
+    """sha256 of the image files of a data set by split and name, each opened once on this machine.
+
+    Raises one InputError that lists every file which cannot be used.
+    """
+    spec, places = plan.scale.data[name], folders(plan.scale.data[name], sets)
+    paths = {files.below(places[split], n) for split, images in sets.items() for n in images.names}
+    look, threads = functools.partial(check, channels=spec.channels), plan.resources("data").threads
+    found = files.contents(Path(files.root_of(spec.root)), sorted(paths), plan.paths.seen(name), threads, look)
+    return {split: {n: found.get(files.below(places[split], n), "") for n in i.names} for split, i in sets.items()}
+
+
+def folders(spec: Data, sets: Mapping[str, Images]) -> dict[str, str]:
+    """The folder of each split's files, relative to the root of the data set."""
+    root = files.root_of(spec.root)
+    return {split: os.path.relpath(images.root, root) for split, images in sets.items()}
+
+
+def survey(spec: Data, found: Mapping[str, Mapping[str, str]]) -> str:
+    """A line on the files of a data set: how many, what is left out and why, and which are copies of others."""
+    root = files.root_of(spec.root)
+    line = f"{root}: " + " and ".join(f"{len(names):,} {split} images" for split, names in found.items())
+    if spec.kind == "folder" and (out := folder.read(dataclasses.replace(spec, root=root))[1]):
+        line += f"; left out: {files.left_out(out)}"
+    first: dict[str, str] = {}
+    named = [(f"{split} {name}", digest) for split, names in found.items() for name, digest in names.items()]
+    if copies := [f"{name} = {first[digest]}" for name, digest in named if first.setdefault(digest, name) != name]:
+        line += f"; {len(copies)} are copies of others, which may stand in train and in test ({copies[0]})"
+    return line
+
+
+def list_files(plan: Plan, name: str, sets: Mapping[str, Images]) -> tuple[str, dict[str, Any]]:
+    """(images.csv of a data set of files, what its record says of them)."""
+    spec, found = plan.scale.data[name], sha256s(plan, name, sets)
+    rows = [
+        files.Listed(split, image, int(label), found[split][image])
+        for split, images in sets.items()
+        for image, label in zip(images.names, images.labels, strict=True)
+    ]
+    tables = {split: files.table(files.Listed._fields, (r for r in rows if r.split == split)) for split in sets}
+    sums = {split: hashlib.sha256(text.encode()).hexdigest() for split, text in tables.items()}
+    described = {"sha256": sums, "folders": folders(spec, sets), "survey": survey(spec, found)}
+    return files.table(files.Listed._fields, rows), described
+
+
+def splits(plan: Plan, name: str) -> dict[str, Images]:
+    """`train`, `validation` and `test` images of a data set, as they were when its subsets were written.
+
+    Where no validation split is carved out (ImageNet), it is the test images. Noise is in the labels of `train` alone.
+    Raises InputError naming what has been added, removed or changed since.
+    """
+    spec, lists = plan.scale.data[name], plan.paths.subsets(name)
+    described, again = _described(plan, name), _again(plan, name)
+    clean = dataclasses.replace(spec, label_noise=0.0)
+    if "folders" in described:
+        root = Path(files.root_of(spec.root))
+        if not root.is_dir():
+            raise InputError(f"{root}: no such folder; set `root` of the data in the scale")
+        if files.first_process() and (changed := files.changes(plan, name)):
+            raise InputError(f"{root}: {changed} since {lists / 'data.json'} was written; undo that, or {again}")
+        sets = _listed(root, described["folders"], lists)
+    else:
+        sets = datasets.read(clean)
+        for split, images in {**sets, "train": datasets.noisy(sets["train"], spec)}.items():
+            if images.sha256() != described["sha256"][split]:
+                raise InputError(
+                    f"{lists / 'data.json'}: the {split} images of {spec.root or spec.kind} are no longer those it "
+                    f"describes; bring them back, or {again}"
+                )
+    if any(line.endswith("  test.txt") for line in files.sums(lists)):
+        sets["test"] = read(sets["test"], lists, "test")[0]
+    elif spec.test_share:
+        raise InputError(f"{lists}: does not list the test images, which test_share draws; {again}")
+    held_out = read(sets["train"], lists, "validation")[0] if spec.validation else sets["test"]
+    return {"train": datasets.noisy(sets["train"], spec), "validation": held_out, "test": sets["test"]}
+
+
+def _again(plan: Plan, name: str) -> str:
+    return f"write the subsets anew and train again: `python -m dearkd subset {name} --scale {plan.scale.name}`"
+
+
+def _described(plan: Plan, name: str) -> dict[str, Any]:
+    """The record of a data set; InputError when there is none, or the scale gives another."""
+    path, spec = plan.paths.subsets(name) / "data.json", plan.scale.data[name]
+    if not path.is_file():
+        raise InputError(f"{path}: missing; write it with `python -m dearkd subset {name} --scale {plan.scale.name}`")
+    described = record.read(path)
+    recorded, planned = (to_json(s) for s in (build(Data, described["spec"], str(path)), spec))
+    decides = [*DECIDES, *(["image_size"] if spec.kind == "digits" else [])]
+    if changed := record.differences(*({k: s[k] for k in decides} for s in (recorded, planned))):
+        raise InputError(f"{path}: describes other data ({'; '.join(changed)}); {_again(plan, name)}")
+    return described
+
+
+def _listed(root: Path, places: dict[str, str], lists: Path) -> dict[str, Images]:
+    rows, sets = files.listed(lists), {}
+    for split, place in places.items():
+        mine = [row for row in rows if row.split == split]
+        labels = np.array([row.label for row in mine], dtype=np.int64)
+        sets[split] = Images([row.image for row in mine], labels, root=root / place)
+    return sets

@@ -1,0 +1,1 @@
+"""The verbs: each job gathers its inputs, does one thing and writes its record last."""

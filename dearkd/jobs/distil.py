@@ -1,0 +1,182 @@
+"""From a CNN to a student in one command: a small scale is written, and its jobs run one after the other."""
+
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
+
+from dearkd import disk, record
+from dearkd.jobs import export, workflow
+from dearkd.plan import experiments, methods
+from dearkd.plan.plan import Paths, Plan, Run
+from dearkd.plan.stage import DEARKD_HEADS, SIZES
+from dearkd.schema import InputError, unknown
+
+STUDENTS = {"Ti": ("tiny", 3), "S": ("small", 6), "B": ("base", 12)}
+"""Size and DeiT's heads."""
+NARROW = {"tiny": (108, 9), "small": (216, 12), "base": (432, 16)}
+"""Width and DearKD's heads of students for small images; they have six blocks."""
+LARGE = 160
+"""Side in pixels from which a student has the paper's width, depth and patches of 16."""
+TEST_SHARE = 0.1
+HEADER = "# Written by `python -m dearkd distil`: a scale like any other (docs/own-data.md).\n"
+
+
+def distil(images: Path, model: str, weights: str, student: str, out: Path, epochs: int = 100, seed: int = 0) -> Path:
+    """Train a DearKD student from a CNN on the images of an archive or folder; returns the folder that timm loads.
+
+    `out` gets images, checkpoints, the scale (`scale.yaml`) and the finished student (`student/`); records are in
+    results/<name of the scale>. A tenth of each class is held out to test it.
+
+    Args:
+        images: the images.zip of `synthesize --teacher`, or a folder with one for each class.
+        model, weights: timm name of the CNN, and its file; empty: those that images.json names.
+        student: Ti, S or B.
+
+    Raises InputError when images, CNN and classes do not belong together, or `out` has another student.
+    """
+    if student not in STUDENTS:
+        raise InputError(unknown(student, STUDENTS, "student", "--student"))
+    out.mkdir(parents=True, exist_ok=True)
+    made = _made(images)
+    folder = images.resolve() if images.is_dir() else _unpacked(images, out / "images").resolve()
+    values = _scale(folder, made, model, weights, student, out.resolve(), epochs, seed)
+    path, text = out / "scale.yaml", HEADER + yaml.safe_dump(values, sort_keys=False)
+    results = Paths(values["name"]).results
+    if path.read_text() != text if path.is_file() else results.exists():
+        there = path if path.is_file() else results
+        raise InputError(f"{there}: is of a student made otherwise; name another folder with --out, or delete it")
+    disk.write(path, text)
+    scale = experiments.load_scale(path.as_posix())
+    stages = methods.dearkd(scale, student)
+    run = Run(name=f"dearkd-{student}", method="dearkd", student=student, fraction=100, stages=stages, seeds=(seed,))
+    plan = Plan(scale=scale, runs={run.name: run}, sources={}, competitors={}, pretrained={}, tables={}, figures={})
+    workflow.subset(plan, "main")
+    workflow.teacher(plan, "main")
+    for stage in stages:
+        workflow.train(plan, run, seed, stage.name)
+    workflow.evaluate(plan, run, seed)
+    export.export(plan, run, seed, out / "student")
+    top1 = record.read(plan.paths.metrics(run.name, seed))["metrics"]["top1"]
+    print(
+        f"top-1 {top1:.1f} % on the tenth of these images that was held out; on real images a student of synthetic "
+        f"ones shows less"
+    )
+    return out / "student"
+
+
+def _made(images: Path) -> dict[str, Any]:
+    """What images.json, beside the archive, says of the CNN and its classes; empty where there is none."""
+    beside = images.with_suffix(".json")
+    if not images.exists():
+        raise InputError(f"--images {images}: no such archive or folder; `synthesize --teacher` makes images.zip")
+    return record.read(beside) if images.is_file() and beside.is_file() else {}
+
+
+def _unpacked(archive: Path, folder: Path) -> Path:
+    """The archive's images as files below `folder`; InputError for a member that is no file in a class's folder."""
+    try:
+        with zipfile.ZipFile(archive) as members:
+            for name in members.namelist():
+                if not re.fullmatch(r"[^/\\]*[^/\\.][^/\\]*/[^/\\]+\.png", name):
+                    raise InputError(f"{archive}: {name!r} is no PNG in the folder of a class; make the archive again")
+                disk.write(folder / name, memoryview(members.read(name)))
+    except (zipfile.BadZipFile, OSError) as error:
+        raise InputError(f"{archive}: not a whole archive ({error}); make it again") from None
+    return folder
+
+
+def _scale(
+    folder: Path, made: dict[str, Any], model: str, weights: str, student: str, out: Path, epochs: int, seed: int
+) -> dict[str, Any]:
+    """What differs from the scale `custom`."""
+    spec = made.get("spec", {"teacher": {}, "data": {}})
+    asked = spec["teacher"].get("model", "")
+    if not (model or asked):
+        raise InputError("--teacher: name the CNN of timm that teaches, there is no images.json that does")
+    if model and asked and model != asked:
+        raise InputError(f"--teacher {model}: these images were made from {asked}; take that one")
+    weights = weights or spec["teacher"].get("weights", "")
+    if weights and not weights.startswith("package:"):
+        weights = Path(weights).expanduser().resolve().as_posix()
+    classes = sorted(path for path in folder.iterdir() if path.is_dir())
+    counts = [sum(1 for file in path.iterdir() if file.is_file()) for path in classes]
+    if len(classes) < 2 or min(counts) < 2:
+        raise InputError(
+            f"{folder}: {len(classes)} class folders, the smallest with {min(counts, default=0)} images; "
+            f"at least two classes of two images are needed"
+        )
+    data = spec["data"] or _data_of(next(file for file in classes[0].iterdir() if file.is_file()))
+    training = sum(count - max(1, round(count * TEST_SHARE)) for count in counts)
+    side, batch = data["image_size"], min(64, training)
+    built = _student(student, side)
+    teacher = {"model": model or asked, "weights": weights, "training": None, "gate": "test"}
+    if made:
+        teacher |= {"sha256": made["state_sha256"], "outputs": made["classes"]}
+        teacher |= {key: spec["teacher"][key] for key in ("mean", "std") if spec["teacher"].get(key)}
+    return {
+        "extends": "custom",
+        "name": "distil-" + (re.sub(r"[^\w.+-]+", "-", out.name) or "out"),
+        "summary": f"{len(classes)} classes, {side} pixels, taught by {teacher['model']}",
+        "seeds": [seed],
+        "fractions": [100],
+        "checkpoints": (out / "checkpoints").as_posix(),
+        "data": {
+            "main": {
+                "root": folder.as_posix(),
+                "classes": len(classes),
+                "validation": 0,
+                "test_share": TEST_SHARE,
+                "crop": 1.0,
+                **{key: data[key] for key in ("image_size", "channels", "mean", "std") if key in data},
+            }
+        },
+        "students": {student: built},
+        "teachers": {"main": teacher},
+        "training": {
+            "epochs": epochs,
+            "stage1_epochs": round(epochs * 5 / 6),
+            "warmup_epochs": min(10, epochs // 10),
+            "batch": batch,
+            "micro_batch": batch,
+        },
+        "distillation": {"pairs": [[built["n_mhca"], 1]]},
+    }
+
+
+def _data_of(image: Path) -> dict[str, Any]:
+    """Side and channels of the data, from one image: the pixels are normalised as the scale `custom` does."""
+    try:
+        with Image.open(image) as opened:
+            return {"image_size": min(opened.size)}
+    except OSError as error:
+        raise InputError(f"{image}: not a readable image ({error}); take it out of the folder") from None
+
+
+def _student(name: str, side: int) -> dict[str, Any]:
+    """The paper's student for large images; a narrow one with small patches for small images, as in `custom`."""
+    size, heads = STUDENTS[name]
+    if side >= LARGE and side % 16 == 0:
+        args = {"patch_size": 16, **SIZES[size]}
+        return {
+            "size": size,
+            "args": args,
+            "deit_heads": heads,
+            "dearkd_heads": DEARKD_HEADS[size],
+            "n_mhca": 8,
+            "init": "deit",
+        }
+    width, dearkd_heads = NARROW[size]
+    patch = max(divisor for divisor in range(1, side + 1) if side % divisor == 0 and side // divisor >= min(8, side))
+    args = {"patch_size": patch, "embed_dim": width, "depth": 6}
+    return {
+        "size": size,
+        "args": args,
+        "deit_heads": heads,
+        "dearkd_heads": dearkd_heads,
+        "n_mhca": 4,
+        "init": "fan_in",
+    }

@@ -1,0 +1,217 @@
+"""Images out of a CNN of one's own, without a scale or any image."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import ImageNetInfo
+
+from dearkd import disk, record
+from dearkd.data.image_archive import folders_of
+from dearkd.jobs import inversion
+from dearkd.jobs.inputs import available_device
+from dearkd.jobs.synthesis import make
+from dearkd.model import efficientnet_lite0, hub, teachers
+from dearkd.plan import methods
+from dearkd.plan.stage import Data, Phase, Source, Synthesis, Teacher
+from dearkd.schema import InputError, fingerprint, to_json, unknown
+from dearkd.train.checkpoint import Checkpoints
+
+QUICK = 10
+"""How many times fewer iterations `--quick` makes."""
+ELSEWHERE = {
+    "images": "--images",
+    "classes": "--pick",
+    "teacher": "--teacher",
+    "student": "a scale (ADI)",
+    "rounds": "a scale (ADI)",
+    "verifier": "a scale (ADI)",
+    "competition": "a scale (ADI)",
+    "shard_batches": "a scale",
+}
+"""Keys of a scale's `synthesis` that a recipe of one's own cannot set, and what does."""
+
+
+def invert(
+    teacher: Teacher,
+    classes: Sequence[str],
+    picked: Sequence[str],
+    out: Path,
+    method: str = "df_dearkd",
+    recipe: Synthesis | None = None,
+    images: int = 42,
+    seed: int = 0,
+    image_size: int = 0,
+    quick: bool = False,
+    save_seconds: float = 300.0,
+) -> Path:
+    """Images of a timm CNN's classes in `out`/images.zip, a folder of PNG a class, with a record beside it.
+
+    Args:
+        teacher: the CNN, its weights and pixels. classes: a name for each output, or none.
+        picked: names or numbers of the classes wanted; none: all.
+        recipe: knobs; the paper's, at the CNN's own image size, where None.
+        image_size: side in pixels; 0: the largest of the recipe's phases, or without a recipe that of the tag.
+        quick: a tenth of the iterations.
+
+    Raises InputError when the CNN has no BatchNorm, the names do not fit it, the method needs a student, or `out` holds
+    other images.
+    """
+    if methods.competes(method):
+        raise InputError(
+            f"{method}: its images compete with a student in training, which only a scale has (docs/data-free.md); "
+            f"for a CNN alone take df_dearkd or deepinversion"
+        )
+    largest = max(phase.size for phase in recipe.phases) if recipe else 0
+    data = _data_of(teacher, len(classes), image_size or largest)
+    names = [*classes] or _names_of(teacher, data.classes)
+    indices = list(dict.fromkeys(_index(name, names, data.classes) for name in picked)) or list(range(data.classes))
+    recipe = _recipe(recipe, data.image_size, images, len(indices), quick)
+    source = Source(
+        name=method,
+        terms=methods.terms(recipe, method),
+        recipe=recipe,
+        data=data,
+        teacher_name=teacher.model,
+        teacher=teacher,
+    )
+    loaded = teachers.build(teacher, data)
+    state_sha256 = teachers.weights_sha256(loaded.net)
+    identity = f"{fingerprint((source, tuple(indices), seed))}-{state_sha256}"
+    path, folders = out / "images.zip", folders_of(names)
+    if _is_made(out, identity):
+        print(f"{path}: made already, by this very recipe")
+        return path
+    if len(set(names)) < len(names):
+        print("Some classes have the same name, so each folder begins with the number of its output.", flush=True)
+    _announce(source, seed, indices, loaded, quick)
+    title = f"{method} from {teacher.model}"
+    made = make(source, seed, 0, indices, loaded, None, path, identity, title, save_seconds, folders=folders)
+    manifest = made.pop("manifest")
+    described = {"identity": identity, "seed": seed, "classes": folders, "names": names, "state_sha256": state_sha256}
+    record.write(out / "images.json", {"spec": to_json(source), **described, **made}, {"images.csv": manifest})
+    return path
+
+
+def read_recipe(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """The keys of a recipe file; InputError for one that an argument sets, or only a scale."""
+    for key in values:
+        if key in ELSEWHERE:
+            raise InputError(f"{where}: {key} has no effect on a CNN of your own; {ELSEWHERE[key]} says it")
+    return values
+
+
+def class_names(text: str) -> list[str]:
+    """The names in `--classes`: those of a file, one a line, or separated by commas."""
+    path = Path(text).expanduser()
+    if text and "," not in text and (path.is_file() or path.suffix == ".txt" or "/" in text):
+        try:
+            return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"--classes: {text} cannot be read ({error}); give a text file with a name a line"
+            ) from None
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _data_of(teacher: Teacher, named: int, side: int) -> Data:
+    """Side, channels, mean, std and number of classes of a CNN: its weights' where there is a file, else its tag's."""
+    if not timm.is_model(teacher.model):
+        raise InputError(unknown(teacher.model, timm.list_models(), "timm model", "--teacher"))
+    config = hub.pretrained_cfg(teacher.model)
+    outputs, channels = config.num_classes, config.input_size[0]
+    if teacher.weights and not teacher.weights.startswith("package:"):
+        state = teachers.read_weights(Path(teacher.weights))
+        classifier, first = (state.get(f"{name}.weight") for name in (config.classifier, config.first_conv))
+        outputs = (named or outputs) if classifier is None else classifier.shape[0]
+        channels = channels if first is None else first.shape[1]
+    if named not in (0, outputs):
+        raise InputError(
+            f"--classes names {named} classes, but {teacher.weights or teacher.model} has {outputs} outputs"
+        )
+    mean, std = teacher.mean or config.mean, teacher.std or config.std
+    if len(mean) != channels and not teacher.mean:
+        mean, std = ((sum(values) / len(values),) * channels for values in (mean, std))
+    if len(mean) != channels:
+        raise InputError(f"--mean has {len(mean)} values, but {teacher.model} takes images of {channels} channels")
+    return Data(
+        kind="folder",
+        classes=outputs,
+        image_size=side or config.input_size[-1],
+        channels=channels,
+        mean=tuple(mean),
+        std=tuple(std),
+    )
+
+
+def _names_of(teacher: Teacher, count: int) -> list[str]:
+    """What its tag's outputs are called: ImageNet's names where they are ImageNet's, else their numbers."""
+    if count == 1000 and (not teacher.weights or teacher.weights == efficientnet_lite0.WEIGHTS):
+        return [text.split(",")[0] for text in ImageNetInfo("imagenet-1k").label_descriptions()]
+    return [f"{i:04d}" for i in range(count)]
+
+
+def _index(name: str, names: Sequence[str], count: int) -> int:
+    """The output that `--pick` means by a name or a number."""
+    places = [i for i, other in enumerate(names) if other == name]
+    if len(places) > 1:
+        raise InputError(
+            f"--pick: {name!r} is the name of outputs {', '.join(map(str, places))}; pick one by its number"
+        )
+    if places:
+        return places[0]
+    if name.isdecimal() and int(name) < count:
+        return int(name)
+    raise InputError(unknown(name, [*names, f"0 to {count - 1}"], "class", "--pick"))
+
+
+def _recipe(recipe: Synthesis | None, side: int, images: int, classes: int, quick: bool) -> Synthesis:
+    """The recipe given, or the paper's schedule at this side, for so many images and classes."""
+    phases = (Phase(size=max(side // 2, 1), iterations=2000, lr=0.5), Phase(size=side, iterations=2000, lr=0.01))
+    recipe = recipe or Synthesis(phases=phases, jitter=max(round(30 * side / 224), 1))
+    if any(phase.size > side for phase in recipe.phases):
+        raise InputError(f"phases: {max(p.size for p in recipe.phases)} pixels are more than the image size, {side}")
+    if quick:
+        phases = tuple(dataclasses.replace(p, iterations=max(p.iterations // QUICK, 1)) for p in recipe.phases)
+        recipe = dataclasses.replace(recipe, phases=phases, warmup=recipe.warmup // QUICK)
+    return dataclasses.replace(
+        recipe, images=images, batch_classes=min(recipe.batch_classes, classes), shard_batches=max(images, 1)
+    )
+
+
+def _is_made(out: Path, identity: str) -> bool:
+    """Whether `out` has these very images; InputError when it has others, finished or half made."""
+    path, said = out / "images.zip", out / "images.json"
+    checkpoints = Checkpoints(path.with_suffix(""))
+    half, made = checkpoints.load(), record.read(said) if said.is_file() else {}
+    if made:
+        there = made.get("identity")
+    elif half is not None:
+        there = half["identity"]
+    else:  # killed before the record was written, or of another making
+        there = identity if not path.is_file() or checkpoints.kept(identity, path) else "another"
+    if there != identity:
+        raise InputError(
+            f"{out}: holds images of another CNN, recipe or seed; name another folder with --out, or delete it"
+        )
+    return path.is_file() and disk.sha256(path) == made.get("archive_sha256")
+
+
+def _announce(source: Source, seed: int, indices: Sequence[int], teacher: teachers.Teacher, quick: bool) -> None:
+    """One line before a long job: what is made and about how long it takes on this machine."""
+    recipe, device = source.recipe, available_device()
+    groups = list(inversion.groups(source, 0))
+    labels = torch.tensor([inversion.classes_of(batch, recipe, indices, seed) for batch in groups[0]])
+    seconds = len(groups) * inversion.expected_seconds(source, seed, labels, teacher, device)
+    drawn = {c for group in groups for batch in group for c in inversion.classes_of(batch, recipe, indices, seed)}
+    time = f"{seconds:.0f} seconds" if seconds < 100 else f"{seconds / 60:.0f} minutes"
+    hint = "" if quick or seconds < 100 else "; --quick takes a tenth of that, for a first look"
+    print(
+        f"{recipe.made()} images ({recipe.batches} x {recipe.batch}) of {len(drawn)} of {len(indices)} classes, "
+        f"{source.data.image_size} pixels, {sum(p.iterations for p in recipe.phases)} iterations: about {time} on this "
+        f"{'GPU' if device.type == 'cuda' else 'CPU'}{hint}",
+        flush=True,
+    )

@@ -1,0 +1,1 @@
+"""Networks and losses: pure torch and timm. Knows no file of a run."""

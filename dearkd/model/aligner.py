@@ -1,0 +1,46 @@
+"""The aligner (Figure 3): content tokens of a student block to the shape of a teacher's feature map.
+
+Exists in stage I only; its weights never reach the exported student.
+"""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+
+
+class Aligner(nn.Module):
+    """Reshape, depth-wise convolution, LayerNorm, ReLU, bilinear interpolation, depth-wise convolution, LayerNorm.
+
+    Figure 3 names these layers; none of them maps d to c channels, so we add one point-wise convolution. It stands
+    before the interpolation, with which it commutes, because that is 4 x cheaper at twice the side.
+
+    Args:
+        dim: width d of the student's tokens.
+        grid: patches per column and row of the student.
+        channels: channels c of the teacher's feature map.
+        size: its height and width. Smaller than the grid: average pooling, which does not alias.
+        nonnegative: end with a ReLU, for teachers whose features are never negative (ResNet, RegNet after a stage).
+    """
+
+    def __init__(
+        self, dim: int, grid: tuple[int, int], channels: int, size: tuple[int, int], nonnegative: bool
+    ) -> None:
+        super().__init__()
+        self.grid, self.size = grid, size
+        self.mix = nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1, groups=dim), LayerNorm2d(dim), nn.ReLU())
+        self.project = nn.Conv2d(dim, channels, 1)
+        self.refine = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, groups=channels), LayerNorm2d(channels))
+        self.final = nn.ReLU() if nonnegative else nn.Identity()
+
+    def forward(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch channels height width"]:
+        """Content tokens (without class token) as a feature map of the teacher's shape."""
+        image = tokens.transpose(1, 2).unflatten(2, self.grid)
+        return self.final(self.refine(self._resize(self.project(self.mix(image)))))
+
+    def _resize(self, image: Tensor) -> Tensor:
+        if self.size == self.grid:
+            return image
+        if self.size < self.grid:
+            return F.adaptive_avg_pool2d(image, self.size)
+        return F.interpolate(image, self.size, mode="bilinear", align_corners=False)

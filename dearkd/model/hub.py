@@ -1,0 +1,67 @@
+"""timm's networks, and the weights that a hub delivers, or does not: then one sentence says so at once."""
+
+import contextlib
+import functools
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import timm
+from huggingface_hub import constants, get_session
+from torch import nn
+
+from dearkd.schema import InputError
+
+PATIENCE = 5.0
+"""Seconds in which the hub must answer."""
+
+
+def create(name: str, pretrained: bool, args: dict[str, Any], key: str) -> nn.Module:
+    """A network of timm, with the weights of its tag where `pretrained`; errors name the `key` that takes a file."""
+    try:
+        with asked_once() if pretrained else contextlib.nullcontext():
+            return timm.create_model(name, pretrained=pretrained, **args)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise InputError(f"teacher {name}: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        why = " ".join(str(error).split())[:200] if reachable() else f"and {constants.ENDPOINT} does not answer"
+        raise InputError(
+            f"teacher {name}: its weights are not on this machine, {why}; run `python -m dearkd fetch` for this scale "
+            f"where there is internet and bring the folder HF_HOME here, or set `{key}` to a local file"
+        ) from None
+
+
+def pretrained_cfg(model: str) -> Any:
+    """timm's description of a model's weights: input size, crop, interpolation, mean and std."""
+    try:
+        config = timm.get_pretrained_cfg(model)
+    except RuntimeError:  # a tag that the architecture has not
+        config = None
+    if config is None:
+        raise InputError(f"timm has no model {model!r}; take a name with its tag from timm.list_pretrained()")
+    return config
+
+
+@functools.cache
+def reachable() -> bool:
+    """Whether the hub answers, asked once for each process."""
+    try:
+        get_session().head(constants.ENDPOINT, timeout=PATIENCE)
+    except Exception:  # which library speaks HTTP, and so what it raises, depends on the hub's version
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def asked_once() -> Iterator[None]:
+    """Inside, a hub that does not answer is not asked again and again: its cache is read, nothing is printed."""
+    offline = constants.HF_HUB_OFFLINE or not reachable()
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    constants.HF_HUB_OFFLINE, before = offline, constants.HF_HUB_OFFLINE
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+        logger.setLevel(level)

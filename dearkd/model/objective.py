@@ -1,0 +1,85 @@
+"""From a stage's losses to one number: the weighted sum of its terms, each kept by name."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dearkd.model.losses import class_loss, hidden_loss, logit_loss
+from dearkd.model.students import Outputs
+from dearkd.model.teachers import Seen
+
+Term = Callable[[Outputs, Tensor, Seen | None, "FeatureScale | None"], Tensor]
+
+
+def _hidden(outputs: Outputs, targets: Tensor, seen: Seen, scale: "FeatureScale") -> Tensor:
+    pairs = zip(outputs.hidden, scale.normalise(seen.features), strict=True)
+    return torch.stack([hidden_loss(aligned, feature) for aligned, feature in pairs]).mean()
+
+
+TERMS: dict[str, Term] = {
+    "ce": lambda outputs, targets, seen, scale: class_loss(outputs.logits, targets),
+    "logit": lambda outputs, targets, seen, scale: logit_loss(outputs.taught, seen.decisions),
+    "token": lambda outputs, targets, seen, scale: logit_loss(outputs.taught, seen.decisions),
+    "token_label": lambda outputs, targets, seen, scale: class_loss(outputs.taught, targets),
+    "hidden": _hidden,
+}
+"""The function of each of `stage.LOSSES`: of what the student says, the targets, the teacher's word and its scale."""
+
+
+def objective(
+    losses: Mapping[str, float],
+    outputs: Outputs,
+    targets: Float[Tensor, "batch classes"],
+    seen: Seen | None,
+    scale: "FeatureScale | None" = None,
+) -> dict[str, Tensor]:
+    """Eq. 6 or 7: {"loss": weighted sum, and each term of `losses` unweighted}."""
+    parts = {name: TERMS[name](outputs, targets, seen, scale) for name in losses}
+    return {"loss": sum(weight * parts[name] for name, weight in losses.items()), **parts}
+
+
+class FeatureScale(nn.Module):
+    """Scale of the teacher's features, so that beta means the same for every teacher.
+
+    rms: divide by a running root mean square (decay 0.99, kept in the checkpoint): predicting 0 then costs 1. For one
+    pair this only re-parametrises beta. ln: normalise over channels at each position. none: raw.
+    """
+
+    def __init__(self, mode: str, pairs: int) -> None:
+        super().__init__()
+        self.mode = mode
+        self.known = False
+        """Whether there is a mean square yet; asking the buffer would wait for the device in every step."""
+        self.register_buffer("mean_square", torch.zeros(pairs))
+
+    def load_state_dict(self, state: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        """As torch's; a scale that has seen features goes on from theirs."""
+        self.known = bool(state["mean_square"].any())
+        return super().load_state_dict(state, *args, **kwargs)
+
+    def normalise(self, features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Features in fp32 at the scale of the mode; rms uses the value before this step's update."""
+        features = tuple(f.float() for f in features)
+        if self.mode == "ln":
+            return tuple(F.layer_norm(f.movedim(1, -1), f.shape[1:2]).movedim(-1, 1) for f in features)
+        if self.mode == "rms":
+            return tuple(f / m.sqrt() for f, m in zip(features, self.mean_square, strict=True))
+        return features
+
+    @torch.no_grad()
+    def update(self, squares: Float[Tensor, " pairs"]) -> None:
+        """Take over the first mean squares ever given; afterwards move by 1 % towards those of a whole batch."""
+        if self.known:
+            self.mean_square.lerp_(squares, 0.01)
+        else:
+            self.mean_square.copy_(squares)
+            self.known = True
+
+
+def mean_squares(features: tuple[Tensor, ...]) -> Float[Tensor, " pairs"]:
+    """Mean square of each feature map, in fp32."""
+    return torch.stack([f.float().square().mean() for f in features])

@@ -1,0 +1,327 @@
+"""Any timm CNN as a frozen teacher: its decision, its stage features, and the gate that checks it is the right one.
+
+`timm.create_model("regnety_160")` now means weights trained on ImageNet-12k, so a teacher is named by its full tag
+and must reach its published accuracy before anything learns from it.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.layers import BatchNormAct2d, ConvNormAct
+from timm.models import clean_state_dict
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from dearkd.model import efficientnet_lite0, hub
+from dearkd.model.students import FeatureShape, sketch
+from dearkd.plan import stage
+from dearkd.schema import InputError, home, unknown
+
+PROBED = 300
+"""Side in pixels up to which `probe` looks for one that a network takes."""
+CHANNELS_LAST = 64
+"""Side of the images, in pixels, from which a teacher's weights lie channels last: RegNetY-16GF's early stages take a
+fifth less time at 224 on a CPU, and a GPU's bf16 kernels want it so. Small images lose by it."""
+Moments = tuple[tuple[float, ...], tuple[float, ...]]
+"""(mean, std) of each channel."""
+
+
+class Seen(NamedTuple):
+    """What a teacher says about a batch."""
+
+    decisions: Int[Tensor, " batch"]
+    """argmax of its logits, y_t of Eq. 5."""
+    features: tuple[Float[Tensor, "batch channels height width"], ...]
+    """Feature maps H^T of Eq. 4 at the stages asked for."""
+
+
+class Teacher(nn.Module):
+    """A CNN in evaluation mode, without gradients, whatever is done to the module that holds it.
+
+    Args:
+        net: a timm CNN with `forward_intermediates`.
+        stages: which feature maps to return, the stem being 0 and each next one at half the side.
+        given, own: (mean, std) of the images it will get and of those it was trained on, where the two differ.
+        side: of the square images that it is shown, in pixels; 0: as they come.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        stages: tuple[int, ...] = (),
+        given: "Moments | None" = None,
+        own: "Moments | None" = None,
+        side: int = 0,
+    ) -> None:
+        super().__init__()
+        self.net = net.eval().requires_grad_(False)
+        self.stages, self.side = stages, side
+        grey = None
+        if given is not None and own is not None and len(given[0]) == 3 and len(own[0]) == 1:
+            grey, given = _to_grey(given)
+        differs = given is not None and own is not None and given != own
+        gain, offset = _renormalisation(given, own) if differs else (None, None)
+        self.register_buffer("grey", grey, persistent=False)
+        self.register_buffer("gain", gain, persistent=False)
+        self.register_buffer("offset", offset, persistent=False)
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Stays in evaluation mode: BatchNorm statistics must not move."""
+        return super().train(False)
+
+    def normalised(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch own high wide"]:
+        """The student's pixels as the network was trained on them: channels, mean and std, side."""
+        if self.grey is not None:
+            images = (images * self.grey).sum(1, keepdim=True)
+        if self.gain is not None:
+            images = images * self.gain + self.offset
+        if self.side and images.shape[-1] != self.side:
+            images = F.interpolate(images, self.side, mode="bilinear", antialias=True)
+        return images
+
+    def fold(self) -> "Teacher":
+        """Fold each BatchNorm into the convolution before it: the same network but for rounding, for who only asks it.
+
+        Works on timm's `ConvNormAct`, of which RegNets and the small scales' CNN are made (ResNets are not: they stay
+        as they are). Their early stages are bound by memory, and this saves them a pass over each activation. Weights
+        no longer have their names, and R_BN finds no statistics.
+        """
+        for block in self.net.modules():
+            if isinstance(block, ConvNormAct) and isinstance(block.bn, BatchNormAct2d):
+                block.conv = fuse_conv_bn_eval(block.conv, block.bn).requires_grad_(False)
+                block.bn = nn.Sequential(block.bn.drop, block.bn.act)
+        return self
+
+    @torch.no_grad()
+    def forward(self, images: Float[Tensor, "batch rgb height width"]) -> Seen:
+        """Decision and features for the pixels the student sees, mixed and augmented."""
+        logits, features = self.logits_and_features(images)
+        return Seen(logits.argmax(1), features)
+
+    @torch.no_grad()
+    def logits_and_features(self, images: Float[Tensor, "batch rgb height width"]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        images = self.normalised(images)
+        if not self.stages:
+            return self.net(images), ()
+        last, features = self.net.forward_intermediates(images, indices=sorted(set(self.stages)))
+        found = dict(zip(sorted(set(self.stages)), features, strict=True))
+        return self.net.forward_head(last), tuple(found[s] for s in self.stages)
+
+    @torch.no_grad()
+    def features(self, images: Float[Tensor, "batch rgb height width"]) -> tuple[Tensor, ...]:
+        """The features alone: no stage beyond the last of them runs, and none at all where none is wanted."""
+        if not self.stages:
+            return ()
+        wanted = sorted(set(self.stages))
+        features = self.net.forward_intermediates(
+            self.normalised(images), indices=wanted, stop_early=True, intermediates_only=True
+        )
+        found = dict(zip(wanted, features, strict=True))
+        return tuple(found[s] for s in self.stages)
+
+    def codes_and_logits(
+        self, images: Float[Tensor, "batch rgb height width"]
+    ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch classes"]]:
+        """Pooled penultimate features and logits, with gradients to the images: what synthesis looks at."""
+        images = self.normalised(images)
+        codes = self.net.forward_head(self.net.forward_features(images), pre_logits=True).flatten(1)
+        classifier = self.net.get_classifier()
+        if isinstance(classifier, nn.Conv2d):  # of one pixel, as in DLA, DPN and ResNetV2
+            return codes, classifier(codes[:, :, None, None]).flatten(1)
+        return codes, classifier(codes)
+
+    def feature_shapes(self, images: Float[Tensor, "batch rgb height width"]) -> list[FeatureShape]:
+        """Shape and sign of every stage's features, read off real images."""
+        _, features = self.net.forward_intermediates(self.normalised(images))
+        return [FeatureShape(f.shape[1], (f.shape[2], f.shape[3]), bool((f >= 0).all())) for f in features]
+
+
+def probe(model: stage.Model, side: int, channels: int) -> list[tuple[int, int, int]]:
+    """(channels, height, width) of each stage's features for images of `side` pixels, without weights or arithmetic.
+
+    Raises InputError when the network cannot take such images, naming the smallest side it takes, or has no stages.
+    """
+    net = sketch(model).eval()
+    if not hasattr(net, "forward_intermediates"):
+        raise InputError(f"teacher {model.name}: timm gives no features of its stages; take another CNN")
+
+    def stages(side: int) -> list[tuple[int, int, int]] | None:
+        with contextlib.suppress(RuntimeError):
+            images = torch.empty(2, channels, side, side, device="meta")
+            net(images)
+            return [tuple(f.shape[1:]) for f in net.forward_intermediates(images)[1]]
+        return None
+
+    found = stages(side)
+    if found is None:
+        taken = next((larger for larger in range(side + 1, PROBED) if stages(larger)), None)
+        raise InputError(
+            f"teacher {model.name}: this CNN cannot take the scale's images of {side} pixels"
+            + (f", it needs {taken} or more" if taken else "")
+            + "; change image_size, or take a CNN for small images, such as resnet18"
+        )
+    return found
+
+
+class Classifier(nn.Module):
+    """A teacher as what it was trained to be, images to logits; gradients reach the images."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        super().__init__()
+        self.teacher = teacher
+
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        return self.teacher.net(self.teacher.normalised(images))
+
+
+def build(
+    teacher: stage.Teacher, data: stage.Data, weights: Path | None = None, stages: tuple[int, ...] = ()
+) -> Teacher:
+    """A teacher with its weights from a local file, or, when `weights` is None, from where its spec says.
+
+    Its outputs are then in the order of `teacher.outputs`; `weights` of ours are in that of the data's classes, as
+    `reorder` leaves them.
+    Raises InputError naming the file, package or tag when the weights are missing, damaged or of another network.
+    """
+    rename, theirs = None, weights is None
+    if weights is None and teacher.weights.startswith("package:"):
+        if teacher.weights != efficientnet_lite0.WEIGHTS:
+            raise InputError(
+                unknown(teacher.weights, (efficientnet_lite0.WEIGHTS,), "package", f"teacher {teacher.model}: weights")
+            )
+        weights, rename = efficientnet_lite0.path(), efficientnet_lite0.timm_name
+    elif weights is None and teacher.weights:
+        weights = Path(home(teacher.weights))
+    channels = teacher.channels or data.channels
+    classes = len(teacher.outputs) if theirs and len(teacher.outputs) > 1 else data.classes
+    args = {**dict(teacher.args), "in_chans": channels, "num_classes": classes}
+    known = None if weights else hub.pretrained_cfg(teacher.model).num_classes
+    if known not in (None, classes):
+        raise InputError(
+            f"teacher {teacher.model}: its weights have {known} outputs, but {classes} classes are asked for; "
+            f"fine-tune them (start: timm, and a training), or name each of its `outputs`"
+        )
+    net = hub.create(teacher.model, weights is None, args, "weights")
+    if weights is not None:
+        load_weights(net, weights, rename)
+    if teacher.sha256 and theirs and weights_sha256(net) != teacher.sha256:
+        raise InputError(
+            f"teacher {teacher.model}: its weights have sha256 {weights_sha256(net)}, but the scale expects "
+            f"{teacher.sha256}; fetch the right ones, or correct sha256 in the scale"
+        )
+    if (teacher.image_size or data.image_size) >= CHANNELS_LAST:
+        net = net.to(memory_format=torch.channels_last)
+    return Teacher(net, stages, (data.mean, data.std), moments(teacher, net, channels), teacher.image_size)
+
+
+def moments(teacher: stage.Teacher, net: nn.Module, channels: int) -> Moments | None:
+    """(mean, std) of the pixels that a teacher was trained on; None where the workflow trains it on the data's.
+
+    Raises InputError where the scale gives another number of values than there are channels.
+    """
+    if teacher.training is not None:
+        return None
+    if teacher.mean:
+        if len(teacher.mean) != channels:
+            raise InputError(
+                f"teacher {teacher.model}: mean has {len(teacher.mean)} values, but its images have {channels} "
+                f"channels; set its `channels` too"
+            )
+        return teacher.mean, teacher.std
+    tag = (net.pretrained_cfg["mean"], net.pretrained_cfg["std"])
+    # timm adds a first layer's weights up for grey images, so what it wants of them is the channels' average.
+    return tuple(tuple(m) if len(m) == channels else (sum(m) / len(m),) * channels for m in tag)
+
+
+def start(model: stage.Model) -> dict[str, Tensor]:
+    """Weights from which a CNN's training starts (`stage.Teacher.start`), without its classifier.
+
+    Raises InputError as `build`.
+    """
+    net = hub.create(model.name, model.start == "timm", dict(model.args), "start")
+    names = net.pretrained_cfg["classifier"]
+    classifier = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
+    if model.start != "timm":
+        load_weights(net, Path(home(model.start)), but=classifier)
+    return {name: value for name, value in net.state_dict().items() if not name.startswith(classifier)}
+
+
+def _to_grey(given: Moments) -> tuple[Tensor, Moments]:
+    """(factors that make normalised RGB pixels one grey channel by ITU-R 601, the moments of what they make)."""
+    luma, (mean, std) = (0.299, 0.587, 0.114), given
+    factors = torch.tensor([share * s for share, s in zip(luma, std, strict=True)]).view(-1, 1, 1)
+    return factors, ((sum(share * m for share, m in zip(luma, mean, strict=True)),), (1.0,))
+
+
+def _renormalisation(given: Moments, own: Moments) -> tuple[Tensor, Tensor]:
+    """(gain, offset) that turn pixels normalised with `given` into pixels normalised with `own`."""
+    (mean, std), (own_mean, own_std) = (tuple(torch.tensor(v).view(-1, 1, 1) for v in m) for m in (given, own))
+    return std / own_std, (mean - own_mean) / own_std
+
+
+def weights_sha256(net: nn.Module) -> str:
+    """sha256 over names and values of a network's state."""
+    return state_sha256(net.state_dict())
+
+
+def state_sha256(state: Mapping[str, Tensor]) -> str:
+    """sha256 over names and values."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_weights(
+    net: nn.Module, path: Path, rename: Callable[[str], str] | None = None, but: tuple[str, ...] = ()
+) -> None:
+    """Load a state dict strictly, from safetensors or a plain tensor file; nothing is ever unpickled.
+
+    `rename` turns the file's names into the network's. Names that begin as one of `but` are left as they are.
+    Raises InputError as `read_weights`, and when the weights are of another network.
+    """
+    state = read_weights(path)
+    if rename is not None:
+        state = {rename(name): value for name, value in state.items()}
+    own, state = ({k: v for k, v in s.items() if not k.startswith(but)} for s in (net.state_dict(), state))
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    shapes = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
+    if missing or extra or shapes:
+        example = (missing or extra or shapes)[0]
+        raise InputError(
+            f"{path}: weights of another network ({len(missing)} names missing, {len(extra)} unknown, "
+            f"{len(shapes)} of another shape, for example {example})"
+        )
+    net.load_state_dict(state, strict=not but)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file by name.
+
+    Raises InputError naming the file when it is missing, cut short, or a pickle that runs code.
+    """
+    try:
+        state = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except FileNotFoundError:
+        raise InputError(f"{path}: weights are missing") from None
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+        raise InputError(
+            f"{path}: not a whole weights file ({' '.join(str(error).split())[:120]}); fetch or train it again"
+        ) from None
+    except Exception as error:  # weights_only raises UnpicklingError, which torch does not export
+        raise InputError(
+            f"{path}: refused, it holds more than tensors ({type(error).__name__}); save it as safetensors"
+        ) from None
+    return clean_state_dict(next((state[k] for k in ("state_dict_ema", "model", "state_dict") if k in state), state))

@@ -1,0 +1,118 @@
+"""The commands that make again what is missing or stale: what a refusal prints as the way out.
+
+They leave Snakemake aside, which deletes a job's outputs before it runs, and takes what follows from committed records
+as settled.
+"""
+
+import itertools
+import shlex
+from pathlib import Path
+
+from dearkd.plan.plan import Plan, Run
+from dearkd.plan.stage import Stage
+
+
+def run(plan: Plan, run: Run, seed: int) -> list[str]:
+    """What makes a run's weights and its evaluation, and whatever is missing that they are made from, in order."""
+    found = []
+    for stage in run.stages:
+        found += _needed(plan, run, seed, stage)
+        found.append(_command(plan, "train", run.name, seed=seed, stage=stage.name))
+    if run.method != "teacher":
+        found.append(_command(plan, "evaluate", run.name, seed=seed))
+    return list(dict.fromkeys(found))
+
+
+def teacher(plan: Plan, name: str) -> list[str]:
+    """What brings a teacher's weights to where jobs read them."""
+    own = plan.teacher_run(name)
+    return [*(_weights(plan, own, 0) if own else []), _command(plan, "teacher", name)]
+
+
+def shard(plan: Plan, name: str, seed: int, index: int) -> str:
+    """What makes a shard of a source's images."""
+    return _command(plan, "synthesize", name, seed=seed, shard=index)
+
+
+def labels(plan: Plan, name: str, seed: int, index: int) -> str:
+    """What makes a shard of a teacher's labels."""
+    return _command(plan, "labels", name, seed=seed, shard=index)
+
+
+def target(plan: Plan, path: Path) -> str:
+    """The call of Snakemake that makes a record that is not there yet."""
+    return f"snakemake -c2 --config scale={shlex.quote(plan.scale.name)} -- {shlex.quote(str(path))}"
+
+
+def again(plan: Plan, path: Path) -> list[str]:
+    """What makes the record at `path` anew, whose place in the plan says what it is."""
+    paths, seeds = plan.paths, plan.scale.seeds
+    for of in plan.runs.values():
+        for seed in of.seeds:
+            if path in [paths.stage(of.name, seed, stage.name) for stage in of.stages]:
+                return run(plan, of, seed)
+            if path == paths.metrics(of.name, seed):
+                return [*_weights(plan, of, seed), _command(plan, "evaluate", of.name, seed=seed)]
+    for name in plan.scale.teachers:
+        if path == paths.teacher(name):
+            own = plan.teacher_run(name)
+            return [*(run(plan, own, 0) if own else []), _command(plan, "teacher", name)]
+    for name, seed in itertools.product(["real", *plan.sources], seeds):
+        if path == paths.diversity(name, seed):
+            return [_command(plan, "diversity", name, seed=seed)]
+    for (name, source), seed in itertools.product(plan.sources.items(), seeds):
+        for i in range(source.recipe.shards):
+            if path == paths.shard(name, seed, i):
+                return [shard(plan, name, seed, i)]
+    for label in plan.pretrained:
+        if path == paths.pretrained(label):
+            return [_command(plan, "pretrained", label)]
+    if path == paths.throughput:
+        return [f"python -m dearkd throughput --scale {shlex.quote(plan.scale.name)}"]
+    name, seed = path.parts[-3], path.parts[-2].removeprefix("seed")
+    return [labels(plan, name, int(seed), int(path.stem))]
+
+
+def _needed(plan: Plan, run: Run, seed: int, stage: Stage) -> list[str]:
+    """What makes the inputs of a stage that are missing."""
+    found = []
+    if not (plan.paths.subsets(stage.data_name) / "data.json").is_file():
+        found.append(_command(plan, "subset", stage.data_name))
+    if stage.data.presize and not stage.source and not plan.paths.presized(stage.data_name).is_file():
+        found.append(_command(plan, "presize", stage.data_name))
+    if stage.teacher_name:
+        found += _teacher(plan, stage.teacher_name)
+    if run.initial:
+        found += _weights(plan, plan.run(run.initial), seed)
+    if stage.source:
+        shards = range(stage.shards or stage.source.recipe.shards)
+        found += [c for i in shards for c in _shard(plan, stage.source.name, seed, i)]
+    if of := plan.labels_of(stage):
+        missing = [i for i in plan.label_shards(stage) if not plan.paths.label_file(of.name, seed, i).is_file()]
+        found += [labels(plan, of.name, seed, i) for i in missing]
+    return found
+
+
+def _shard(plan: Plan, name: str, seed: int, index: int) -> list[str]:
+    if plan.paths.archive(name, seed, index).is_file():
+        return []
+    source, rival = plan.sources[name], plan.competitor(name, index)
+    found = _teacher(plan, source.teacher_name)
+    found += _weights(plan, rival, seed) if rival else []
+    found += _teacher(plan, source.recipe.verifier) if source.verifier else []
+    return [*found, shard(plan, name, seed, index)]
+
+
+def _teacher(plan: Plan, name: str) -> list[str]:
+    kept = (plan.paths.teacher_weights(name), plan.paths.kept_weights(name))
+    return [] if any(path.is_file() for path in kept) else teacher(plan, name)
+
+
+def _weights(plan: Plan, of: Run, seed: int) -> list[str]:
+    weights = plan.paths.state(of.name, seed, of.stages[-1].name) / "student.safetensors"
+    return [] if weights.is_file() else run(plan, of, seed)
+
+
+def _command(plan: Plan, verb: str, name: str, **options: object) -> str:
+    rest = "".join(f" --{key} {value}" for key, value in options.items())
+    return f"python -m dearkd {verb} {shlex.quote(name)} --scale {shlex.quote(plan.scale.name)}{rest}"

@@ -1,0 +1,248 @@
+"""What training costs before any of it runs: GPU-hours, the longest chain of jobs, disk.
+
+A forward pass over n images takes n / f seconds on one device that does f images/s, and training on them three times
+that. Left out are losses, validation and evaluation; `loading` says how many CPU cores keep a device busy.
+"""
+
+import csv
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+from dearkd import record
+from dearkd.plan.experiments import PAPER
+from dearkd.plan.plan import Plan, Run
+from dearkd.plan.stage import IN_FILES, Source, Stage
+from dearkd.schema import InputError
+
+TRAIN = 3
+"""Cost of a training pass in forward passes; an upper bound for synthesis, where no weight gets a gradient."""
+EARLY = 0.36
+"""Of a teacher's forward pass, what a run still does whose labels are computed ahead: RegNetY-16GF's stem and first two
+stages, 140 of 391 ms."""
+LABEL_BYTES = 2
+SIDE = 224
+"""Side in pixels of the throughputs; a smaller phase of synthesis costs as its area."""
+STAGE_BYTES = 2 * 16
+"""Kept of a stage for each parameter: two checkpoints of weights, two moments and averaged weights in fp32."""
+PNG = 0.7
+"""Bytes that a byte of pixels takes in a PNG."""
+DEARKD = {f"DearKD-{k}": f"dearkd_{v}_patch16_224" for k, v in {"Ti": "tiny", "S": "small", "B": "base"}.items()}
+KNOWN = {"folder": 1_281_167, "cifar10": 50_000, "cifar100": 50_000, "flowers102": 2_040, "cars": 8_144}
+"""Training images by kind of data; a folder is taken for ImageNet-1k if it has 1000 classes."""
+LOADED = {"full": 270, "reduced": 300, "presized": 390}
+"""Images/s that one CPU core decodes and augments to 224 pixels: ImageNet's sizes, a copy of 320 pixels, RandAugment.
+The best of 30 passes over the files of benchmarks/loading.py on an Intel Xeon."""
+Figures = Mapping[str, int | float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """jobs: of training, labels and synthesis. gpu_hours: of one device, all jobs. longest_hours: jobs that wait for
+    each other, each on as many devices as the scale gives it; labels, made side by side, are left out. disk_gb:
+    checkpoints, labels and synthetic images, in 1e9 bytes."""
+
+    jobs: int
+    gpu_hours: float
+    longest_hours: float
+    disk_gb: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Books:
+    """A plan and the caller's figures. Seconds are of one device, but for `chain` and `made`."""
+
+    plan: Plan
+    throughputs: Figures
+    images_of: Figures
+
+    def before(self, each: Run | Source) -> list[Run | Source]:
+        """What a run or a set of images waits for itself."""
+        if isinstance(each, Source):
+            rivals = [self.plan.competitor(each.name, i) for i in range(each.recipe.shards)]
+            return [r for r in (self.plan.teacher_run(each.teacher_name), *rivals) if r]
+        first = [self.plan.run(each.initial)] if each.initial else []
+        taught = [r for r in map(self.plan.teacher_run, each.teachers) if r]
+        return [*first, *taught, *(self.plan.sources[s.source.name] for s in each.stages if s.source)]
+
+    def passes(self, model: str, count: int | float) -> float:
+        return count / _figure(self.throughputs, model, "images/s")
+
+    def draws(self, stage: Stage) -> int | float:
+        """Images that an epoch shows. A fraction is right within one image a class."""
+        draws = _figure(self.images_of, stage.data_name, "number of images")
+        if stage.training.subset_schedule == "epochs":
+            return stage.source.recipe.made(stage.shards) if stage.source else draws * stage.fraction // 100
+        return draws
+
+    def step_seconds(self, stage: Stage) -> float:
+        """Training on one image, the teacher's early stages alone where its labels are computed ahead."""
+        taught = self.passes(stage.teacher.model, 1) if stage.teacher else 0.0
+        if self.plan.labels_of(stage) is not None:
+            taught *= EARLY if "hidden" in dict(stage.losses) else 0.0
+        return self.passes(stage.model.name, TRAIN) + taught
+
+    def stage_seconds(self, stage: Stage) -> float:
+        """Training a stage."""
+        return (stage.last_epoch - stage.first_epoch) * self.draws(stage) * self.step_seconds(stage)
+
+    def labels(self, runs: Iterable[Run]) -> tuple[int, float, float]:
+        """(jobs, seconds, bytes) of the labels that runs share, for one seed."""
+        longest: dict[str, Stage] = {}
+        for stage in (s for run in runs for s in run.stages):
+            if (of := self.plan.labels_of(stage)) is not None:
+                longest[of.name] = max(longest.get(of.name, stage), stage, key=lambda s: s.last_epoch)
+        jobs, seconds, room = 0, 0.0, 0.0
+        for stage in longest.values():
+            shards = len(self.plan.label_shards(stage))
+            images = shards * self.plan.scale.label_epochs * self.draws(stage)
+            jobs, room = jobs + shards, room + LABEL_BYTES * images
+            seconds += self.passes(stage.teacher.model, images)
+        return jobs, seconds, room
+
+    def image_seconds(self, source: Source) -> float:
+        """Making an image: the teacher at each phase's side, ADI's student at the data's."""
+        phases = source.recipe.phases
+        seconds = self.passes(source.teacher.model, TRAIN * sum(p.iterations * (p.size / SIDE) ** 2 for p in phases))
+        if source.student:
+            seconds += self.passes(source.student[0].model.name, TRAIN * sum(p.iterations for p in phases))
+        return seconds
+
+    def chain(self, run: Run) -> float:
+        """Seconds from nothing to the end of a run, on as many devices as its jobs have."""
+        sets = {(s.source, s.shards or s.source.recipe.shards) for s in run.stages if s.source}
+        waits = [self.chain(r) for r in self.before(run) if isinstance(r, Run)] + [self.made(*s) for s in sets]
+        own = sum(map(self.stage_seconds, run.stages)) / max(self.plan.resources("train").gpu, 1)
+        return max(waits, default=0.0) + own
+
+    def made(self, source: Source, shards: int) -> float:
+        """Seconds from nothing to the first `shards` shards, those of a round side by side."""
+        first = (self.plan.teacher_run(source.teacher_name), self.plan.competitor(source.name, shards - 1))
+        own = source.recipe.made(1) * self.image_seconds(source) / max(self.plan.resources("synthesize").gpu, 1)
+        return max((self.chain(r) for r in first if r), default=0.0) + own
+
+
+def estimate(
+    plan: Plan, runs: Iterable[Run], throughputs: Figures, images_of: Figures, parameters: Figures, sources=()
+) -> Cost:
+    """What `runs` cost, with the teachers, first runs, synthetic images and competing students that they wait for.
+
+    Args:
+        throughputs, parameters: forward images/s and number of parameters, by timm name without tag.
+        images_of: training images of each data set, without those carved out for validation.
+        sources: names of further sets of images to make, those of a table that no run learns from.
+
+    Raises InputError naming an architecture or data set without a figure.
+    """
+    books, needed = _Books(plan, throughputs, images_of), {}
+    waiting = [*runs, *(plan.sources[name] for name in sources)]
+    while waiting:
+        each = waiting.pop()
+        waiting += [] if each.name in needed else books.before(each)
+        needed[each.name] = each
+    jobs, seconds, disk = (
+        len(plan.scale.seeds) * n for n in books.labels(r for r in needed.values() if isinstance(r, Run))
+    )
+    longest = 0.0
+    for each in needed.values():
+        if isinstance(each, Run):
+            seeds, parts, chain = len(each.seeds), len(each.stages), books.chain(each)
+            work = sum(map(books.stage_seconds, each.stages))
+            room = sum(STAGE_BYTES * _figure(parameters, s.model.name, "number of parameters") for s in each.stages)
+        else:
+            seeds, parts, count = len(plan.scale.seeds), each.recipe.shards, each.recipe.made()
+            work, chain = count * books.image_seconds(each), books.made(each, parts)
+            room = count * each.data.image_size**2 * each.data.channels * PNG
+        jobs, seconds, disk = jobs + seeds * parts, seconds + seeds * work, disk + seeds * room
+        longest = max(longest, chain)
+    return Cost(jobs, seconds / 3600, longest / 3600, disk / 1e9)
+
+
+def _figure(figures: Figures, name: str, what: str) -> int | float:
+    name = name.partition(".")[0]
+    if name not in figures:
+        raise InputError(f"cost: no {what} given for {name}; given are {', '.join(sorted(figures)) or 'none'}")
+    return figures[name]
+
+
+def loading(plan: Plan, runs: Iterable[Run], throughputs: Figures) -> str:
+    """What loading the images takes where it takes most: the images/s that a GPU asks for, and the cores to give them.
+
+    Empty where no run reads image files.
+    """
+    books, found = _Books(plan, throughputs, {}), []
+    for run in runs:
+        for stage in run.stages:
+            augment = stage.training.augment
+            if stage.source or augment.kind != "timm" or stage.data.kind not in IN_FILES:
+                continue
+            passes = books.step_seconds(stage)
+            rate = LOADED["presized" if stage.data.presize and augment.decode == "reduced" else augment.decode]
+            found.append((1 / passes / rate, 1 / passes, rate, stage.model.name))
+    if not found:
+        return ""
+    cores, wanted, rate, model = max(found)
+    return f"{model} takes {wanted:,.0f} images/s on a GPU: {cores:.1f} CPU cores at {rate} images/s each"
+
+
+def describe(cost: Cost, gpus: int, origin: str, loading: str = "") -> str:
+    """The estimate as aligned lines; `origin` says where the throughputs come from, `loading` what it says itself."""
+    hours = max(cost.gpu_hours / gpus, cost.longest_hours)
+    lines = (
+        ("jobs", f"{cost.jobs:,}"),
+        ("GPU-hours", f"{cost.gpu_hours:,.1f}"),
+        (f"on {gpus} GPU{'s' * (gpus > 1)}", f"{hours:,.1f} hours, {hours / 24:,.1f} days"),
+        ("disk", f"{cost.disk_gb:,.1f} GB"),
+        ("loading", loading),
+        ("throughputs", origin),
+    )
+    return "\n".join(f"{name:<15}{value}" for name, value in lines if value)
+
+
+def throughputs(plan: Plan) -> tuple[dict[str, float], str]:
+    """Forward images/s by timm name without tag, and a sentence on where they come from.
+
+    Those measured at this scale, in bf16 on a GPU, where there is a record; otherwise the paper's. DearKD counts with
+    its bias as a matrix where training takes that path, see `rpe.drop_mode`.
+    """
+    values = record.read(plan.paths.throughput) if plan.paths.throughput.is_file() else {"architectures": {}}
+    rated = {name: rates for name, rates in values["architectures"].items() if "fp32" in rates}
+    if not rated:
+        return paper_throughputs(), "the paper's Table 3, on a V100"
+    dense = plan.scale.rpe.path == "dense" or (plan.scale.rpe.drop > 0 and plan.scale.rpe.drop_mode == "element")
+    found = {}
+    for name, rates in rated.items():
+        precision = "bf16" if "bf16" in rates else "fp32"
+        rate = rates.get(f"{precision}_dense", rates[precision]) if dense else rates[precision]
+        found[name.partition(".")[0]] = rate["median"]
+    return found, f"{plan.paths.throughput}, {precision} on {values['hardware']['device']}"
+
+
+def images_of(plan: Plan) -> dict[str, int]:
+    """Training images of the data sets that the scale has listed already, or whose size is known."""
+    found = {}
+    for name, data in plan.scale.data.items():
+        path = plan.paths.subsets(name) / "data.json"
+        if path.is_file():
+            found[name] = record.read(path)["images"]["train-100"]
+        elif data.kind in KNOWN and (data.kind != "folder" or data.classes == 1000):
+            found[name] = KNOWN[data.kind] - data.validation
+    return found
+
+
+def paper_throughputs() -> dict[str, float]:
+    """Forward images/s by timm name without tag, from the paper's Table 3."""
+    return {name: float(row["throughput_img_s_v100"]) for name, row in _table3().items()}
+
+
+def paper_parameters() -> dict[str, int]:
+    """Exact numbers of parameters by timm name without tag, of the architectures of Table 3."""
+    return {name: int(row["params_exact"]) for name, row in _table3().items()}
+
+
+def _table3() -> dict[str, dict[str, str]]:
+    """The lines of Table 3 whose architecture timm has or we have, by name without tag."""
+    with (PAPER / "table3.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = [row["timm_model"].removeprefix("arch ").split()[0].partition(".")[0] for row in rows]
+    names = [DEARKD[r["method"].removesuffix("-1000")] if n == "ours" else n for n, r in zip(names, rows, strict=True)]
+    return {n: row for n, row in zip(names, rows, strict=True) if n != "not"}

@@ -1,0 +1,277 @@
+"""Files of a folder: one walk that knows what it leaves out, and whether they are still those that a record describes.
+
+Contents are hashed once. After that a file counts as unchanged while its size and times are those it had then.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import hashlib
+import io
+import itertools
+import os
+import posixpath
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePath
+from typing import NamedTuple
+
+from dearkd import disk, record
+from dearkd.plan.plan import Plan
+from dearkd.schema import InputError, home
+
+EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+LIST = "images.csv"
+"""Beside the subsets of a data set of files: each file's split, name, label and sha256."""
+SYSTEM = ("@eaDir", "__MACOSX")
+"""Folders in which a NAS and macOS keep copies; hidden to their users."""
+SPAN = 1000
+"""Files that wait for a thread at a time."""
+DIGITS = 16
+"""Hexadecimal digits kept of a file's sha256: enough to see a change."""
+
+
+@dataclasses.dataclass
+class Found:
+    """What a walk has met, in the order of names, relative to the folder with `/`."""
+
+    images: list[str] = dataclasses.field(default_factory=list)
+    folders: list[str] = dataclasses.field(default_factory=list)
+    """Those directly below, links to folders included."""
+    left_out: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    """Why, and which files or folders."""
+
+    def leave(self, why: str, name: str) -> None:
+        self.left_out.setdefault(why, []).append(name)
+
+
+def walk(folder: Path) -> Found:
+    """Every image file below a folder, following links as torchvision and timm do.
+
+    Left out: what is hidden, of another extension, no regular file, or a link back to a folder above. Raises InputError
+    for links that lead nowhere, names that no list can hold, and folders that cannot be read.
+    """
+    found, dangling = Found(), []
+
+    def visit(place: str, within: str, above: frozenset[str]) -> None:
+        above |= {os.path.realpath(place)}
+        with os.scandir(place) as entries:
+            listed = sorted(entries, key=lambda entry: entry.name)
+        for entry in listed:
+            name, kind = within + entry.name, PurePath(entry.name).suffix.lower()
+            if entry.name.startswith(".") or entry.name in SYSTEM:
+                found.leave("hidden", name)
+            elif entry.is_dir():
+                if os.path.realpath(entry.path) in above:
+                    found.leave("a link back to a folder above", name)
+                    continue
+                if not within:
+                    found.folders.append(name)
+                visit(entry.path, f"{name}/", above)
+            elif entry.is_symlink() and kind in (*EXTENSIONS, "") and not Path(entry.path).exists():
+                dangling.append(name)
+            elif kind not in EXTENSIONS:
+                found.leave(kind or "no extension", name)
+            elif entry.is_file():
+                found.images.append(name)
+            else:
+                found.leave("no regular file", name)
+
+    try:
+        visit(os.fspath(folder), "", frozenset())
+    except OSError as error:
+        raise InputError(f"{printed(error.filename)}: cannot be read ({error.strerror}); set permissions") from None
+    if dangling:
+        raise InputError(
+            f"{folder}: {printed(dangling[0])} is a link to nothing, as are {len(dangling)} in all; fetch what they "
+            f"stand for (git annex get, dvc pull) or delete them"
+        )
+    if odd := [name for name in [*found.images, *found.folders] if not _listable(name)]:
+        raise InputError(
+            f"{folder}: the name {printed(odd[0])} is not UTF-8 or has a line break ({len(odd)} in all); rename it "
+            f"(convmv -f latin1 -t utf8 --notest -r .)"
+        )
+    return found
+
+
+def _listable(name: str) -> bool:
+    """Whether a name can stand on a line of a UTF-8 file."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return name.splitlines() == [name]
+
+
+def printed(name: str) -> str:
+    """A name for a sentence: what no terminal can show is escaped."""
+    return name if name.isprintable() else ascii(name)
+
+
+def left_out(found: Mapping[str, list[str]]) -> str:
+    """What walks have left out as part of a line: how many, why, and the first of each; empty for nothing."""
+    return ", ".join(f"{len(names)} {why} ({printed(names[0])})" for why, names in found.items())
+
+
+def composed(name: str) -> str:
+    """A name with its accents as one character each (NFC): a Mac writes them as two."""
+    return unicodedata.normalize("NFC", name)
+
+
+def root_of(root: str) -> str:
+    """`root` with ~ and $VARIABLES filled in; InputError naming a variable that is not set."""
+    expanded = os.path.expandvars(root)
+    if "$" in expanded:
+        raise InputError(
+            f"root: {root}: set this environment variable to the folder of the data, or write the folder in the scale"
+        )
+    return home(expanded)
+
+
+# ------------------------------------------------------------------------------------------------ contents
+
+
+def contents(
+    root: Path, names: Iterable[str], seen: Path, threads: int, look: Callable[[Path, bytes], None] | None = None
+) -> dict[str, str]:
+    """The first digits of the sha256 of each file below `root`, by name; one that is gone is left out.
+
+    seen: a file of this machine in which sizes and times are remembered, so that only what differs is read again.
+    look: is given each file that is read. Its InputErrors come as one, a line for each, after all have been read.
+    """
+    before, now, unread, broken = _remembered(seen), {}, [], []
+    for name in names:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            stamp = _stamp(root / name)
+            if before.get(name, ())[:3] == stamp:
+                now[name] = before[name]
+            else:
+                unread.append((name, stamp))
+
+    def one(given: tuple[str, tuple[str, ...]]) -> None:
+        name, stamp = given
+        try:
+            raw = (root / name).read_bytes()
+            if look is not None:
+                look(root / name, raw)
+            now[name] = (*stamp, hashlib.sha256(raw).hexdigest()[:DIGITS])
+        except InputError as error:
+            broken.append(str(error))
+        except OSError as error:
+            broken.append(f"{root / name}: cannot be read ({error.strerror}); set permissions")
+
+    with ThreadPoolExecutor(threads) as pool:  # reading, hashing and decoding work outside Python's lock
+        for first in range(0, len(unread), SPAN):
+            list(pool.map(one, unread[first : first + SPAN]))
+    if unread:
+        with contextlib.suppress(InputError):  # it only saves time
+            rows = ((n, *known) for n, known in {**before, **now}.items())
+            disk.write(seen, table(("name", "bytes", "written", "moved", "sha256"), rows))
+    if broken:
+        raise InputError(f"{root}: {len(broken)} images cannot be used:\n" + "\n".join(sorted(broken)))
+    return {name: known[3] for name, known in now.items()}
+
+
+def _stamp(path: Path) -> tuple[str, str, str]:
+    """Size, and when content and place were last changed; the last of these no program can set back."""
+    status = path.stat()
+    return str(status.st_size), str(status.st_mtime_ns), str(status.st_ctime_ns)
+
+
+def _remembered(seen: Path) -> dict[str, tuple[str, ...]]:
+    try:
+        with seen.open(newline="", encoding="utf-8") as file:
+            return {row[0]: tuple(row[1:]) for row in csv.reader(file) if len(row) == 5}
+    except (OSError, ValueError, csv.Error):
+        return {}
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """CSV with a header, names that hold commas and quotes included."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+# ------------------------------------------------------------------------------------------------ what is recorded
+
+
+def verified(path: Path) -> str:
+    """Text of a list beside SHA256SUMS; InputError when it is missing or not what is written there."""
+    data, scale = path.parent.name, path.parent.parent.parent.name
+    if not path.is_file():
+        raise InputError(f"{path}: missing; write it with `python -m dearkd subset {data} --scale {scale}`")
+    raw = path.read_bytes()
+    if f"{hashlib.sha256(raw).hexdigest()}  {path.name}" not in sums(path.parent):
+        raise InputError(f"{path}: differs from its sha256 in SHA256SUMS; delete the folder and write the subsets anew")
+    return raw.decode()
+
+
+def sums(folder: Path) -> list[str]:
+    """The lines of a folder's SHA256SUMS."""
+    try:
+        return (folder / "SHA256SUMS").read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
+class Listed(NamedTuple):
+    """A line of images.csv: an image file of a data set when its subsets were written."""
+
+    split: str
+    image: str
+    """Relative to the folder of its split."""
+    label: int
+    sha256: str
+
+
+def listed(folder: Path) -> list[Listed]:
+    """The image files of a data set, from `images.csv` beside its subsets."""
+    rows = csv.reader(io.StringIO(verified(folder / LIST), newline=""))
+    return [Listed(row[0], row[1], int(row[2]), row[3]) for row in itertools.islice(rows, 1, None)]
+
+
+def changes(plan: Plan, name: str) -> str:
+    """What was added to the files of data set `name`, removed and changed since its subsets were written, in a phrase.
+
+    Empty: nothing, or no file is listed. Only files whose size or times differ are read.
+    """
+    spec, folder = plan.scale.data[name], plan.paths.subsets(name)
+    described = record.read(folder / "data.json") if (folder / "data.json").is_file() else {}
+    if "folders" not in described:
+        return ""
+    root, folders = Path(root_of(spec.root)), described["folders"]
+    before = {below(folders[row.split], row.image): row.sha256 for row in listed(folder)}
+    now = contents(root, before, plan.paths.seen(name), plan.resources("data").threads)
+    there = {below(place, n) for place in set(folders.values()) for n in walk(root / place).images if "/" in n}
+    kinds = {
+        "added": sorted(there - before.keys()) if spec.kind == "folder" else [],
+        "removed": [n for n in before if n not in now],
+        "changed": [n for n in now if now[n] != before[n]],
+    }
+    return ", ".join(f"{len(names)} {kind} ({_some(names)})" for kind, names in kinds.items() if names)
+
+
+def below(folder: str, name: str) -> str:
+    """A path relative to a data set's root, of a name relative to the folder of its split."""
+    return posixpath.normpath(posixpath.join(folder, name))
+
+
+def first_process() -> bool:
+    """Whether this is the one that looks at files, of the processes that share a batch."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def here(plan: Plan, name: str) -> bool:
+    """Whether the files of data set `name` are on this machine: records are read elsewhere too."""
+    try:
+        return Path(root_of(plan.scale.data[name].root)).is_dir()
+    except InputError:
+        return False
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join([*map(printed, names[:3]), *(["..."] if len(names) > 3 else [])])

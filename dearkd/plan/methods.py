@@ -1,0 +1,253 @@
+"""Methods as data: a row of a table becomes a tuple of stages, which one training loop runs.
+
+A function here is a method; its keyword arguments after `fraction` are the method's own switches and
+may stand in a row of `workflow/experiments.yaml`, as may any dotted field of the scale (`rpe.drop: 0.2`).
+"""
+
+import dataclasses
+
+from dearkd.plan.scale import Scale
+from dearkd.plan.stage import Distillation, Model, Source, Stage, Synthesis, Training
+from dearkd.schema import InputError, deviations, freeze, unknown
+
+Stages = tuple[Stage, ...]
+REAL = "real"
+"""`images: real`: those of the scale's main data set."""
+TRANSFER = "transfer"
+"""Name of the stage of fine-tuning."""
+UNSWITCHED = {"stage1_epochs": 0, "stage2_lr": "continue", "stage2_peak": 1.0}
+
+
+def deit(scale: Scale, student: str, fraction: int = 100, images: str = REAL, *, long: bool = False) -> Stages:
+    """DeiT: cross-entropy alone, one stage."""
+    scale = _scheduled(scale, student, long)
+    return (_stage(scale, "I", _student(scale, student, "deit"), fraction, images, losses=(("ce", 1.0),)),)
+
+
+def deit_distilled(
+    scale: Scale, student: str, fraction: int = 100, images: str = REAL, *, long: bool = False
+) -> Stages:
+    """DeiT with a distillation token that learns the teacher's hard decision, both losses at weight 1/2."""
+    scale = _scheduled(scale, student, long)
+    model = _student(scale, student, "deit_distilled")
+    return (_taught(scale, _stage(scale, "I", model, fraction, images, losses=(("ce", 0.5), ("token", 0.5)))),)
+
+
+def dearkd(
+    scale: Scale,
+    student: str,
+    fraction: int = 100,
+    images: str = REAL,
+    *,
+    mhca: bool = True,
+    hidden: bool = True,
+    distill: bool = True,
+    two_stage: bool = True,
+    taught_by: str = "distillation",
+    long: bool = False,
+) -> Stages:
+    """DearKD (Sec. 3): stage I with Eq. 6, stage II with Eq. 7; the switches are the columns of Table 1.
+
+    `distill` is the logit loss of Eq. 5. Without it the class token's loss has weight 1, not alpha. `taught_by:
+    synthesis` takes the teacher that synthetic images come from; on synthetic images it is always that one. `long` is
+    the schedule of 1000 epochs.
+    """
+    scale = _scheduled(scale, student, long)
+    if taught_by not in ("distillation", "synthesis"):
+        raise InputError(unknown(taught_by, ("distillation", "synthesis"), "value", "taught_by"))
+    if images != REAL or taught_by == "synthesis":
+        teacher = scale.synthesis.teacher
+        scale = dataclasses.replace(scale, distillation=dataclasses.replace(scale.distillation, teacher=teacher))
+    if two_stage and not (hidden or distill):
+        raise InputError("two_stage: true needs hidden or distill; without a teacher both stages are the same")
+    knobs, training = scale.distillation, scale.training
+    model = _student(scale, student, "dearkd", mhca)
+    losses = [("ce", knobs.alpha if distill else 1.0)]
+    if distill:
+        losses.append(("logit", 1.0 - knobs.alpha))
+    if hidden:
+        losses.append(("hidden", knobs.beta))
+    stage = _stage(scale, "I", model, fraction, images, losses=tuple(losses))
+    if hidden or distill:
+        # What only stage II reads must not make stage I another run.
+        stage = _taught(scale, stage, dataclasses.replace(knobs, freeze_rpe=False))
+    if not two_stage:
+        return (stage,)
+    switch = training.stage1_epochs
+    second = _stage(scale, "II", model, fraction, images, losses=(("ce", 1.0),))
+    return (
+        dataclasses.replace(stage, last_epoch=switch),
+        dataclasses.replace(second, first_epoch=switch, training=training, freeze_rpe=knobs.freeze_rpe),
+    )
+
+
+def peer(scale: Scale, student: str) -> Stages:
+    """Another system of Table 3, `student` being its label, by plain training on real images."""
+    system = scale.peers[student]
+    data = scale.data["main"]
+    args = {**dict(system.args), "in_chans": data.channels, "num_classes": data.classes}
+    model = Model(name=system.model, args=freeze(args), init=system.init, stem_stride=system.stem_stride)
+    stage = _stage(scale, "I", model, 100, REAL, losses=(("ce", 1.0),), training=system.training)
+    return (dataclasses.replace(stage, attention_images=0),)
+
+
+def transfer(
+    scale: Scale, student: str, *, target: str = "", pretraining: str = "dearkd", long: bool = False
+) -> Stages:
+    """Fine-tuning of a finished student on other data (Table 4): no teacher, a new head, positions interpolated.
+
+    The distilled student has two heads, which are averaged at test; both learn the true labels. `long` is the schedule
+    of its pretraining.
+    """
+    if pretraining not in ("deit", "deit_distilled", "dearkd"):
+        raise InputError(unknown(pretraining, ("deit", "deit_distilled", "dearkd"), "value", "pretraining"))
+    if target not in scale.transfer.targets:
+        raise InputError(unknown(target, scale.transfer.targets, "value", "target"))
+    before = METHODS[pretraining](scale, student, long=long)
+    data, training = scale.data[target], scale.transfer.recipes[scale.transfer.recipe]
+    model = before[-1].model
+    changed = {"img_size": data.image_size, "num_classes": data.classes, "drop_path_rate": training.drop_path}
+    stage = Stage(
+        name=TRANSFER,
+        model=dataclasses.replace(model, args=freeze({**dict(model.args), **changed})),
+        data=data,
+        data_name=target,
+        subset_seed=scale.subset_seed,
+        losses=(("ce", 0.5), ("token_label", 0.5)) if pretraining == "deit_distilled" else (("ce", 1.0),),
+        initial=before,
+        training=dataclasses.replace(training, **UNSWITCHED),
+        first_epoch=0,
+        last_epoch=training.epochs,
+    )
+    return (stage,)
+
+
+METHODS = {recipe.__name__: recipe for recipe in (deit, deit_distilled, dearkd, peer, transfer)}
+
+SYNTHESIS = {
+    "deepinversion": ("ce", "tv", "l2", "r_bn"),
+    "adi": ("ce", "tv", "l2", "r_bn", "competition"),
+    "df_dearkd": ("ce", "tv", "l2", "r_bn", "easy_positive", "triplet"),
+}
+"""Methods of making images from a teacher: the terms they minimise, weighted as the scale's `synthesis` says."""
+
+
+def source(scale: Scale, name: str) -> Source:
+    """The set of synthetic images that a method of `SYNTHESIS` makes at a scale."""
+    recipe = scale.synthesis
+    return Source(
+        name=name,
+        terms=terms(recipe, name),
+        recipe=recipe,
+        data=scale.data["main"],
+        teacher_name=recipe.teacher,
+        teacher=scale.teachers[recipe.teacher],
+        student=dearkd(scale, recipe.student, images="deepinversion") if competes(name) and not recipe.verifier else (),
+        verifier=scale.teachers[recipe.verifier] if competes(name) and recipe.verifier else None,
+    )
+
+
+def competes(name: str) -> bool:
+    """Whether a method of making images trains a student on the way (ADI)."""
+    return "competition" in SYNTHESIS.get(name, ())
+
+
+def terms(recipe: Synthesis, method: str) -> tuple[tuple[str, float], ...]:
+    """(term, weight) of a method of making images; InputError with the nearest when there is none of that name."""
+    if method not in SYNTHESIS:
+        raise InputError(unknown(method, (REAL, *SYNTHESIS), "value", "images"))
+    return tuple((term, getattr(recipe, term)) for term in SYNTHESIS[method])
+
+
+def competitor(scale: Scale, name: str, round: int) -> Stages:
+    """ADI's student of a round: of the first, DeepInversion's images have trained it, of others the rounds before."""
+    images = source(scale, name)
+    if not round:
+        return images.student
+    shards = -(-round * images.recipe.shards // images.recipe.rounds)
+    return tuple(dataclasses.replace(stage, source=images, shards=shards) for stage in images.student)
+
+
+def teacher(scale: Scale, name: str) -> Stages:
+    """The training of a CNN that the scale asks the workflow for, on all training images."""
+    spec, data = scale.teachers[name], scale.data["main"]
+    args = {**dict(spec.args), "in_chans": data.channels, "num_classes": data.classes}
+    stage = _stage(
+        scale,
+        "I",
+        Model(name=spec.model, args=freeze(args), init="timm", start=spec.start),
+        100,
+        REAL,
+        losses=(("ce", 1.0),),
+        training=spec.training,
+    )
+    return (dataclasses.replace(stage, attention_images=0),)
+
+
+def _stage(
+    scale: Scale,
+    name: str,
+    model: Model,
+    fraction: int,
+    images: str,
+    losses: tuple[tuple[str, float], ...],
+    training: Training | None = None,
+) -> Stage:
+    """A stage without a teacher that covers all epochs."""
+    if images != REAL and fraction != 100:
+        raise InputError(f"fraction: {fraction} is a share of the real images; it cannot go with images: {images}")
+    # The switch stands in first_epoch and last_epoch; a run without one must not change with it.
+    training = dataclasses.replace(training or scale.training, **UNSWITCHED)
+    return Stage(
+        name=name,
+        model=model,
+        data=scale.data["main"],
+        fraction=fraction,
+        subset_seed=scale.subset_seed,
+        subset_draw=scale.subset_draw if fraction < 100 else "once",
+        losses=losses,
+        source=None if images == REAL else source(scale, images),
+        training=training,
+        first_epoch=0,
+        last_epoch=training.epochs,
+        attention_images=scale.attention_images,
+    )
+
+
+def _scheduled(scale: Scale, student: str, long: bool) -> Scale:
+    """The scale with the learning rate of a student's size, and with the long schedule where it is asked for."""
+    training = scale.training
+    if student in scale.students:
+        training = dataclasses.replace(training, lr=training.lr * scale.students[student].lr_factor)
+    if long:
+        epochs, switch = scale.long
+        training = dataclasses.replace(training, epochs=epochs, stage1_epochs=switch)
+    return dataclasses.replace(scale, training=training)
+
+
+def _taught(scale: Scale, stage: Stage, knobs: Distillation | None = None) -> Stage:
+    name = scale.distillation.teacher
+    return dataclasses.replace(stage, teacher_name=name, teacher=scale.teachers[name], distillation=knobs)
+
+
+def _student(scale: Scale, name: str, family: str, mhca: bool = False) -> Model:
+    """The timm model of the paper's size `name` in a family: deit, deit_distilled or dearkd."""
+    if name not in scale.students:
+        raise InputError(unknown(name, scale.students, "student", f"scale {scale.name}"))
+    student, data = scale.students[name], scale.data["main"]
+    args = {
+        **dict(student.args),
+        "drop_path_rate": scale.training.drop_path,
+        "img_size": data.image_size,
+        "in_chans": data.channels,
+        "num_classes": data.classes,
+    }
+    if family == "dearkd":
+        args |= {"num_heads": student.dearkd_heads, "n_mhca": student.n_mhca if mhca else 0}
+        if mhca:
+            args["rpe"] = freeze(deviations(scale.rpe))
+        model = f"dearkd_{student.size}_patch16_224"
+    else:
+        args["num_heads"] = student.deit_heads
+        model = f"{family.replace('deit', f'deit_{student.size}')}_patch16_224"
+    return Model(name=model, args=freeze(args), init=student.init)

@@ -1,0 +1,205 @@
+"""A scale: on what, how big, how long, with which teachers and resources. One file of workflow/scales."""
+
+import dataclasses
+from pathlib import PurePath
+from typing import Annotated, Literal
+
+from dearkd.plan.stage import MOST_SHARDS, Data, Distillation, Fraction, Rpe, Synthesis, Teacher, Timm, Training
+from dearkd.schema import (
+    Count,
+    InputError,
+    Matches,
+    Name,
+    Pairs,
+    Seed,
+    Several,
+    Sha256,
+    Weight,
+    Whole,
+    Within,
+    slug,
+    spec,
+    unknown,
+)
+
+JOBS = ("data", "teacher", "labels", "train", "synthesize", "diversity", "evaluate", "throughput")
+"""Kinds of jobs that ask for resources."""
+
+
+@spec
+class Student:
+    """One of the paper's sizes at this scale."""
+
+    size: Literal["tiny", "small", "base"]
+    """Which timm model: deit_{size}_patch16_224 and its relatives."""
+    args: Pairs = ()
+    """Keyword arguments over that model's own, for example patch_size, embed_dim and depth."""
+    deit_heads: Count
+    """DeiT has 3, 6 and 12."""
+    dearkd_heads: Count
+    """The paper has 12, 12 and 16."""
+    n_mhca: Whole = 8
+    """Blocks with MHCA, from the first; the rest is MHSA."""
+    init: Literal["deit", "fan_in"] = "deit"
+    """deit: truncated normal, std 0.02. fan_in: std 1/sqrt(fan in), positions 0.5, for widths far below 192."""
+    lr_factor: Annotated[float, Within(0, 1000, above=True)] = 1.0
+    """Multiplies `training.lr` at this size, whatever the method: a wider network may want a lower rate."""
+
+
+@spec
+class Diversity:
+    """LPIPS between images of a class (Table 6)."""
+
+    net: Literal["alex", "vgg"] = "alex"
+    also: tuple[Literal["alex", "vgg"], ...] = ()
+    """Further nets, whose figure stands beside that of `net`."""
+    trunk: str = ""
+    """Empty: the weights that LPIPS was trained with (`trunks`). Else a file with torchvision's weights of `net`, or
+    `random` for tests."""
+    size: Annotated[int, Within(16, 8192)] = 224
+    """Side in pixels to which images are resized."""
+    pairs: Whole = 4
+    """Disjoint pairs of each class; 0: LPIPS is not measured."""
+    blur: Annotated[float, Within(0, 100)] = 1.0
+    """Standard deviation, in pixels at `size`, of the blur of the second figure: noise counts as diversity."""
+    control_blur: Annotated[float, Within(0, 100)] = 1.0
+    """Standard deviation, in an image's own pixels, of the blur of the control `real images, blurred`."""
+    control_noise: Weight = 0.1
+    """Standard deviation of the noise added to pixels in [0, 1] for the control `real images, noisy`."""
+
+    def __post_init__(self) -> None:
+        if self.also and self.trunk not in ("", "random"):
+            raise InputError(f"trunk is a file, which has weights of {self.net} alone; leave out `also`, or `trunk`")
+        if self.net in self.also:
+            raise InputError(f"also: {self.net} is `net` already")
+
+
+@spec
+class Transfer:
+    """Fine-tuning on other data (Table 4): no teacher, a new head, the recipe named by `recipe`."""
+
+    targets: Annotated[tuple[str, ...], Several()] = ()
+    """Keys of the scale's `data`; the columns of Table 4."""
+    recipe: str = "sgd"
+    recipes: dict[Name, Training] = dataclasses.field(default_factory=dict)
+    """By name. The paper's scale has DeiT's own (`sgd`) and a shorter one (`adamw`)."""
+
+    def __post_init__(self) -> None:
+        if self.targets and self.recipe not in self.recipes:
+            raise InputError(unknown(self.recipe, self.recipes, "recipe", "transfer.recipe"))
+
+
+@spec
+class Peer:
+    """A system of Table 3 that is not ours: trained by the workflow, or weights of others evaluated as they are."""
+
+    model: Timm
+    """timm name; with its tag where weights of others are evaluated."""
+    args: Pairs = ()
+    stem_stride: Whole = 0
+    init: Literal["deit", "fan_in", "timm"] = "timm"
+    weights: str = ""
+    """Without training: a local file; empty: timm's hub."""
+    sha256: Sha256 = ""
+    """As a teacher's."""
+    training: Training | None = None
+
+
+@spec
+class Throughput:
+    """Forward images/s of the architectures of Table 3, at random weights and each one's own input size."""
+
+    batch: Count = 128
+    warmup: Whole = 10
+    repeats: Whole = 30
+    """Timed passes; 0: only parameters and multiply-adds."""
+    largest: bool = True
+    """On a GPU also the largest batch that fits, as DeiT measured."""
+
+
+@spec
+class Resources:
+    """What a kind of job asks the machine for."""
+
+    threads: Annotated[int, Within(1, 4096)] = 1
+    mem_mb: Count = 2000
+    runtime: Count = 60
+    """Minutes."""
+    gpu: Annotated[int, Within(0, 1024)] = 0
+
+
+@spec
+class Scale:
+    """On what, how big, how long, with which teacher and resources: one file of workflow/scales."""
+
+    name: Name
+    summary: str
+    """One line for tables and --help: what data, what hardware."""
+    seeds: Annotated[tuple[Seed, ...], Several(1)]
+    fractions: Annotated[tuple[Fraction, ...], Several(1)]
+    """Percent of the training images; the columns of Table 2."""
+    subset_seed: Seed = 0
+    subset_draw: Literal["once", "seed"] = "once"
+    """once: all seeds share one draw of each fraction's images. seed: each seed draws its own, so that the spread over
+    seeds contains this choice. The validation images are the same for all seeds."""
+    data: dict[Name, Data]
+    """`main` is what the paper's ImageNet stands for."""
+    students: dict[Name, Student]
+    teachers: dict[Name, Teacher]
+    training: Training = dataclasses.field(default_factory=Training)
+    distillation: Distillation = dataclasses.field(default_factory=Distillation)
+    rpe: Rpe = dataclasses.field(default_factory=Rpe)
+    synthesis: Synthesis = dataclasses.field(default_factory=Synthesis)
+    diversity: Diversity = dataclasses.field(default_factory=Diversity)
+    transfer: Transfer = dataclasses.field(default_factory=Transfer)
+    long: tuple[Annotated[int, Within(1, 1_000_000)], Whole] = (1000, 800)
+    """(epochs, stage1_epochs) of the long schedule of Table 3."""
+    peers: dict[str, Peer] = dataclasses.field(default_factory=dict)
+    """Systems of Table 3 that this scale trains or evaluates, by their label; the others are quoted."""
+    quoted: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    """By table: labels of rows that this scale does not run."""
+    extra: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    """By table: labels of the matrix's `extra` rows that this scale has; no other scale shows them."""
+    throughput: Throughput = dataclasses.field(default_factory=Throughput)
+    attention_images: Whole = 512
+    """Fixed validation images on which the attention distance is measured each epoch (Figure 4)."""
+    resources: dict[str, Resources] = dataclasses.field(default_factory=dict)
+    """By kind of job (`JOBS`); absent: defaults."""
+    only: tuple[str, ...] = ()
+    """Tables and figures that this scale has; empty: all of the matrix."""
+    label_epochs: Whole = 0
+    """Epochs of a teacher's hard labels that one job computes ahead of the runs that share them, which then run only
+    the teacher's early stages. 0: each run asks its teacher. Results are the same; no part of a recipe."""
+    loader_workers: Annotated[int, Within(0, 1024)] = 0
+    save_seconds: Weight = 300.0
+    """Longest time between two checkpoints: what a job that dies without a word loses at most."""
+    checkpoints: Annotated[str, Matches(r"(?s).*\S.*", "a folder")] = "checkpoints"
+    """Folder for checkpoints and weights; `~` is the home folder. Never inside results or figures."""
+
+    def __post_init__(self) -> None:
+        if "main" not in self.data:
+            raise InputError("data: missing key 'main', the images that everything but transfer is about")
+        if self.subset_draw == "seed" and self.data["main"].order == "first":
+            raise InputError("subset_draw: seed draws a fraction, and data.main.order: first takes the first files")
+        for kind in self.resources:
+            if kind not in JOBS:
+                raise InputError(unknown(kind, JOBS, "kind of job", "resources"))
+        if self.long[1] > self.long[0]:
+            raise InputError(f"long is {list(self.long)}; (epochs, stage1_epochs), and the switch comes before the end")
+        if self.label_epochs and max(self.training.epochs, self.long[0]) > MOST_SHARDS * self.label_epochs:
+            raise InputError(f"label_epochs: {self.label_epochs} makes more than {MOST_SHARDS:,} jobs; raise it")
+        if PurePath(self.checkpoints).parts[:1] in (("results",), ("figures",)):
+            raise InputError(f"checkpoints: {self.checkpoints} lies inside what is committed; take another folder")
+        folded: dict[str, str] = {}
+        for label in self.peers:
+            if (other := folded.setdefault(slug(label.replace("/", "-")), label)) != label:
+                raise InputError(f"peers: {label!r} and {other!r} would have one folder; call one of them otherwise")
+        if self.distillation.teacher not in self.teachers:
+            raise InputError(unknown(self.distillation.teacher, self.teachers, "teacher", "distillation.teacher"))
+        if self.synthesis.teacher not in self.teachers:
+            raise InputError(unknown(self.synthesis.teacher, self.teachers, "teacher", "synthesis.teacher"))
+        if self.synthesis.verifier and self.synthesis.verifier not in self.teachers:
+            raise InputError(unknown(self.synthesis.verifier, self.teachers, "teacher", "synthesis.verifier"))
+        for target in self.transfer.targets:
+            if target not in self.data:
+                raise InputError(unknown(target, self.data, "data set", "transfer.targets"))

@@ -1,0 +1,78 @@
+"""A scale from its file, and from those that it extends."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dearkd import strict_yaml
+from dearkd.plan.scale import Scale
+from dearkd.schema import InputError, build, shown, unknown
+
+SCALES = Path("workflow/scales")
+
+
+def load_scale(name: object, changes: Mapping[str, Any] | None = None) -> Scale:
+    """Read `workflow/scales/<name>.yaml`, or the file `name` when it ends in .yaml.
+
+    A scale may start from another (`extends: digits`); mappings are merged key by key, all else is replaced. `changes`
+    are merged over the file in the same way. A scale's `name` is its own: it names the folders of what it makes.
+    Raises InputError naming file and key for whatever does not fit.
+    """
+    path = _path(name, "scale")
+    scale = build(Scale, _merge(_merged(path, ()), changes or {}), path.as_posix())
+    other = _namesake(scale.name, path)
+    if other is not None:
+        raise InputError(
+            f"{path}: name: {scale.name} is that of {other} too, and each would overwrite the other's results and "
+            f"checkpoints; give one of them another name"
+        )
+    return scale
+
+
+def _path(name: Any, where: str) -> Path:
+    if not isinstance(name, str) or not name:
+        raise InputError(f"{where}: expected the name of a scale or a .yaml file, got {shown(name)}")
+    own = Path(name.removesuffix(".yaml") + ".yaml")  # records and errors call a file of one's own by its scale's name
+    path = own if name.endswith(".yaml") else SCALES / own
+    found = next((p for p in (path, own) if _is_file(p)), None)
+    if found is None:
+        known = [p.stem for p in SCALES.glob("*.yaml")]
+        raise InputError(unknown(name, known, "scale", SCALES.as_posix() if where == "scale" else where))
+    return found
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name longer than any file's
+        return False
+
+
+def _merged(path: Path, below: tuple[Path, ...]) -> dict[Any, Any]:
+    if path in below:
+        raise InputError(f"{path}: extends itself through {' -> '.join(p.as_posix() for p in below)}")
+    values = strict_yaml.read(path)
+    if "extends" not in values:
+        return values
+    base = _path(values.pop("extends"), f"{path}: extends")
+    merged = _merge(_merged(base, (*below, path)), values)
+    if not below and "name" not in values:
+        raise InputError(f"{path}: missing key 'name'; without a name of its own it would overwrite what {base} made")
+    return merged
+
+
+def _merge(base: Any, top: Any) -> Any:
+    if isinstance(base, dict) and isinstance(top, dict):
+        return base | {k: _merge(base[k], v) if k in base else v for k, v in top.items()}
+    return top
+
+
+def _namesake(name: str, path: Path) -> Path | None:
+    """Another scale of this name: of the project's own, beside the file, or in the working folder."""
+    line = re.compile(rf"""^["']?name["']?\s*:\s*["']?{re.escape(name)}["']?\s*(#.*)?$""", re.MULTILINE)
+    for folder in dict.fromkeys((SCALES, path.parent, Path())):
+        for other in sorted(folder.glob("*.yaml")):
+            if other.is_file() and not other.samefile(path) and line.search(other.read_text("utf-8", "replace")):
+                return other
+    return None

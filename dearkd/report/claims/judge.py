@@ -1,0 +1,286 @@
+"""The paper's claims, judged on our records at a scale and on the paper's own numbers.
+
+A claim is one or more comparisons (comparisons.py), each with a margin: by how much it holds. On our records the
+margin is taken seed by seed, since methods with the same seed share images, order and start, and has the 95 % interval
+of Student's t over the seeds. A comparison holds when the interval lies above 0, fails when it lies below, and is
+within noise otherwise; one seed, or a number that has no seeds, decides by its sign. A claim fails when one of its
+comparisons fails, holds when all hold, and otherwise is not measured where one could not be made, or else within noise.
+"Within t" is written as a chain, -t <= d <= t: its weaker margin is t - |d|, and its halves are the usual test of
+equivalence.
+
+Each comparison is judged by itself. Beside that stand the p-value of each claim, corrected by Holm over all claims that
+have one, and a bootstrap over the seeds, which takes no distribution for granted.
+"""
+
+import csv
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import pandas as pd
+
+from dearkd.plan import experiments
+from dearkd.plan.plan import Cell as PlannedCell
+from dearkd.plan.plan import Plan
+from dearkd.report import tables
+from dearkd.report.claims import language
+from dearkd.report.claims.language import Cell, Comparison, Comparisons, Numbers, Value
+from dearkd.report.inference import bootstrap, holm, interval
+from dearkd.schema import InputError, build, spec, unknown
+
+CLAIMS = experiments.PAPER / "claims.csv"
+PAPERS_SCALE = "imagenet"
+"""Where the matrix has all the paper's rows and columns."""
+FAILS, NOT_MEASURED, NOISE, HOLDS = VERDICTS = ("fails", "not measured", "within noise", "holds")
+"""Worst first: of a conjunction's verdicts the first decides, as in Kleene's logic."""
+T = TypeVar("T")
+UNITS = {"table6": "LPIPS", "parameters": "M", "throughput": "images/s"}
+"""Unit of a table's own number or of another number of its rows; all else are points: percent of the test images."""
+
+
+@spec
+class Claim:
+    """A line of paper/claims.csv."""
+
+    id: str
+    source: str
+    """Tables with its numbers, as T1/T3."""
+    statement: str
+    predicate: str
+    """As first written down; `comparisons` says the same in the language that is judged."""
+    holds_on_paper_numbers: str
+    note: str
+    comparisons: str
+
+
+@spec
+class Judgement:
+    """A verdict and the comparison that decides it: of those with the verdict, the one with the smallest margin."""
+
+    verdict: str = NOT_MEASURED
+    margin: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    seeds: int = 0
+    """0: numbers that have none."""
+    unit: str = ""
+    decided_by: str = ""
+    measured: int = 0
+    """How many of the comparisons could be made."""
+    comparisons: int = 1
+    boot_low: float = math.nan
+    boot_high: float = math.nan
+    """95 % percentile interval of the margin when seeds are drawn again with replacement."""
+    p: float = math.nan
+    """Two-sided: how rarely margins as large, of either sign, come by chance. Not a number without seeds."""
+
+
+def read_claims(papers: Numbers, path: Path = CLAIMS) -> list[tuple[Claim, Comparisons]]:
+    """The claims; InputError naming the file and the claim for what cannot be read or names no number of the paper."""
+    found: dict[str, tuple[Claim, Comparisons]] = {}
+    for claim in read_lines(path, Claim):
+        where = f"{path}: {claim.id}"
+        if claim.id in found:
+            raise InputError(f"{where} stands there twice")
+        try:
+            compared = language.read(claim.comparisons)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+        for cell in dict.fromkeys(c for pair in spelt_out(compared, papers, where) for c in pair.places()):
+            if cell not in papers:
+                raise InputError(unknown(str(cell), [*map(str, papers)], "number of the paper", where))
+        found[claim.id] = (claim, compared)
+    return list(found.values())
+
+
+def read_lines(path: Path, cls: type[T]) -> list[T]:
+    """The lines of a CSV file as `cls`; InputError naming the file, and the line, for what cannot be read."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [build(cls, line, f"{path}, line {i}") for i, line in enumerate(csv.DictReader(file), 2)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as CSV in UTF-8 ({error})") from None
+
+
+def spelt_out(compared: Comparisons, papers: Numbers, where: str) -> list[Comparison]:
+    """Every comparison made on the paper's numbers; InputError where `each` or `others` finds nothing there."""
+    groups = compared.groups(papers)
+    if not all(groups):
+        raise InputError(f"{where}: the paper has no numbers for `each` or `others`")
+    return [pair for group in groups for pair in group]
+
+
+# ---------------------------------------------------------------------------------------------- numbers
+
+
+def our_numbers(plan: Plan, values: dict[str, pd.DataFrame]) -> Numbers:
+    """What the records of a scale have; `values`: of each table, as `tables.values_of` reads them.
+
+    Weights that others have trained give one number without seeds, and so do size and speed of an architecture.
+    """
+    found: dict[Cell, Value] = {}
+    for name, table in plan.tables.items():
+        for row in table.rows:
+            for cell in row.cells:
+                ours = tables.by_seed(values[name], cell.run, table.metric)
+                if len(ours):
+                    found[Cell(name, "", row.label, _column(cell))] = (
+                        float(ours.iloc[0]) if cell.run in plan.pretrained else ours
+                    )
+            for metric in ("parameters", "throughput"):
+                measured = tables.by_seed(values[name], row.architecture, metric)
+                if len(measured):
+                    found[Cell(name, metric, row.label)] = float(measured.iloc[0])
+    return found
+
+
+def papers_numbers() -> Numbers:
+    """The paper's own numbers: its tables, and sizes and images/s of Table 3."""
+    found: dict[Cell, Value] = {
+        Cell(name, "", row.label, _column(cell)): cell.paper
+        for name, table in experiments.load(PAPERS_SCALE).tables.items()
+        for row in table.rows
+        for cell in row.cells
+        if cell.paper is not None
+    }
+    with (experiments.PAPER / "table3.csv").open(newline="") as file:
+        for line in csv.DictReader(file):
+            if line["params_exact"]:
+                found[Cell("table3", "parameters", line["method"])] = int(line["params_exact"]) / 1e6
+            found[Cell("table3", "throughput", line["method"])] = float(line["throughput_img_s_v100"])
+    return found
+
+
+def _column(cell: PlannedCell) -> str | int | None:
+    return next((value for _, value in cell.keys), None)
+
+
+# ---------------------------------------------------------------------------------------------- judging
+
+
+def judge(compared: Comparisons, numbers: Numbers) -> Judgement:
+    """The verdict on a claim: that of its weakest comparison, or of the weakest in the best `at_least` columns.
+
+    Where a conjunction mixes units, a margin in the unit that it names first is shown before others.
+    """
+    units = list(dict.fromkeys(_unit(pair) for pair in compared.general))
+
+    def weakest_first(one: Judgement) -> tuple[int, int, float]:
+        return VERDICTS.index(one.verdict), units.index(one.unit), one.margin
+
+    nothing = Judgement(unit=units[0])
+    groups = [[judge_one(pair, numbers) for pair in group] for group in compared.groups(numbers)]
+    columns = sorted((min(group, key=weakest_first, default=nothing) for group in groups), key=weakest_first)
+    position = len(columns) - (compared.at_least or len(columns))
+    made = [one for group in groups for one in group]
+    decided = columns[position] if position >= 0 else nothing
+    return dataclasses.replace(
+        decided,
+        measured=sum(one.verdict != NOT_MEASURED for one in made),
+        comparisons=max(len(made), 1),
+        p=math.nan if decided.verdict == NOT_MEASURED else of_claim(groups, compared.at_least or len(groups)),
+    )
+
+
+def judge_one(pair: Comparison, numbers: Numbers) -> Judgement:
+    """The verdict on one comparison, with the 95 % interval of its margin and its p-value where there are seeds."""
+    margin = pair.margin(numbers)
+    unit, decided_by = _unit(pair), str(pair)
+    if not isinstance(margin, pd.Series) or len(margin) < 2:
+        seeds = len(margin) if isinstance(margin, pd.Series) else 0
+        mean = round(float(margin.iloc[0] if seeds else margin), 9)  # 72.2 - 71.2 is not 1.0 in binary
+        verdict = _verdict(mean, mean, pair.inclusive)
+        return Judgement(verdict=verdict, margin=mean, seeds=seeds, unit=unit, decided_by=decided_by)
+    found = interval(margin)
+    low, high = found.mean - found.half, found.mean + found.half
+    boot_low, boot_high = bootstrap(margin)
+    return Judgement(
+        verdict=_verdict(low, high, pair.inclusive),
+        margin=found.mean,
+        low=low,
+        high=high,
+        seeds=len(margin),
+        unit=unit,
+        decided_by=decided_by,
+        boot_low=boot_low,
+        boot_high=boot_high,
+        p=found.p,
+    )
+
+
+# ---------------------------------------------------------------------------------------------- p-values
+
+
+def of_claim(groups: Sequence[Sequence[Judgement]], at_least: int) -> float:
+    """The two-sided p-value of a claim that wants `at_least` of its groups of comparisons to hold.
+
+    That a group holds is as unlikely by chance as its least sure comparison; that it fails, as its surest, times their
+    number (Bonferroni). Of n groups at least k hold with n - k + 1 times the k-th smallest p-value (Benjamini, Heller).
+    """
+    every = [one for group in groups for one in group]
+    if not any(one.seeds > 1 for one in every) or any(one.seeds == 1 for one in every):
+        return math.nan
+    holding = [max(map(_holds_by_chance, group), default=1.0) for group in groups]
+    failing = [min((len(group) * _fails_by_chance(one) for one in group), default=1.0) for group in groups]
+    against = len(groups) - at_least + 1
+    holds = against * sorted(holding)[at_least - 1]
+    fails = at_least * sorted(failing)[against - 1]
+    return min(1.0, 2 * min(holds, fails))
+
+
+def _holds_by_chance(one: Judgement) -> float:
+    """One-sided p-value of a comparison that holds; a number without seeds leaves nothing to chance."""
+    if one.seeds > 1 and one.low < one.high:
+        return one.p / 2 if one.margin > 0 else 1 - one.p / 2
+    return 0.0 if one.verdict == HOLDS else 1.0
+
+
+def _fails_by_chance(one: Judgement) -> float:
+    if one.seeds > 1 and one.low < one.high:
+        return 1 - _holds_by_chance(one)
+    return 0.0 if one.verdict == FAILS else 1.0
+
+
+def _verdict(low: float, high: float, inclusive: bool) -> str:
+    if math.isnan(low):
+        return NOT_MEASURED
+    if low > 0 or (inclusive and low == 0):
+        return HOLDS
+    return FAILS if high < 0 or (not inclusive and high == 0) else NOISE
+
+
+def _unit(pair: Comparison) -> str:
+    if pair.relative:
+        return "%"
+    first = next(iter(pair.places()))
+    return UNITS.get(first.metric or first.table, "points")
+
+
+def frame(plan: Plan) -> pd.DataFrame:
+    """One line per claim: id, source, the table that it names first, statement, the judgement on our records, that on
+    the paper's numbers (paper_*), the p-value corrected by Holm (holm), and whether a record was made from sources that
+    differ from its commit (dirty)."""
+    values = {name: tables.values_of(plan, name) for name in plan.tables}
+    ours, papers = our_numbers(plan, values), papers_numbers()
+    lines = []
+    for claim, compared in read_claims(papers):
+        here, there = judge(compared, ours), judge(compared, papers)
+        lines.append(
+            {
+                "id": claim.id,
+                "source": claim.source,
+                "table": next(iter(compared.general[0].places())).table,
+                "statement": claim.statement,
+                **dataclasses.asdict(here),
+                "paper_verdict": there.verdict,
+                "paper_margin": there.margin,
+                "paper_unit": there.unit,
+                "paper_decided_by": there.decided_by,
+                "note": claim.note,
+            }
+        )
+    dirty = any(bool(v["dirty"].any()) for v in values.values() if "dirty" in v)
+    judged = pd.DataFrame(lines)
+    return judged.assign(holm=holm(judged["p"]), dirty=dirty)

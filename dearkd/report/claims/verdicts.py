@@ -1,0 +1,272 @@
+"""Judged claims for readers: CSV for machines, a Markdown page, and a figure with a row for each claim."""
+
+import itertools
+import math
+import re
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from dearkd import disk
+from dearkd.plan import experiments
+from dearkd.plan.plan import Plan
+from dearkd.report import escaping, figures
+from dearkd.report.claims.judge import FAILS, HOLDS, NOISE, NOT_MEASURED, read_lines
+from dearkd.report.inference import LEVEL
+from dearkd.schema import spec
+
+INCONSISTENCIES = experiments.PAPER / "inconsistencies.csv"
+PLACES = {"LPIPS": 4}
+"""Decimal places of a margin; all others have two."""
+PAPERS = ("paper_verdict", "paper_margin", "paper_unit")
+COUNTED = {HOLDS: "hold", FAILS: "fail", NOISE: "are within noise", NOT_MEASURED: "are not measured"}
+MARKS = {
+    HOLDS: ("C0", "o", "black"),
+    NOISE: ("C3", "s", "black"),
+    FAILS: ("C1", "X", "C1"),
+    NOT_MEASURED: ("0.5", "", "0.5"),
+}
+"""A verdict's colour and marker, which grey print keeps apart too, and the colour of its words."""
+EXPLAINED = (
+    "*margin*: by how much the comparison that decides holds, the claim's weakest, beyond the threshold where it "
+    "has one; in points of top-1 (or LPIPS, %, million parameters), with the 95 % interval of Student's t over the "
+    "seeds, paired by seed. A comparison holds when the interval lies above 0, fails when it lies below, and is "
+    "within noise otherwise; a number without an interval decides by its sign. A claim holds when all its "
+    "comparisons hold, and fails when one fails. Each comparison is judged by itself: of many, one may fail by "
+    "chance. *not measured*: this scale does not train all that the claim needs. Thresholds are the paper's, in "
+    "points of ImageNet's top-1. What is compared stands in the column `comparisons` of `paper/claims.csv`, which "
+    "comparison decided in `judge.csv` beside this page."
+)
+STATISTICS = (
+    "*p (Holm)*: how rarely a margin of that size, of either sign, would come by chance, corrected for the {claims} "
+    "claims that have an interval. Below 0.05, whatever their number, {firm}. Student's t takes margins as normally "
+    "distributed over the seeds, which {seeds} seeds can neither show nor refute. A bootstrap, which draws the seeds "
+    "again and assumes no distribution, is a check: its interval (in `judge.csv`) gives the same verdict on {same} of "
+    "the {claims} deciding comparisons{others}. With few seeds it is too narrow, because it never leaves the range of "
+    "the seeds."
+)
+DIRTY = " † Made from sources that differ from the commit in the records."
+
+
+@spec
+class Inconsistency:
+    """A line of paper/inconsistencies.csv: where the paper contradicts itself or is silent."""
+
+    id: str
+    where: str
+    statement: str
+    evidence: str
+    severity: str
+    handling: str
+
+
+def write(plan: Plan, judged: pd.DataFrame) -> None:
+    """Write results/<scale>/claims.{csv,md} and figures/<scale>/claims.{pdf,png,csv}; `judged`: from claims.frame."""
+    last = ["boot_low", "boot_high", "p", "holm"]
+    numbers = judged.drop(columns=["table", "dirty", *last]).join(judged[last])
+    disk.write(plan.paths.results / "claims.csv", numbers.to_csv(index=False, float_format="%.4f"))
+    disk.write(plan.paths.results / "claims.md", to_markdown(plan, judged))
+    shown = ["id", "verdict", "margin", "low", "high", "seeds", "unit", *PAPERS]
+    with plt.style.context([figures.STYLE, figures.PLAIN]):
+        figures.save(plan, "claims", draw(judged, plan.scale.name), judged[shown])
+
+
+# ---------------------------------------------------------------------------------------------- the page
+
+
+def to_markdown(plan: Plan, judged: pd.DataFrame) -> str:
+    """The claims with both verdicts, what the words mean, and the paper's inconsistencies with what we did of each."""
+    here, there = (judged[column].value_counts() for column in ("verdict", "paper_verdict"))
+    failing = ", ".join(judged.loc[judged["paper_verdict"] == FAILS, "id"])
+    text = escaping.markdown
+    rows = [
+        [
+            text(c.id),
+            text(c.source),
+            text(c.statement),
+            spoken(c),
+            ours(c),
+            chance(c.holm),
+            number(c.paper_margin, c.paper_unit),
+            c.paper_verdict,
+        ]
+        for c in judged.itertuples()
+    ]
+    found = [
+        [text(part) for part in (i.id, i.where, i.statement, i.evidence, i.handling)]
+        for i in read_lines(INCONSISTENCIES, Inconsistency)
+    ]
+    lines = [
+        f"# The paper's claims at the scale `{plan.scale.name}`",
+        "",
+        f"Of {len(judged)} claims {counted(here)} here: {text(plan.scale.summary)}. On the paper's own numbers, of "
+        f"ImageNet, {there.get(HOLDS, 0)} hold and {there.get(FAILS, 0)} fail: {text(failing)}.",
+        "",
+        *_table(
+            ["", "tables", "the paper says", "here", "margin", "p (Holm)", "paper's margin", "on its numbers"], rows
+        ),
+        "",
+        EXPLAINED + (DIRTY if judged["dirty"].any() else ""),
+        "",
+        *statistics(judged),
+        "## Where the paper contradicts itself or leaves something open",
+        "",
+        *_table(["", "where", "it says", "but", "what we did"], found),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def counted(verdicts: pd.Series) -> str:
+    """How many claims have each verdict, in words; `verdicts`: counts by verdict."""
+    return ", ".join(f"{verdicts[verdict]} {words}" for verdict, words in COUNTED.items() if verdict in verdicts)
+
+
+def statistics(judged: pd.DataFrame) -> list[str]:
+    """What the corrected p-values and the bootstrap say, a paragraph; nothing where no claim has an interval."""
+    tested = judged.dropna(subset=["p"])
+    if tested.empty:
+        return []
+    drawn = (NOISE, HOLDS, FAILS)
+    by_bootstrap = [drawn[(c.boot_low > 0) + 2 * (c.boot_high < 0)] for c in tested.itertuples()]
+    other = tested.loc[tested["verdict"] != by_bootstrap, "id"]
+    firm = tested[tested["holm"] < 1 - LEVEL]["verdict"].value_counts()
+    low, high = tested["seeds"].min(), tested["seeds"].max()
+    return [
+        STATISTICS.format(
+            claims=len(tested),
+            firm=" and ".join(f"{firm.get(v, 0)} {COUNTED[v]}" for v in (HOLDS, FAILS)),
+            seeds=low if low == high else f"{low} to {high}",
+            same=len(tested) - len(other),
+            others=f" (not on {', '.join(map(escaping.markdown, other))})" if len(other) else "",
+        ),
+        "",
+    ]
+
+
+def chance(p: float) -> str:
+    """A p-value; blank where there is none."""
+    if math.isnan(p):
+        return ""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def spoken(claim: Any) -> str:
+    """The verdict, with what its reader should know: how much was measured, or that there is one seed."""
+    if claim.verdict == NOT_MEASURED and claim.measured:
+        return f"{NOT_MEASURED} ({claim.measured} of {claim.comparisons} comparisons are)"
+    return f"{claim.verdict} (one seed)" if claim.seeds == 1 else claim.verdict
+
+
+def ours(claim: Any) -> str:
+    """margin [low, high] unit; blank where nothing was measured."""
+    if math.isnan(claim.margin):
+        return ""
+    if math.isnan(claim.low):
+        return number(claim.margin, claim.unit)
+    margin, low, high = (f"{v:+.{PLACES.get(claim.unit, 2)}f}" for v in (claim.margin, claim.low, claim.high))
+    return f"{margin} [{low}, {high}]{_suffix(claim.unit)}"
+
+
+def number(margin: float, unit: str) -> str:
+    """A margin with its sign, and its unit where that is no point."""
+    return f"{margin:+.{PLACES.get(unit, 2)}f}{_suffix(unit)}"
+
+
+def _suffix(unit: str) -> str:
+    return "" if unit == "points" else f" {unit}"
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows)]
+
+
+# ---------------------------------------------------------------------------------------------- the figure
+
+WIDTH, ROW = 7.4, 0.185
+"""Inches: the figure's width, a row's height."""
+STATEMENT, INSIDE, HERE, PAPER = (0, -225), (0, 6), (1, 6), (1, 78)
+"""Where the texts beside the axes start: left or right edge, and points from it."""
+
+
+def draw(judged: pd.DataFrame, scale: str) -> Figure:
+    """A row for each claim: our margin with its interval, coloured by verdict, beside the paper's; LPIPS in a panel."""
+    small = judged["paper_unit"] == "LPIPS"
+    panels = [rows for rows in (judged[~small], judged[small]) if len(rows)]
+    heights = [len(rows) + rows["table"].nunique() for rows in panels]
+    drawn, axes = plt.subplots(
+        len(panels),
+        squeeze=False,
+        height_ratios=heights,
+        figsize=(WIDTH, ROW * sum(heights) + 0.55 * len(panels) + 0.6),
+    )
+    for ax, rows in zip(axes[:, 0], panels, strict=True):
+        _panel(ax, rows)
+    _aside(axes[0, 0], -1, HERE, scale, fontweight="bold")
+    _aside(axes[0, 0], -1, PAPER, "paper", fontweight="bold")
+    marks = [Line2D([], [], color=c, marker=m, linestyle="-", label=v) for v, (c, m, _) in MARKS.items() if m]
+    paper = Line2D([], [], color="0.35", marker="D", markerfacecolor="none", linestyle="", label="the paper's numbers")
+    drawn.legend(handles=[*marks, paper], loc="outside lower center", ncols=len(marks) + 1)
+    return drawn
+
+
+def _panel(ax: Axes, rows: pd.DataFrame) -> None:
+    """Claims of one unit, grouped by table, from top to bottom."""
+    lpips = rows["paper_unit"].iloc[0] == "LPIPS"
+    if not lpips:
+        ax.set_xscale("symlog", linthresh=1, linscale=0.7)
+    y = itertools.count()
+    for table, claims in rows.groupby("table", sort=False):
+        _aside(ax, next(y), STATEMENT, table.replace("table", "Table "), fontweight="bold")
+        for claim in claims.itertuples():
+            _row(ax, next(y), claim)
+    ax.set_ylim(next(y) - 0.4, -0.5)
+    ax.set_yticks([])
+    ax.axvline(0, color="0.35", linewidth=0.8)
+    if lpips:
+        ax.locator_params(axis="x", nbins=5)
+    else:
+        low, high = ax.get_xlim()
+        ax.set_xticks([t for t in (-100, -10, -1, 0, 1, 10, 100) if low <= t <= high])
+        ax.xaxis.set_major_formatter("{x:g}")
+    ratios = ", ".join(rows.loc[rows["paper_unit"] == "%", "id"])
+    unit = "LPIPS" if lpips else f"points of top-1{f' ({ratios}: %)' if ratios else ''}"
+    ax.set_xlabel(f"margin, {unit}")
+    ax.spines["left"].set_visible(False)
+
+
+def _row(ax: Axes, y: int, claim: Any) -> None:
+    """A claim's statement, margins and verdicts; our margin is a text where it is in another unit than the paper's."""
+    colour, marker, words = MARKS[claim.verdict]
+    statement = re.sub(r" \([^()]*\)$", "", claim.statement)  # the paper's number, which stands in the row
+    ax.axhline(y, color=plt.rcParams["grid.color"], linewidth=plt.rcParams["grid.linewidth"])
+    if claim.unit == claim.paper_unit and claim.verdict != NOT_MEASURED:
+        bar = None if math.isnan(claim.low) else [[claim.margin - claim.low], [claim.high - claim.margin]]
+        ax.errorbar(claim.margin, y, xerr=bar, color=colour, marker=marker, markersize=4.5, linewidth=1.2)
+    elif claim.verdict != NOT_MEASURED:
+        _aside(ax, y, INSIDE, f"{claim.margin:+.2f} {claim.unit}", color=words)
+    ax.plot(
+        claim.paper_margin, y, color="0.35", marker="D", markersize=4, markerfacecolor="none", linestyle="", zorder=3
+    )
+    _aside(ax, y, STATEMENT, f"{claim.id}  {statement}", color=words)
+    _aside(ax, y, HERE, claim.verdict + " (one seed)" * (claim.seeds == 1), color=words)
+    _aside(ax, y, PAPER, claim.paper_verdict, color=MARKS[claim.paper_verdict][2])
+
+
+def _aside(ax: Axes, y: int, place: tuple[int, int], text: str, **how: Any) -> None:
+    """Text in row y beside the axes."""
+    edge, points = place
+    ax.annotate(
+        text,
+        (edge, y),
+        xycoords=("axes fraction", "data"),
+        xytext=(points, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=7,
+        annotation_clip=False,
+        **how,
+    )

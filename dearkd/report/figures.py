@@ -1,0 +1,253 @@
+"""Figures of the paper: a function per kind, from tidy frames or specs to axes; only `write` touches files.
+
+Fonts, sizes and colours stand in paper.mplstyle.
+"""
+
+import io
+import itertools
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from dearkd import disk
+from dearkd.plan import plan, verify
+from dearkd.report import diagrams, records, tables
+from dearkd.report import latent_space as latent
+from dearkd.schema import InputError, unknown
+
+STYLE = Path(__file__).with_name("paper.mplstyle")
+PLAIN = {"text.parse_math": False}
+"""For figures whose text people supply: a `$` is a dollar."""
+
+
+def write(whole: plan.Plan, name: str) -> None:
+    """Draw figures/<scale>/<name>.pdf and .png, and <name>.csv with the numbers in it where there are some."""
+    figure = whole.figures[name]
+    if figure.kind not in KINDS:
+        raise InputError(unknown(figure.kind, KINDS, "kind", f"figures.{name}"))
+    with plt.style.context(STYLE if figure.kind in FORMULAS else [STYLE, PLAIN]):
+        save(whole, name, *KINDS[figure.kind](whole, figure))
+
+
+def save(whole: plan.Plan, name: str, drawn: Figure, numbers: pd.DataFrame | None) -> None:
+    """Write a drawn figure, without times and versions in it, and the numbers in it."""
+    for suffix, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
+        drawn.savefig(buffer := io.BytesIO(), format=suffix, metadata=metadata)
+        disk.write(whole.paths.figures / f"{name}.{suffix}", buffer.getbuffer())
+    plt.close(drawn)
+    if numbers is not None:
+        disk.write(whole.paths.figures / f"{name}.csv", numbers.to_csv(index=False, float_format="%.4f"))
+
+
+# ---------------------------------------------------------------------------------------------- Figure 1
+
+
+def accuracy_against_data(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, pd.DataFrame]:
+    """Figure 1: top-1 against the share of real training images, ours beside the paper's."""
+    table = whole.tables[figure.table]
+    frame = tables.tidy(table, tables.values_of(whole, figure.table))
+    frame = frame[frame["metric"] == table.metric]
+    drawn, (left, right) = plt.subplots(1, 2)
+    lines_against_data(left, frame, "mean", "sd")
+    seeds = len(whole.scale.seeds)
+    left.set_title(f"ours: {whole.scale.name}, {seeds} seed{'s' * (seeds > 1)}")
+    lines_against_data(right, frame, "paper", None)
+    right.set_title("paper: ImageNet")
+    drawn.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=len(table.rows))
+    return drawn, frame
+
+
+def lines_against_data(ax: Axes, frame: pd.DataFrame, value: str, spread: str | None) -> Axes:
+    """A line per method over the share of images (log scale), error bars of one standard deviation."""
+    for label, rows in frame.groupby("row", sort=False):
+        rows = rows.dropna(subset=[value])
+        shown = f" {label}" if label.startswith("_") else label  # matplotlib's legends leave such labels out
+        ax.errorbar(rows["fraction"], rows[value], rows[spread] if spread else None, label=shown)
+    fractions = sorted(frame["fraction"].unique())
+    ax.set_xscale("log")
+    ax.set_xticks(fractions, [f"{f} %" for f in fractions])
+    ax.minorticks_off()
+    ax.set_xlabel("real training images")
+    ax.set_ylabel("top-1 (%)")
+    return ax
+
+
+# ---------------------------------------------------------------------------------------------- Figure 4
+
+
+def attention_distance(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, pd.DataFrame]:
+    """Figure 4: average attention distance of each layer over the epochs, a panel per model, mean over seeds."""
+    drawn, axes = plt.subplots(1, len(figure.rows), sharey=True, squeeze=False)
+    frames = []
+    for ax, row in zip(axes[0], figure.rows, strict=True):
+        run = whole.runs[row.cells[0].run]
+        curve = records.curves(whole, [run])
+        frame = curve[curve["name"] == "attention_distance"].assign(row=row.label)
+        frames.append(frame)
+        distance_per_layer(ax, frame, run)
+        ax.set_title(row.label)
+    axes[0][0].set_ylabel("attention distance (patches)")
+    return drawn, pd.concat(frames)[["row", "run", "seed", "epoch", "layer", "value"]]
+
+
+def distance_per_layer(ax: Axes, frame: pd.DataFrame, run: plan.Run) -> Axes:
+    """A line per layer, dark for the first to light for the last, its name at its end; a line at the stage switch."""
+    model = run.stages[0].model
+    if frame.empty:
+        raise InputError(f"{run.name}: no attention distance is recorded; train it, with attention_images above 0")
+    means = frame.groupby(["layer", "epoch"])["value"].mean().unstack("layer")
+    last = means.iloc[-1]
+    n_mhca = dict(model.args).get("n_mhca", 0)
+    places = _apart(last.to_list(), 0.055 * means.max().max())
+    for i, layer in enumerate(means.columns):
+        ax.plot(
+            means.index,
+            means[layer],
+            color=plt.cm.viridis(0.85 * i / max(len(means.columns) - 1, 1)),
+            linestyle="-" if layer <= n_mhca else "--",
+            marker="",
+        )
+        kind = "MHCA" if layer <= n_mhca else "MHSA"
+        ax.annotate(
+            f"{layer} {kind}",
+            (means.index[-1], places[i]),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7,
+        )
+    uniform = diagrams.uniform_distance(diagrams.grid(model))
+    ax.axhline(uniform, color="0.5", linewidth=0.8, linestyle=":")
+    ax.annotate(
+        "uniform attention",
+        (0.02, uniform),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 3),
+        textcoords="offset points",
+        fontsize=7,
+        color="0.35",
+    )
+    if len(run.stages) > 1:
+        ax.axvline(run.stages[0].last_epoch, color="0.35", linewidth=0.8)
+        ax.annotate(
+            "stage II",
+            (run.stages[0].last_epoch, 0),
+            xytext=(2, 2),
+            textcoords="offset points",
+            fontsize=7,
+            color="0.35",
+        )
+    ax.set_ylim(0, 1.15 * max(uniform, means.max().max()))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("epoch")
+    return ax
+
+
+def _apart(values: list[float], distance: float) -> list[float]:
+    """The values moved as little as it takes to stand `distance` apart, order kept."""
+    order = sorted(range(len(values)), key=values.__getitem__)
+    placed = list(values)
+    for before, after in itertools.pairwise(order):
+        placed[after] = max(placed[after], placed[before] + distance)
+    shift = (sum(placed) - sum(values)) / len(values)
+    return [p - shift for p in placed]
+
+
+# ---------------------------------------------------------------------------------------------- Figures 2 and 3
+
+
+def pipeline(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, None]:
+    """Figure 2: both stages of DearKD with this scale's shapes, weights and epochs."""
+    drawn, ax = plt.subplots(figsize=(7.2, 4.2))
+    run = whole.runs[figure.rows[0].cells[0].run]
+    diagrams.pipeline(ax, run, verify.teacher(whole, run.stages[0].teacher_name))
+    return drawn, None
+
+
+def aligner(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, None]:
+    """Figure 3: the aligner's layers with this scale's shapes."""
+    drawn, ax = plt.subplots(figsize=(7.2, 1.6))
+    run = whole.runs[figure.rows[0].cells[0].run]
+    diagrams.aligner(ax, run, verify.teacher(whole, run.stages[0].teacher_name))
+    return drawn, None
+
+
+# ---------------------------------------------------------------------------------------------- Figures 5 and 6
+
+
+def data_free_pipeline(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, None]:
+    """Figure 5: how DF-DearKD makes its images, with this scale's terms, weights and schedule."""
+    drawn, ax = plt.subplots(figsize=(7.2, 5.0))
+    run = whole.runs[figure.rows[0].cells[0].run]
+    diagrams.data_free_pipeline(ax, run.stages[0].source, run.stages)
+    return drawn, None
+
+
+def latent_space(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, pd.DataFrame]:
+    """Figure 6: latent codes of real and synthetic images in one plane, with easiest positives; the first seed's."""
+    records.diversity(whole, whole.images_of(figure.name))
+    frames = {label: latent.read_codes(_beside(whole, name, "latents.csv")) for label, name in _sets(figure)}
+    classes = latent.shown_classes(frames)
+    embedded = latent.embed(frames, classes)
+    rows = -(-len(frames) // 2)
+    drawn, axes = plt.subplots(rows, 2, figsize=(6.6, 3.1 * rows + 0.4), squeeze=False)
+    for ax in axes.flat[len(frames) :]:
+        ax.remove()
+    latent.latent_space(axes.flat[: len(frames)], embedded, classes)
+    drawn.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(classes), title="class")
+    return drawn, pd.concat([frame.assign(row=label) for label, frame in embedded.items()])
+
+
+def image_grid(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, None]:
+    """Synthetic images beside real ones, a class in a row; the first seed's."""
+    records.diversity(whole, whole.images_of(figure.name))
+    sheets = {label: latent.read_sheet(_beside(whole, name, "sample.png")) for label, name in _sets(figure)}
+    classes = {tuple(latent.read_codes(_beside(whole, n, "latents.csv"))["label"].unique()) for _, n in _sets(figure)}
+    if len(classes) > 1:
+        raise InputError(f"figure {figure.name}: the sets of images show different classes")
+    widths = [sheet.shape[1] for sheet in sheets.values()]
+    height, side = next(iter(sheets.values())).shape[0], whole.scale.data["main"].image_size
+    inches = min(7.2, 0.5 * sum(widths) / side)
+    size = (inches, inches * height / sum(widths) + 0.35)
+    drawn, axes = plt.subplots(1, len(sheets), squeeze=False, figsize=size, width_ratios=widths)
+    latent.image_grid(axes[0], sheets, side, *classes)
+    return drawn, None
+
+
+def _sets(figure: plan.Figure) -> list[tuple[str, str]]:
+    """(label, name) of each set of images that a figure shows."""
+    return [(row.label, row.cells[0].run) for row in figure.rows]
+
+
+def _beside(whole: plan.Plan, name: str, file: str) -> Path:
+    """A file beside the description of a set of images, of the first seed."""
+    path = whole.paths.images(name, whole.scale.seeds[0]) / file
+    if not path.is_file():
+        raise InputError(
+            f"{path}: missing; make it again with `python -m dearkd diversity {name} "
+            f"--scale {whole.scale.name} --seed {whole.scale.seeds[0]}`"
+        )
+    return path
+
+
+KINDS = {
+    kind.__name__: kind
+    for kind in (
+        accuracy_against_data,
+        attention_distance,
+        pipeline,
+        aligner,
+        data_free_pipeline,
+        latent_space,
+        image_grid,
+    )
+}
+FORMULAS = ("pipeline", "aligner", "data_free_pipeline")
+"""Kinds with formulas in them; all their text is ours or a name of timm."""

@@ -1,0 +1,193 @@
+"""Figure 6 and the grid of images: what sets of images look like to the teacher and to the eye."""
+
+import itertools
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int, UInt8
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import ListedColormap, to_rgb
+from PIL import Image
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from sklearn.neighbors import KNeighborsClassifier
+
+from dearkd.schema import InputError
+
+COLOURS = ("#332288", "#cc6677", "#117733", "#ddaa33", "#4aa0d5", "#882255", "#44aa99", "#999933", "#aa4499", "#666666")
+"""Paul Tol's muted scheme, for colour-blind readers; markers and numbers say the same in grey."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
+FEW = 4
+"""Classes shown where there are more than colours."""
+NEIGHBOURS = 15
+"""Images that vote on the class of a place in the plane."""
+PIXELS = 260_000
+"""Pixels of all tiles of a grid: noise takes 3 bytes for each in a PNG, and a figure should stay below 1 MB."""
+
+
+def read_codes(path: Path) -> pd.DataFrame:
+    """Latent codes of a set of images: image, label, f0, f1, ... InputError when the file is no such table."""
+    try:
+        frame = pd.read_csv(path, dtype={"image": str})
+        if not {"image", "label", "f0"} <= set(frame.columns):
+            raise ValueError("no columns image, label, f0, ...")
+        if not np.isfinite(frame.drop(columns="image").to_numpy(float)).all():
+            raise ValueError("not all numbers are there")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: no table of latent codes ({error}); run the job that writes it again") from None
+    return frame
+
+
+def read_sheet(path: Path) -> UInt8[np.ndarray, "height width *channels"]:
+    """Pixels of a contact sheet, grey or RGB; InputError when it cannot be decoded."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("L" if image.mode == "L" else "RGB"))
+    except (OSError, SyntaxError) as error:
+        raise InputError(f"{path}: cannot be read as an image ({error}); run the job that writes it again") from None
+
+
+# ---------------------------------------------------------------------------------------------- Figure 6
+
+
+def shown_classes(frames: Mapping[str, pd.DataFrame]) -> list[int]:
+    """The classes that every set has; the first `FEW` of them where there are more than colours.
+
+    Raises InputError when there is none.
+    """
+    common = sorted(set.intersection(*(set(frame["label"].tolist()) for frame in frames.values())))
+    if not common:
+        raise InputError(f"latent codes of {', '.join(frames)}: no class is in all of these sets; make larger sets")
+    return common if len(common) <= len(COLOURS) else common[:FEW]
+
+
+def easy_positives(
+    codes: Float[np.ndarray, "n dim"], labels: Int[np.ndarray, " n"]
+) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """(row, distance) of the nearest *other* image of the same class in latent space; (-1, nan) for one alone."""
+    nearest, distance = np.full(len(codes), -1), np.full(len(codes), np.nan)
+    for label in np.unique(labels):
+        mine = np.flatnonzero(labels == label)
+        if len(mine) > 1:
+            apart = np.linalg.norm(codes[mine, None] - codes[None, mine], axis=2)
+            np.fill_diagonal(apart, np.inf)
+            nearest[mine], distance[mine] = mine[apart.argmin(1)], apart.min(1)
+    return nearest, distance
+
+
+def embed(frames: Mapping[str, pd.DataFrame], classes: Collection[int]) -> dict[str, pd.DataFrame]:
+    """Each set's images of some classes, with a place in the plane and the easiest positive.
+
+    One t-SNE of all sets together, from their principal components: a place means the same in every panel. t-SNE,
+    because it keeps neighbours, which easy positives are; the two best directions of LDA leave ten classes on top of
+    each other. Neighbourhoods are wide, a third of all images, so that a set that is tight in latent space is tight in
+    the plane too. Distances in the plane mean little all the same: `distance` is one in latent space. Deterministic.
+
+    Returns frames with columns image, label, x, y, nearest (row of the easiest positive in the frame) and distance.
+    """
+    frames = {label: frame[frame["label"].isin(classes)].reset_index(drop=True) for label, frame in frames.items()}
+    codes = {label: frame.filter(regex=r"^f\d+$").to_numpy(float) for label, frame in frames.items()}
+    joint = np.concatenate(list(codes.values()))
+    joint = PCA(min(30, *joint.shape), svd_solver="full").fit_transform(joint)
+    tsne = TSNE(perplexity=(len(joint) - 1) / 3, init="pca", random_state=0, n_jobs=1)
+    places = np.split(tsne.fit_transform(joint), np.cumsum([len(c) for c in codes.values()])[:-1])
+    embedded = {}
+    for (label, frame), place in zip(frames.items(), places, strict=True):
+        nearest, distance = easy_positives(codes[label], frame["label"].to_numpy())
+        columns = {"x": place[:, 0], "y": place[:, 1], "nearest": nearest, "distance": distance}
+        embedded[label] = frame[["image", "label"]].assign(**columns)
+    return embedded
+
+
+def latent_space(axes: Iterable[Axes], embedded: Mapping[str, pd.DataFrame], classes: Sequence[int]) -> None:
+    """Figure 6, a panel per set: a line ties each image to its easiest positive, shading shows where classes lie.
+
+    A place belongs to the class of most images near it, those of all sets, so regions are the same in all panels.
+    `embedded` and `classes` are those of `embed`; the first axes have the handles of a legend.
+    """
+    everything = pd.concat(embedded.values())
+    points = everything[["x", "y"]].to_numpy()
+    rim = 0.06 * np.ptp(points, axis=0)
+    low, high = points.min(0) - rim, points.max(0) + rim
+    x, y = (np.linspace(a, b, 300) for a, b in zip(low, high, strict=True))
+    vote = KNeighborsClassifier(min(NEIGHBOURS, len(points))).fit(points, everything["label"])
+    region = vote.predict(np.stack(np.meshgrid(x, y), -1).reshape(-1, 2)).reshape(len(y), len(x))
+    centres = everything.groupby("label")[["x", "y"]].median()
+    light = ListedColormap([_thinned(colour, 0.16) for colour in COLOURS[: len(classes)]])
+    for ax, (label, frame) in zip(axes, embedded.items(), strict=True):
+        extent = (low[0], high[0], low[1], high[1])
+        shade = np.searchsorted(classes, region)
+        ax.imshow(shade, cmap=light, vmin=-0.5, vmax=len(classes) - 0.5, extent=extent, origin="lower", aspect="auto")
+        for c in np.unique(region) if np.ptp(region) else ():
+            ax.contour(x, y, region == c, levels=[0.5], colors="white", linewidths=1.0)
+        places, tied = frame[["x", "y"]].to_numpy(), frame["nearest"].to_numpy() >= 0
+        pairs = np.stack([places[tied], places[frame["nearest"].to_numpy()[tied]]], 1)
+        ax.add_collection(LineCollection(pairs, colors="0.25", linewidths=0.6, zorder=2))
+        for c, colour, marker in zip(classes, COLOURS, MARKERS, strict=False):
+            mine = places[frame["label"].to_numpy() == c]
+            # A star of the same extent has half the ink.
+            look = {"color": colour, "marker": marker, "s": 28 if marker == "*" else 15}
+            ax.scatter(*mine.T, edgecolors="white", linewidths=0.3, zorder=3, label=str(c), **look)
+            number = {"fontsize": 20, "weight": "bold", "color": _thinned(colour, 0.45)}
+            ax.text(*centres.loc[c], str(c), ha="center", va="center", zorder=1.5, **number)
+        ax.set_title(f"{label}\nmean easy-positive distance {frame['distance'].mean():.2f}", fontsize=8)
+        ax.set(xlim=extent[:2], ylim=extent[2:], xticks=[], yticks=[])
+        ax.grid(False)
+        ax.spines[:].set(visible=True, linewidth=0.6, color="0.4")
+
+
+def _thinned(colour: str, share: float) -> tuple[float, ...]:
+    """A colour mixed with white."""
+    return tuple(1 - share * (1 - channel) for channel in to_rgb(colour))
+
+
+# ---------------------------------------------------------------------------------------------- images
+
+
+def image_grid(axes: Iterable[Axes], sheets: Mapping[str, np.ndarray], side: int, names: Sequence[object]) -> None:
+    """A panel per set of images: a class in a row, named at the left, thin white gaps between the tiles.
+
+    Args:
+        sheets: contact sheets in uint8, grey or RGB: a row of square tiles per class, no gaps.
+        side: of a tile, in pixels. Tiles are shrunk where all of them have more than `PIXELS` pixels.
+        names: of the classes, row by row, the same in all sheets.
+    """
+    for label, sheet in sheets.items():
+        height, width = sheet.shape[:2]
+        if height != side * len(names) or width % side:
+            raise InputError(
+                f"sample of {label}: {width} x {height} pixels are not {len(names)} rows of tiles of side {side}; "
+                f"run the job that writes it again"
+            )
+    tiles = sum(sheet.shape[0] * sheet.shape[1] // side**2 for sheet in sheets.values())
+    small = min(side, int((PIXELS / tiles) ** 0.5))
+    gap = -(-small // 24)
+    for ax, (label, sheet) in zip(axes, sheets.items(), strict=True):
+        ax.imshow(_spaced(sheet, side, small, gap), interpolation="nearest")
+        ax.set_title(label, fontsize=9)
+        middles = [(small - 1) / 2 + row * (small + gap) for row in range(len(names))]
+        ax.set_yticks(middles, [str(name) for name in names], fontsize=7)
+        ax.set_xticks([])
+        ax.tick_params(length=0)
+        ax.label_outer()
+        ax.grid(False)
+        ax.spines[:].set_visible(False)
+
+
+def _spaced(
+    sheet: UInt8[np.ndarray, "height width *channels"], side: int, small: int, gap: int
+) -> UInt8[np.ndarray, "high wide 3"]:
+    """The sheet's tiles at their new side, `gap` white pixels apart."""
+    rows, columns = sheet.shape[0] // side, sheet.shape[1] // side
+    pitch = small + gap
+    spaced = np.full((rows * pitch - gap, columns * pitch - gap, 3), 255, dtype=np.uint8)
+    whole = Image.fromarray(sheet).convert("RGB")
+    for row, column in itertools.product(range(rows), range(columns)):
+        tile = whole.crop((column * side, row * side, (column + 1) * side, (row + 1) * side))
+        if small < side:
+            tile = tile.resize((small, small), Image.Resampling.BOX)
+        spaced[row * pitch : row * pitch + small, column * pitch : column * pitch + small] = np.asarray(tile)
+    return spaced

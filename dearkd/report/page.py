@@ -1,0 +1,268 @@
+"""One HTML page of a scale: tables, figures, claims, cost and every record, readable without server or internet.
+
+It shows the Markdown tables and PNG figures that lie in results/ and figures/, as they are, and reads nothing else but
+records.
+"""
+
+import base64
+import math
+import os
+import re
+import statistics
+import urllib.parse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+from markdown_it import MarkdownIt
+from markupsafe import Markup
+
+from dearkd import disk, record
+from dearkd.plan import verify
+from dearkd.plan.plan import Plan, Run
+from dearkd.schema import InputError
+
+PAGE = Path(__file__).with_name("page.html")
+CAPTIONS = Path("workflow/report")
+MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
+
+
+class Shown(NamedTuple):
+    """A table, a figure or the page of the claims as the report shows it."""
+
+    name: str
+    title: str
+    caption: Markup
+    body: Markup
+    files: tuple[tuple[str, str], ...]
+    """(suffix, link from the page) of what there is to download."""
+
+
+class Claims(NamedTuple):
+    """The claims as the page shows them: a line each for what was measured, the rest behind a fold."""
+
+    counts: str
+    measured: tuple[tuple[str, str, str, str], ...]
+    """(id, what the paper says, verdict, our margin) of each."""
+    figure: Markup
+    shown: Shown
+
+
+class Spent(NamedTuple):
+    """What jobs of one kind cost. Hours; `lost`: since the last checkpoint, where jobs were interrupted."""
+
+    kind: str
+    jobs: int
+    hours: float
+    gpu_hours: float
+    interrupted: int
+    lost: float
+
+
+class Trained(NamedTuple):
+    """A run with links to its records."""
+
+    name: str
+    top1: str
+    """mean ± standard deviation over the seeds, on test images; empty: never evaluated."""
+    minutes: float
+    seeds: tuple[tuple[int, tuple[tuple[str, str], ...]], ...]
+    """(seed, (name of the record, link from the page) of each)."""
+
+
+def write(plan: Plan) -> Path:
+    """Write results/<scale>/report.html; returns its path. InputError when a table or figure is not there yet."""
+    page = plan.paths.results / "report.html"
+    records = _records(plan)
+    jobs: dict[str, list[dict[str, Any]]] = {"teachers": [], "students": [], "synthetic images": [], "labels": []}
+    for values in records:
+        if "curve" in values:
+            jobs["teachers" if values["run"].startswith("teacher-") else "students"].append(values)
+        elif "shard" in values:
+            jobs["labels" if "labels" in values else "synthetic images"].append(values)
+    runs = [_trained(plan, run) for run in plan.runs.values() if not run.name.startswith("teacher-")]
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    text = environment.from_string(PAGE.read_text()).render(
+        scale=plan.scale,
+        tables=[_table(plan, name, table.title) for name, table in plan.tables.items()],
+        figures=[_figure(plan, name, figure.title) for name, figure in plan.figures.items()],
+        claims=_claims(plan),
+        savings=_savings(plan),
+        teachers=_teachers(plan),
+        spent=[spent for kind, of in jobs.items() if (spent := _spent(kind, of)).jobs],
+        runs=runs,
+        commits=_counted(r["git"]["sha"] or "no commit" for r in records),
+        dirty=sum(bool(r["git"]["dirty"]) for r in records),
+        versions=_counted(f"{k} {v}" for r in records for k, v in r["versions"].items() if v),
+        hardware=_counted(f"{r['hardware']['device']}, {r['hardware']['cpu']}" for r in records),
+        written=sorted(r["written"] for r in records),
+    )
+    disk.write(page, text)
+    return page
+
+
+def _records(plan: Plan) -> list[dict[str, Any]]:
+    """Every record of the plan's runs, images and labels that is there; InputError where one is stale or damaged."""
+    found = []
+    for run in plan.runs.values():
+        for seed in run.seeds:
+            there = [s.name for s in run.stages if plan.paths.stage(run.name, seed, s.name).is_file()]
+            if plan.paths.metrics(run.name, seed).is_file():
+                trained, tested = verify.evaluation(plan, run, seed)
+                found += [*trained, tested]
+            elif there:
+                found += verify.stages(plan, run, seed, there[-1])
+    for source in plan.sources.values():
+        shards = [(source.name, seed, i) for seed in plan.scale.seeds for i in range(source.recipe.shards)]
+        found += [verify.shard(plan, *shard)[0] for shard in shards if plan.paths.shard(*shard).is_file()]
+    labels = [
+        (plan.labels_of(stage).name, seed, shard)
+        for run in plan.runs.values()
+        for seed in run.seeds
+        for stage in run.stages
+        for shard in plan.label_shards(stage)
+    ]
+    return found + [
+        verify.labels(plan, *shard) for shard in dict.fromkeys(labels) if plan.paths.labels(*shard).is_file()
+    ]
+
+
+# ---------------------------------------------------------------------------------------------- parts of the page
+
+
+def _table(plan: Plan, name: str, title: str) -> Shown:
+    path = plan.paths.results / "tables" / f"{name}.md"
+    files = tuple((s, urllib.parse.quote(f"tables/{name}.{s}")) for s in ("csv", "md", "tex"))
+    return Shown(name, title, _caption(name), _html(_text(plan, path)), files)
+
+
+def _figure(plan: Plan, name: str, title: str) -> Shown:
+    path = plan.paths.figures / f"{name}.png"
+    if not path.is_file():
+        raise InputError(_missing(plan, path))
+    return Shown(name, title, _caption(name), _image(path, title), _downloads(plan, name))
+
+
+def _claims(plan: Plan) -> Claims | None:
+    """The claims, from the files beside the page; None where the scale shows no table."""
+    if not plan.tables:
+        return None
+    import pandas as pd
+
+    from dearkd.report.claims import verdicts
+
+    folder = plan.paths.results
+    page = _text(plan, folder / "claims.md").partition("\n")[2]
+    figure = plan.paths.figures / "claims.png"
+    for path in (figure, folder / "claims.csv"):
+        if not path.is_file():
+            raise InputError(_missing(plan, path))
+    judged = pd.read_csv(folder / "claims.csv", keep_default_na=False, na_values={"margin": "", "low": "", "high": ""})
+    measured = tuple(
+        (c.id, c.statement, c.verdict, verdicts.ours(c)) for c in judged.itertuples() if not math.isnan(c.margin)
+    )
+    return Claims(
+        f"Of {len(judged)} claims {verdicts.counted(judged['verdict'].value_counts())}.",
+        measured,
+        _image(figure, "margins of the claims"),
+        Shown(
+            "claims",
+            "What holds",
+            _caption("claims"),
+            _html(page.replace("\n## ", "\n### ")),
+            (("csv", "claims.csv"), ("md", "claims.md")),
+        ),
+    )
+
+
+def _savings(plan: Plan) -> Markup:
+    path = plan.paths.results / "savings.md"
+    return _html(path.read_text()) if path.is_file() else Markup("")
+
+
+def _teachers(plan: Plan) -> list[str]:
+    """Each teacher with the accuracy that it was let in with."""
+    found = []
+    for name, teacher in plan.scale.teachers.items():
+        path = plan.paths.teacher(name)
+        if path.is_file():
+            values = verify.teacher(plan, name)
+            said = f"{name} ({teacher.model}) {values['top1']:.1f} % of {values['images']} {values['gate']} images"
+            found.append(said + (f" (warning: {values['warning']})" if values.get("warning") else ""))
+    return found
+
+
+def _trained(plan: Plan, run: Run) -> Trained:
+    seeds, top1, minutes = [], [], 0.0
+    for seed in run.seeds:
+        stages = {s.name: plan.paths.stage(run.name, seed, s.name) for s in run.stages}
+        there = {n: p for n, p in {**stages, "test": plan.paths.metrics(run.name, seed)}.items() if p.is_file()}
+        if not there:
+            continue
+        seeds.append((seed, tuple((name, _link(plan, path)) for name, path in there.items())))
+        minutes += sum(record.read(path)["seconds_all"] for name, path in there.items() if name != "test") / 60
+        if "test" in there:
+            top1.append(record.read(there["test"])["metrics"]["top1"])
+    spread = f" ± {statistics.stdev(top1):.1f}" if len(top1) > 1 else ""
+    return Trained(run.name, f"{statistics.mean(top1):.1f}{spread}" if top1 else "", minutes, tuple(seeds))
+
+
+def _spent(kind: str, records: list[dict[str, Any]]) -> Spent:
+    return Spent(
+        kind,
+        len(records),
+        sum(r["seconds_all"] for r in records) / 3600,
+        sum(r["gpu_seconds"] for r in records) / 3600,
+        sum(r["attempts"] > 1 for r in records),
+        sum(r["seconds_lost"] for r in records) / 3600,
+    )
+
+
+# ---------------------------------------------------------------------------------------------- small pieces
+
+
+def _counted(values: Iterable[str]) -> list[str]:
+    """Each distinct value once, the most frequent first."""
+    found = list(values)
+    return sorted(set(found), key=lambda value: (-found.count(value), value))
+
+
+def _html(markdown: str) -> Markup:
+    """Tables become scrollable on a narrow screen."""
+    html = MARKDOWN.render(markdown)
+    html = html.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
+    return Markup(html)
+
+
+def _image(path: Path, alternative: str) -> Markup:
+    data = base64.b64encode(path.read_bytes()).decode()
+    return Markup('<div class="wide"><img alt="{}" src="data:image/png;base64,{}"></div>').format(alternative, data)
+
+
+def _caption(name: str) -> Markup:
+    """What the workflow's own report says of it; words in backticks are code."""
+    path = CAPTIONS / f"{name}.rst"
+    text = " ".join(path.read_text().split()) if path.is_file() else ""
+    text = re.sub(r"^(Table|Figure) \d: ", "", text)
+    return Markup(MARKDOWN.renderInline(text[:1].upper() + text[1:]))
+
+
+def _downloads(plan: Plan, name: str) -> tuple[tuple[str, str], ...]:
+    files = [plan.paths.figures / f"{name}.{suffix}" for suffix in ("pdf", "png", "csv")]
+    return tuple((file.suffix[1:], _link(plan, file)) for file in files if file.is_file())
+
+
+def _link(plan: Plan, path: Path) -> str:
+    """From the page in results/<scale> to a file of the project."""
+    return urllib.parse.quote(Path(os.path.relpath(path, plan.paths.results)).as_posix())
+
+
+def _text(plan: Plan, path: Path) -> str:
+    if not path.is_file():
+        raise InputError(_missing(plan, path))
+    return path.read_text()
+
+
+def _missing(plan: Plan, path: Path) -> str:
+    return f"{path}: missing; write it with `snakemake -c2 --config scale={plan.scale.name} -- {path.stem}`"

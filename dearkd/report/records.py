@@ -1,0 +1,110 @@
+"""Records on disk to one tidy frame; a record that does not fit the plan is refused, never shown."""
+
+import math
+import re
+
+import pandas as pd
+
+from dearkd.plan import verify
+from dearkd.plan.plan import Plan, Run
+
+REFERENCE = re.compile(r"deit_(tiny|small|base)_patch16_224")
+"""The models to whose throughput others are compared."""
+
+
+def load(plan: Plan, runs: list[Run]) -> pd.DataFrame:
+    """One line per run and seed that has been evaluated: run, seed, dirty, tested (number of images), and each metric.
+
+    Raises InputError as `verify.evaluation`. A run that has no record is left out.
+    """
+    lines = []
+    for run in runs:
+        for seed in run.seeds:
+            if plan.paths.metrics(run.name, seed).is_file():
+                trained, tested = verify.evaluation(plan, run, seed)
+                line = {"run": run.name, "seed": seed, "dirty": any(r["git"]["dirty"] for r in (*trained, tested))}
+                lines.append({**line, "tested": tested["data"]["images"], **tested["metrics"]})
+    return pd.DataFrame(lines, columns=None if lines else ["run", "seed", "dirty"])
+
+
+def pretrained(plan: Plan, labels: list[str]) -> pd.DataFrame:
+    """One line per evaluated system whose weights others have trained: run (its label), seed 0, dirty, metrics."""
+    lines = []
+    for label in labels:
+        if plan.paths.pretrained(label).is_file():
+            values = verify.pretrained(plan, label)
+            lines.append(
+                {"run": label, "seed": 0, "dirty": values["git"]["dirty"], "source": "pretrained", **values["metrics"]}
+            )
+    return pd.DataFrame(lines, columns=None if lines else ["run", "seed", "dirty"])
+
+
+def architectures(plan: Plan, names: list[str]) -> pd.DataFrame:
+    """One line per architecture: run (its name), seed 0, dirty, parameters, gmacs, input_size, throughput and ratio.
+
+    throughput: images/s, median of the timed passes, bf16 on a GPU and fp32 elsewhere. ratio: to that of the DeiT
+    nearest in parameters; `_dense`: DearKD's with the bias stored as a matrix.
+    """
+    if not names or not plan.paths.throughput.is_file():
+        return pd.DataFrame(columns=["run", "seed", "dirty"])
+    values = verify.architectures(plan, names)
+    measured = values["architectures"]
+    lines = []
+    references = [n for n in names if REFERENCE.fullmatch(n.partition(".")[0])]
+    for name in names:
+        one = measured[name]
+        line = {"run": name, "seed": 0, "dirty": values["git"]["dirty"], "parameters": one["parameters"] / 1e6}
+        line |= {k: one[k] for k in ("gmacs", "input_size")}
+        nearest = min(references, key=lambda r: abs(math.log(measured[r]["parameters"] / one["parameters"])))
+        precision = next((p for p in ("bf16", "fp32") if p in one), None)
+        if precision is not None:
+            base = measured[nearest][precision]["median"]
+            line |= {"throughput": one[precision]["median"], "ratio": one[precision]["median"] / base}
+            if f"{precision}_dense" in one:
+                line["ratio_dense"] = one[f"{precision}_dense"]["median"] / base
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def diversity(plan: Plan, names: list[str]) -> pd.DataFrame:
+    """One line per set of images and seed that has been described: run (the set), seed, dirty, and each metric.
+
+    A control of a set, what LPIPS makes of it blurred or noisy, has a line of its own: run `set~control`. A set without
+    a record is left out. Raises InputError as `verify.diversity`.
+    """
+    lines = []
+    for name in names:
+        for seed in plan.scale.seeds:
+            if plan.paths.diversity(name, seed).is_file():
+                values = verify.diversity(plan, name, seed)
+                line = {"run": name, "seed": seed, "dirty": values["git"]["dirty"]}
+                lines.append({**line, **values["metrics"]})
+                # records made before there were controls have none
+                lines += [{**line, "run": f"{name}~{k}", **v} for k, v in values.get("controls", {}).items()]
+    return pd.DataFrame(lines, columns=None if lines else ["run", "seed", "dirty"])
+
+
+def curves(plan: Plan, runs: list[Run]) -> pd.DataFrame:
+    """Training curves: one line per run, seed, epoch and quantity (columns run, seed, epoch, name, layer, value)."""
+    lines = []
+    for run in runs:
+        for seed in run.seeds:
+            if not plan.paths.stage(run.name, seed, run.stages[-1].name).is_file():
+                continue
+            for values in verify.stages(plan, run, seed):
+                for entry in values["curve"]:
+                    for name, value in entry.items():
+                        layers = enumerate(value, 1) if isinstance(value, list) else [(0, value)]
+                        lines += [
+                            {
+                                "run": run.name,
+                                "seed": seed,
+                                "epoch": entry["epoch"],
+                                "name": name,
+                                "layer": layer,
+                                "value": v,
+                            }
+                            for layer, v in layers
+                            if name != "epoch"
+                        ]
+    return pd.DataFrame(lines, columns=["run", "seed", "epoch", "name", "layer", "value"])

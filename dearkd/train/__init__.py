@@ -1,0 +1,1 @@
+"""One training: the loop that every stage of every method goes through."""

@@ -1,0 +1,79 @@
+"""Measuring a model: predictions, top-1 and top-5, and the average attention distance of Figure 4."""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from jaxtyping import Bool, Float, Int
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from dearkd.model.attention import MHCA
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, dtype: torch.dtype | None = None
+) -> tuple[Float[Tensor, "n classes"], Int[Tensor, " n"]]:
+    """(logits in fp32, labels) of a data set, in order; `dtype`: autocast on a GPU. The model's mode is restored."""
+    training = model.training
+    model.eval()
+    logits, labels = [], []
+    for images, target in batches:
+        with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+            logits.append(model(images.to(device, non_blocking=True)).float().cpu())
+        labels.append(target)
+    model.train(training)
+    return torch.cat(logits), torch.cat(labels)
+
+
+def accuracy(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], k: int = 1) -> float:
+    """Top-k accuracy in percent."""
+    return 100.0 * hits(logits, labels, k).float().mean().item()
+
+
+def hits(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], k: int = 1) -> Bool[Tensor, " n"]:
+    """Whether the label is among the k classes of the largest logits."""
+    return (logits.topk(min(k, logits.shape[1]), dim=1).indices == labels[:, None]).any(1)
+
+
+@torch.no_grad()
+def attention_distance(
+    model: VisionTransformer, images: Float[Tensor, "batch rgb height width"]
+) -> Float[Tensor, "layers heads"]:
+    """Average distance in patches between a query and what it attends to (Figure 4, Sec. 3.2).
+
+    For each layer and head: sum over keys of attention times distance, mean over patch queries and images. Uniform
+    attention on a 14 x 14 grid gives 7.281 patches.
+    """
+    rows, columns = model.patch_embed.grid_size
+    positions = torch.cartesian_prod(torch.arange(float(rows)), torch.arange(float(columns))).to(images.device)
+    apart = torch.cdist(positions, positions)
+    return torch.stack([(layer * apart).sum(-1).mean((0, 2)) for layer in attention_maps(model, images)])
+
+
+@torch.no_grad()
+def attention_maps(
+    model: VisionTransformer, images: Float[Tensor, "batch rgb height width"]
+) -> Iterator[Float[Tensor, "batch heads patches patches"]]:
+    """What each patch (rows) attends to, layer by layer, each given its own input; one layer at a time is in memory.
+
+    Class and distillation tokens are left out as queries and keys, attention being renormalised over patches.
+    """
+    training = model.training
+    model.eval()
+    x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
+    for block in model.blocks:
+        logits = _logits(block.attn, block.norm1(x))
+        yield logits[:, :, model.num_prefix_tokens :, model.num_prefix_tokens :].softmax(-1)
+        x = block(x)
+    model.train(training)
+
+
+def _logits(attention: nn.Module, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch heads tokens tokens"]:
+    """Attention logits of MHCA or of timm's MHSA."""
+    if isinstance(attention, MHCA):
+        return attention.logits(x)
+    batch, tokens, _ = x.shape
+    qkv = attention.qkv(x).reshape(batch, tokens, 3, attention.num_heads, attention.head_dim)
+    q, k, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    return attention.q_norm(q).float() @ attention.k_norm(k).float().transpose(-2, -1) * attention.scale

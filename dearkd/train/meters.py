@@ -1,0 +1,51 @@
+"""What a stage measures of itself while it trains, kept on the device so that no step waits for it."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+class Meters:
+    """Sums of a stage's terms over an epoch, and the first step at which a term was not finite.
+
+    Adding costs the device a few small kernels and the host nothing; `bad` and `sums` are the only places that wait.
+
+    Args:
+        names: of the terms, in the order in which they are reported. device: where the terms are.
+    """
+
+    def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
+        self.names = names
+        self.total = torch.zeros(len(names), dtype=torch.float64, device=device)
+        self.step = torch.zeros((), dtype=torch.int64, device=device)
+        """Of the terms that are added next; counted here because a CUDA graph sees no number of the host."""
+        self.bad_step = torch.full((), -1, dtype=torch.int64, device=device)
+        self.bad_terms = torch.zeros_like(self.total)
+
+    @torch.no_grad()
+    def add(self, parts: dict[str, Tensor], share: int) -> None:
+        """Add one of `share` micro-batches' terms, scalars by name."""
+        values = torch.stack([parts[name].detach() for name in self.names]).double()
+        self.total += values / share
+        first = ~torch.isfinite(values).all() & (self.bad_step < 0)
+        self.bad_step.copy_(torch.where(first, self.step, self.bad_step))
+        self.bad_terms.copy_(torch.where(first, values, self.bad_terms))
+
+    def bad(self) -> tuple[int, str, float] | None:
+        """(step, name, value) of the first term that was not finite, or None; waits for the device."""
+        step = int(self.bad_step)
+        if step < 0:
+            return None
+        terms = zip(self.names, self.bad_terms.tolist(), strict=True)
+        return step, *next((name, value) for name, value in terms if not math.isfinite(value))
+
+    def sums(self) -> dict[str, float]:
+        """By name; waits for the device. Empty before anything was added."""
+        return dict(zip(self.names, self.total.tolist(), strict=True)) if self.total.any() else {}
+
+    def start(self, step: int, sums: dict[str, float] | None = None) -> None:
+        """Begin an epoch, or go on within one from its `sums`; the next terms are those of `step`."""
+        given = [sums.get(name, 0.0) for name in self.names] if sums else [0.0] * len(self.names)
+        self.total.copy_(torch.tensor(given, dtype=torch.float64))
+        self.step.fill_(step)

@@ -1,0 +1,96 @@
+"""Optimiser, learning rate and mixing of images, as DeiT has them, from torch and timm."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from timm.data.mixup import Mixup, mixup_target
+from timm.optim import param_groups_weight_decay
+from timm.scheduler import CosineLRScheduler
+from torch import Tensor
+
+from dearkd.model.students import Trainee
+from dearkd.plan.stage import Augment, Stage, Training
+
+
+def optimiser(trainee: Trainee, recipe: Training) -> torch.optim.Optimizer:
+    """AdamW or SGD; biases, norms, positions, tokens, alpha and Delta are out of weight decay."""
+    keep = getattr(trainee.student, "no_weight_decay", set)()
+    groups = [
+        *param_groups_weight_decay(trainee.student, recipe.weight_decay, no_weight_decay_list=keep),
+        *param_groups_weight_decay(trainee.auxiliary, recipe.weight_decay),
+    ]
+    groups = [g for g in groups if g["params"]]
+    if recipe.optimiser == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.peak_lr, momentum=recipe.momentum)
+    on_gpu = groups[0]["params"][0].device.type == "cuda"  # there a CUDA graph may hold the step (replay.py)
+    return torch.optim.AdamW(groups, lr=recipe.peak_lr, betas=recipe.betas, eps=1e-8, fused=True, capturable=on_gpu)
+
+
+def restore_moments(
+    optimiser: torch.optim.Optimizer, trainee: Trainee, moments: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Give each parameter that learns its moments, by name, on the devices where the optimiser keeps them.
+
+    torch's own `load_state_dict` decides where: a fused AdamW wants even its count of steps beside the parameter.
+    """
+    names = {parameter: name for name, parameter in trainee.named_parameters()}
+    order = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    state = {i: dict(moments[names[p]]) for i, p in enumerate(order) if p.requires_grad and names[p] in moments}
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+
+
+def learning_rate(optimiser: torch.optim.Optimizer, stage: Stage) -> "LearningRate":
+    recipe = stage.training
+    if stage.first_epoch and recipe.stage2_lr == "restart":
+        return LearningRate(optimiser, recipe, stage.first_epoch, recipe.epochs - stage.first_epoch, recipe.stage2_peak)
+    return LearningRate(optimiser, recipe, 0, recipe.epochs, 1.0)
+
+
+class LearningRate:
+    """timm's cosine with warm-up, DeiT's schedule: per epoch, from warmup_lr over the peak to min_lr.
+
+    Epoch e has lr(e). DeiT's own script sets lr(e) after epoch e, so its epoch 1 still runs at the warm-up's start.
+    """
+
+    def __init__(
+        self, optimiser: torch.optim.Optimizer, recipe: Training, start: int, length: int, peak: float
+    ) -> None:
+        self.start = start
+        for group in optimiser.param_groups:
+            group["lr"] = group["initial_lr"] = recipe.peak_lr * peak
+        self.cosine = CosineLRScheduler(
+            optimiser,
+            t_initial=length,
+            lr_min=recipe.min_lr,
+            warmup_t=recipe.warmup_epochs,
+            warmup_lr_init=recipe.warmup_lr,
+        )
+
+    def step(self, epoch: int) -> None:
+        self.cosine.step(epoch - self.start)
+
+    @property
+    def now(self) -> float:
+        """The rate of the epoch under way."""
+        return self.cosine.optimizer.param_groups[0]["lr"]
+
+
+def mix(mixup: Mixup, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(images, soft targets) after mixup or cutmix and label smoothing."""
+    if mixup.mixup_alpha or mixup.cutmix_alpha:
+        return mixup(images, labels)
+    return images, mixup_target(labels, mixup.num_classes, smoothing=mixup.label_smoothing)
+
+
+def mixing(a: Augment, classes: int) -> Mixup:
+    """timm's mixup and cutmix over a micro-batch, one ratio for all of it, as DeiT."""
+    return Mixup(
+        mixup_alpha=a.mixup,
+        cutmix_alpha=a.cutmix,
+        prob=a.mix,
+        switch_prob=a.switch,
+        mode="batch",
+        label_smoothing=a.smoothing,
+        num_classes=classes,
+    )
