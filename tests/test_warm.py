@@ -115,7 +115,7 @@ def test_all_that_a_process_inherits_reaches_the_job():
     wanted["limits"] |= {"RLIMIT_STACK": (1 << 20, 1 << 21), "RLIMIT_CORE": (0, 0)}
     code = (
         "import json, sys; from dearkd.jobs import forkserver; forkserver._settle(json.loads(sys.argv[1]));"
-        "print(json.dumps(warm._surroundings()))"
+        "print(json.dumps(forkserver._surroundings()))"
     )
     done = subprocess.run([sys.executable, "-c", code, json.dumps(wanted)], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == json.loads(json.dumps(wanted))

@@ -39,13 +39,13 @@ EXPLAINED = (
     "comparisons hold, and fails when one fails. Each comparison is judged by itself: of many, one may fail by "
     "chance. *not measured*: this scale does not train all that the claim needs. Thresholds are the paper's, in "
     "points of ImageNet's top-1. What is compared stands in the column `comparisons` of `paper/claims.csv`, which "
-    "comparison decided in `judge.csv` beside this page."
+    "comparison decided in `claims.csv` beside this page."
 )
 STATISTICS = (
     "*p (Holm)*: how rarely a margin of that size, of either sign, would come by chance, corrected for the {claims} "
     "claims that have an interval. Below 0.05, whatever their number, {firm}. Student's t takes margins as normally "
     "distributed over the seeds, which {seeds} seeds can neither show nor refute. A bootstrap, which draws the seeds "
-    "again and assumes no distribution, is a check: its interval (in `judge.csv`) gives the same verdict on {same} of "
+    "again and assumes no distribution, is a check: its interval (in `claims.csv`) gives the same verdict on {same} of "
     "the {claims} deciding comparisons{others}. With few seeds it is too narrow, because it never leaves the range of "
     "the seeds."
 )
