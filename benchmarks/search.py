@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from dearkd import disk, record, strict_yaml
+from dearkd import arithmetic, disk, record, strict_yaml
 from dearkd.data import datasets, subsets
 from dearkd.jobs.inputs import available_device
 from dearkd.model import students, teachers
@@ -243,6 +243,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("results/converged/search"), help="folder")
     given = parser.parse_args(arguments)
     until = time.time() + 60 * given.minutes
+    arithmetic.ask()
     path = given.out / f"{given.file.stem}.csv"
     try:
         left = search(read(given.file), given.processes, until, path)

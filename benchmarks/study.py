@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from dearkd import record
+from dearkd import arithmetic, record
 from dearkd.jobs import workflow
 from dearkd.plan import experiments
 from dearkd.schema import InputError
@@ -36,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=60.0, help="after which nothing is started or goes on")
     parser.add_argument("--seeds", default="", help="comma-separated, of the scale's; default: all of them")
     given = parser.parse_args(arguments)
+    arithmetic.ask()
     try:
         return study(given.scale, given.tables, given.seeds, given.processes, time.time() + 60 * given.minutes)
     except InputError as error:

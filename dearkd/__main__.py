@@ -14,6 +14,7 @@ if sys.platform == "win32":
 
 import resource
 
+from dearkd import arithmetic
 from dearkd.jobs import forkserver
 from dearkd.jobs.gpus import become_processes, claimed, given
 from dearkd.schema import LARGEST, InputError, unknown
@@ -39,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     args = _parser().parse_args(arguments, argparse.Namespace(arguments=arguments))
     args.gpu = given(args.gpu) if args.verb in HEAVY else 0
+    arithmetic.ask()
     try:
         with claimed(args.gpu):
             status = args.verb_function(args) or 0

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dearkd import disk
+from dearkd import arithmetic, disk
 from dearkd.schema import InputError
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "lpips", "snakemake")
@@ -108,6 +108,7 @@ def provenance() -> dict[str, Any]:
             "cpu": _cpu_name(),
             "cores": os.cpu_count(),
             "platform": platform.platform(terse=True),
+            "arithmetic": arithmetic.asked(),
         },
         "command": " ".join([_program(), *sys.argv[1:]]),
         "written": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from dearkd import arithmetic
+
 settings.register_profile("same cases in each run", derandomize=True)
 settings.register_profile("new cases in each run")
 settings.load_profile(os.environ.get("DEARKD_HYPOTHESIS", "same cases in each run"))
 
+arithmetic.ask()  # as jobs do: what a test computes itself has the bits of what it lets a process compute
 PROJECT = Path(__file__).parent.parent
 
 

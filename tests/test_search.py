@@ -86,6 +86,6 @@ def test_a_search_trains_goes_on_and_never_sees_a_test_image(tmp_path, monkeypat
 
     # In this process, from the checkpoint: the numbers again, with every test image taken away.
     read = datasets.read
-    monkeypatch.setattr(search.data, "read", lambda spec: {"train": read(spec)["train"]})
+    monkeypatch.setattr(search.datasets, "read", lambda spec: {"train": read(spec)["train"]})
     again = search.run(tasks[0], time.time() + 300, kept)
     assert str(again["validation_top1"]) == lines[0]["validation_top1"]
