@@ -7,30 +7,30 @@ BIN := .venv/bin
 
 .PHONY: install demo test bench notebooks docs lint lock archive clean
 
-install: $(BIN)/installed
+install: $(BIN)/dearkd
 
-demo: $(BIN)/installed
+demo: $(BIN)/dearkd
 	@$(BIN)/python -m dearkd warm $(BIN)/snakemake --logger dearkd --cores $(CORES) --config scale=$(SCALE) -- all report
 	@cat results/$(SCALE)/savings.md 2>/dev/null || true
 	@echo "Tables: results/$(SCALE)/tables   Figures: figures/$(SCALE)   Report: results/$(SCALE)/report.html"
 
-test: $(BIN)/installed lint
+test: $(BIN)/dearkd lint
 	$(BIN)/python -m pytest -n $(CORES) --dist loadfile
 
-bench: $(BIN)/installed
+bench: $(BIN)/dearkd
 	$(BIN)/python -m benchmarks
 
 # Executes them on the committed records of `digits` and leaves the outputs in them.
-notebooks: $(BIN)/installed
+notebooks: $(BIN)/dearkd
 	$(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --inplace \
 		--ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 	@echo "Open them with: $(BIN)/jupyter lab notebooks"
 
 # Into site/, readable without a server; `.venv/bin/mkdocs serve` shows changes as they are made.
-docs: $(BIN)/installed
+docs: $(BIN)/dearkd
 	$(BIN)/mkdocs build --strict
 
-lint: $(BIN)/installed
+lint: $(BIN)/dearkd
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 
@@ -51,6 +51,11 @@ $(BIN)/installed: requirements.lock
 		$$(grep -oE '^torch(vision)?==[^ ;]+' requirements.lock)
 	@echo "Installing into .venv: all other packages of requirements.lock, about 0.5 GB"
 	@PIP_RESUME_RETRIES=20 $(BIN)/pip install -q -r requirements.lock
+	@touch $@
+
+# The package itself, read from here: `import dearkd` and the command `dearkd` work from any folder.
+$(BIN)/dearkd: $(BIN)/installed pyproject.toml
+	@$(BIN)/pip install -q --no-deps --no-build-isolation -e .
 	@touch $@
 
 # Needs uv. CUDA packages are left out: torch itself asks for the right ones, or for none.

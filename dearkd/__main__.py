@@ -14,6 +14,7 @@ if sys.platform == "win32":
 
 import resource
 
+import dearkd
 from dearkd import arithmetic
 from dearkd.jobs import forkserver
 from dearkd.jobs.gpus import become_processes, claimed, given
@@ -100,7 +101,9 @@ def _seconds(text: str) -> float:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m dearkd", description=__doc__)
+    own = Path(sys.argv[0]).name == "dearkd"
+    parser = argparse.ArgumentParser(prog="dearkd" if own else "python -m dearkd", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"dearkd {dearkd.__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def verb(function, help: str, *names: str, scale: bool = True) -> argparse.ArgumentParser:
@@ -114,6 +117,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(verb_function=function)
         return sub
 
+    init = verb(_init, "write a study of your own: Snakefile, scale, README", "folder", scale=False)
+    init.add_argument("--images", type=Path, help="your images, a folder for each class; default: still to be added")
     plan = verb(_plan, "list the runs of tables and figures, all by default, and what they cost")
     plan.add_argument("targets", nargs="*")
     plan.add_argument("--gpus", type=int, default=8, help="how many GPUs share the work")
@@ -202,6 +207,13 @@ def _load(args: argparse.Namespace):
     from dearkd.plan.experiments import load
 
     return load(args.scale)
+
+
+def _init(args: argparse.Namespace) -> None:
+    from dearkd.jobs import study
+
+    scale = study.init(Path(args.folder).expanduser(), args.images and args.images.expanduser())
+    print(f"{scale} says on what and how long is trained; {scale.with_name('README.md')} says how to start")
 
 
 def _plan(args: argparse.Namespace) -> None:
@@ -469,7 +481,7 @@ def _unchanged(planned: str, current: str, run: str) -> None:
         )
 
 
-def _start() -> int:
+def start() -> int:
     """`main`, by a server's fork where there is one.
 
     Not for several GPUs: such a job becomes torchrun, whose processes are its own.
@@ -484,6 +496,6 @@ def _start() -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(_start())
+        sys.exit(start())
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)

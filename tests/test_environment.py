@@ -44,33 +44,6 @@ def test_installed_versions_are_the_locked_ones():
         assert importlib.metadata.version(name).split("+")[0] == locked.split("==")[1].split(" ")[0]
 
 
-def test_pip_install_gives_the_package(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        "--no-deps",
-        "--no-build-isolation",
-        "--target",
-        str(tmp_path / "site"),
-        ".",
-    ]
-    subprocess.run(command, check=True, capture_output=True)
-    for leftover in ("build", "dearkd.egg-info"):
-        subprocess.run(["rm", "-rf", leftover], check=True)
-    done = subprocess.run(
-        [sys.executable, "-m", "dearkd", "--help"],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(tmp_path / "site")},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "train" in done.stdout and (tmp_path / "site/dearkd/paper.mplstyle").is_file()
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere PyPI's torch has no CUDA")
 @pytest.mark.parametrize(
     "given, smi, index",

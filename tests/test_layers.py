@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-GROUND = {"schema", "arithmetic", "keys", "disk", "strict_yaml", "record", "stop", "progress"}
+GROUND = {"schema", "arithmetic", "keys", "disk", "places", "strict_yaml", "record", "stop", "progress"}
 ROOMS = {
     "plan": GROUND,
     "model": GROUND | {"plan"},

@@ -168,9 +168,9 @@ def test_a_job_for_several_gpus_is_no_fork_however_it_is_spelt(spelt, monkeypatc
     monkeypatch.setattr(forkserver, "ask", lambda arguments: asked.append(arguments) or 0)
     monkeypatch.setattr(command_line, "main", lambda: 7)
     monkeypatch.setattr(sys, "argv", ["dearkd", "train", "r", "--seed", "0", "--stage", "I", *spelt])
-    assert command_line._start() == 7 and not asked
+    assert command_line.start() == 7 and not asked
     sys.argv[-1] = sys.argv[-1].replace("2", "1")
-    assert command_line._start() == 0 and len(asked) == 1
+    assert command_line.start() == 0 and len(asked) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

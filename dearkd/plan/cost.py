@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 
 from dearkd import record
+from dearkd.places import shipped
 from dearkd.plan.experiments import PAPER
 from dearkd.plan.plan import Plan, Run
 from dearkd.plan.stage import IN_FILES, Source, Stage
@@ -241,7 +242,7 @@ def paper_parameters() -> dict[str, int]:
 
 def _table3() -> dict[str, dict[str, str]]:
     """The lines of Table 3 whose architecture timm has or we have, by name without tag."""
-    with (PAPER / "table3.csv").open(newline="") as file:
+    with shipped(PAPER / "table3.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     names = [row["timm_model"].removeprefix("arch ").split()[0].partition(".")[0] for row in rows]
     names = [DEARKD[r["method"].removesuffix("-1000")] if n == "ours" else n for n, r in zip(names, rows, strict=True)]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from dearkd import strict_yaml
+from dearkd.places import all_shipped, shipped
 from dearkd.plan import methods
 from dearkd.plan.plan import Cell, Figure, Kind, Metric, Plan, Row, Run, Table
 from dearkd.plan.scale import Peer, Scale
@@ -124,7 +125,7 @@ DESCRIPTION = tuple(f.name for f in dataclasses.fields(Description))
 def load(scale: object, matrix: Path = MATRIX) -> Plan:
     """Resolve the matrix at a scale."""
     scale = scale if isinstance(scale, Scale) else load_scale(scale)
-    reader = _Reader(scale, matrix)
+    reader = _Reader(scale, shipped(matrix))
     tables = {name: reader.table(name, v) for name, v in reader.wanted(reader.entries.tables).items()}
     figures = {name: reader.figure(name, v, tables) for name, v in reader.wanted(reader.entries.figures).items()}
     return Plan(
@@ -183,7 +184,7 @@ class _Reader:
         for name in self.scale.extra:
             if name not in self.entries.tables:
                 raise InputError(unknown(name, self.entries.tables, "table", f"scale {self.scale.name}: extra"))
-        papers = [*known, *(path.stem for path in PAPER.glob("table*.csv"))]
+        papers = [*known, *(path.stem for path in all_shipped(PAPER, "table*.csv"))]
         for name in self.scale.quoted:
             if name not in papers:
                 raise InputError(unknown(name, papers, "table", f"scale {self.scale.name}: quoted"))
@@ -395,9 +396,10 @@ class _Reader:
         if paper is None or not selector:
             return None
         if paper.file not in self.paper:
-            if not (PAPER / paper.file).is_file():
-                raise InputError(unknown(paper.file, [p.name for p in PAPER.glob("*.csv")], "file", f"{where}: paper"))
-            with (PAPER / paper.file).open(newline="", encoding="utf-8") as file:
+            path, known = shipped(PAPER / paper.file), [p.name for p in all_shipped(PAPER, "*.csv")]
+            if paper.file not in known:
+                raise InputError(unknown(paper.file, known, "file", f"{where}: paper"))
+            with path.open(newline="", encoding="utf-8") as file:
                 self.paper[paper.file] = list(csv.DictReader(file))
         lines = self.paper[paper.file]
         for key in (*selector, paper.value):

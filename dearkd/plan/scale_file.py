@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dearkd import strict_yaml
+from dearkd.places import SHIPPED, all_shipped
 from dearkd.plan.scale import Scale
 from dearkd.schema import InputError, build, shown, unknown
 
@@ -35,9 +36,9 @@ def _path(name: Any, where: str) -> Path:
         raise InputError(f"{where}: expected the name of a scale or a .yaml file, got {shown(name)}")
     own = Path(name.removesuffix(".yaml") + ".yaml")  # records and errors call a file of one's own by its scale's name
     path = own if name.endswith(".yaml") else SCALES / own
-    found = next((p for p in (path, own) if _is_file(p)), None)
+    found = next((p for p in (path, SHIPPED / path, own) if _is_file(p)), None)
     if found is None:
-        known = [p.stem for p in SCALES.glob("*.yaml")]
+        known = [p.stem for p in all_shipped(SCALES, "*.yaml")]
         raise InputError(unknown(name, known, "scale", SCALES.as_posix() if where == "scale" else where))
     return found
 
@@ -71,8 +72,8 @@ def _merge(base: Any, top: Any) -> Any:
 def _namesake(name: str, path: Path) -> Path | None:
     """Another scale of this name: of the project's own, beside the file, or in the working folder."""
     line = re.compile(rf"""^["']?name["']?\s*:\s*["']?{re.escape(name)}["']?\s*(#.*)?$""", re.MULTILINE)
-    for folder in dict.fromkeys((SCALES, path.parent, Path())):
-        for other in sorted(folder.glob("*.yaml")):
-            if other.is_file() and not other.samefile(path) and line.search(other.read_text("utf-8", "replace")):
-                return other
+    beside = [p for folder in dict.fromkeys((path.parent, Path())) for p in sorted(folder.glob("*.yaml"))]
+    for other in dict.fromkeys([*all_shipped(SCALES, "*.yaml"), *beside]):
+        if other.is_file() and not other.samefile(path) and line.search(other.read_text("utf-8", "replace")):
+            return other
     return None

@@ -19,6 +19,7 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from dearkd import disk, record
+from dearkd.places import shipped
 from dearkd.plan import verify
 from dearkd.plan.plan import Plan, Run
 from dearkd.schema import InputError
@@ -242,7 +243,7 @@ def _image(path: Path, alternative: str) -> Markup:
 
 def _caption(name: str) -> Markup:
     """What the workflow's own report says of it; words in backticks are code."""
-    path = CAPTIONS / f"{name}.rst"
+    path = shipped(CAPTIONS / f"{name}.rst")
     text = " ".join(path.read_text().split()) if path.is_file() else ""
     text = re.sub(r"^(Table|Figure) \d: ", "", text)
     return Markup(MARKDOWN.renderInline(text[:1].upper() + text[1:]))

@@ -10,6 +10,7 @@ sys.path.insert(0, workflow.basedir)
 from snakemake.exceptions import WorkflowError
 from snakemake.io import IOFile
 
+from dearkd.places import shipped
 from dearkd.plan import experiments, verify
 from dearkd.schema import InputError, fingerprint
 

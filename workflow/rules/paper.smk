@@ -28,7 +28,7 @@ def figure_inputs(wildcards):
 
 def caption(name):
     """Snakemake's report takes no wildcard in a caption's path, so its text goes through a parameter."""
-    return Path(workflow.basedir, f"workflow/report/{name}.rst").read_text()
+    return shipped(f"workflow/report/{name}.rst").read_text()
 
 
 TABLES = {name: PATHS.results / f"tables/{name}.md" for name in PLAN.tables}
@@ -115,7 +115,7 @@ rule claims:
         report(PATHS.figures / "claims.png", caption="../report/claims.rst", category="Claims"),
     params:
         matrix=fingerprint((*PLAN.tables.values(), PLAN.scale.seeds)),
-        paper=fingerprint([Path(f"paper/{name}.csv").read_text() for name in ("claims", "inconsistencies")]),
+        paper=fingerprint([shipped(f"paper/{name}.csv").read_text() for name in ("claims", "inconsistencies")]),
     log:
         f"{LOGS}/claims.log",
     shell:

@@ -21,6 +21,7 @@ from typing import TypeVar
 
 import pandas as pd
 
+from dearkd.places import shipped
 from dearkd.plan import experiments
 from dearkd.plan.plan import Cell as PlannedCell
 from dearkd.plan.plan import Plan
@@ -98,7 +99,7 @@ def read_claims(papers: Numbers, path: Path = CLAIMS) -> list[tuple[Claim, Compa
 def read_lines(path: Path, cls: type[T]) -> list[T]:
     """The lines of a CSV file as `cls`; InputError naming the file, and the line, for what cannot be read."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with shipped(path).open(newline="", encoding="utf-8") as file:
             return [build(cls, line, f"{path}, line {i}") for i, line in enumerate(csv.DictReader(file), 2)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as CSV in UTF-8 ({error})") from None
@@ -145,7 +146,7 @@ def papers_numbers() -> Numbers:
         for cell in row.cells
         if cell.paper is not None
     }
-    with (experiments.PAPER / "table3.csv").open(newline="") as file:
+    with shipped(experiments.PAPER / "table3.csv").open(newline="") as file:
         for line in csv.DictReader(file):
             if line["params_exact"]:
                 found[Cell("table3", "parameters", line["method"])] = int(line["params_exact"]) / 1e6

@@ -1,0 +1,68 @@
+"""`init`: a study of one's own outside the repository: Snakefile, scale, settings of Snakemake, README."""
+
+import collections
+from pathlib import Path
+
+import jinja2
+
+from dearkd import disk
+from dearkd.places import SHIPPED, all_shipped
+from dearkd.plan import files
+from dearkd.plan.scale_file import SCALES
+from dearkd.schema import InputError, Name, build, spec
+
+TEMPLATES = Path(__file__).with_name("study_files")
+COPIED = ("profiles/default/config.yaml", "slurm/config.yaml")
+IGNORED = "checkpoints/\nlogs/\n.snakemake/\nresults/*/report.html\n"
+FRACTIONS = (10, 25, 50, 100)
+MOST = 500
+"""Validation images at most, a tenth of the training images otherwise."""
+
+
+@spec
+class _Named:
+    name: Name
+
+
+def init(folder: Path, images: Path | None = None) -> Path:
+    """Write a study on the images of a folder into `folder`, which is new or empty; returns its scale.
+
+    images: a folder of class folders, or of train/ and val/ with class folders. Without it the scale names the folder
+    `images` of the study, which is yet to be filled, and marks the lines to edit. Raises InputError for a name that no
+    scale can have, a folder that holds something, and images that are not in class folders.
+    """
+    name = build(_Named, {"name": folder.absolute().name}, str(folder)).name
+    if name in (path.stem for path in all_shipped(SCALES, "*.yaml")):
+        raise InputError(f"{name} is a scale of the package already; give the folder another name")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: is there and not empty; name a new folder")
+    looked = _look(images.absolute()) if images else {}
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    content: dict[Path, disk.Content] = {
+        folder / target: environment.from_string((TEMPLATES / source).read_text()).render(name=name, **looked)
+        for source, target in (("Snakefile", "Snakefile"), ("scale.yaml", f"{name}.yaml"), ("README.md", "README.md"))
+    }
+    content |= {folder / path: (SHIPPED / path).read_text() for path in COPIED}
+    disk.write_all({**content, folder / ".gitignore": IGNORED})
+    return folder / f"{name}.yaml"
+
+
+def _look(root: Path) -> dict[str, object]:
+    """What a scale says of a folder of images, read off the names in it."""
+    if not root.is_dir():
+        raise InputError(f"--images {root}: no such folder")
+    split = (root / "train").is_dir() and any(path.is_dir() for path in (root / "train").iterdir())
+    place = root / "train" if split else root
+    sizes = collections.Counter(n.partition("/")[0] for n in files.walk(place).images if "/" in n)
+    if len(sizes) < 2:
+        raise InputError(f"{place}: {len(sizes)} folders with images; put the images of each class into its own")
+    trained = min(sizes.values()) * (1.0 if split else 0.8)
+    validation = max(1, min(int(trained / 10), MOST // len(sizes)))
+    fractions = [f for f in FRACTIONS if (trained - validation) * f / 100 >= 2]
+    return {
+        "root": str(root),
+        "split": split,
+        "classes": len(sizes),
+        "validation": validation * len(sizes),
+        "fractions": fractions or [100],
+    }
