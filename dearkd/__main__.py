@@ -1,4 +1,4 @@
-"""python -m dearkd VERB: every job of the workflow as a command that a person, a test and a cluster can run."""
+"""python -m dearkd VERB: every job of the workflow is a command for a person, a test and a cluster."""
 
 import argparse
 import contextlib

@@ -1,4 +1,4 @@
-"""Import this to register the students in timm: `timm.create_model("dearkd_tiny_patch16_224")`."""
+"""Import this module to register the students in timm."""
 
 from dearkd.model import students
 

@@ -1,11 +1,11 @@
 """The walls: a room imports only from the rooms that its line names; plan and report never see torch."""
 
-import ast
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rooms import imported
 
 GROUND = {"schema", "arithmetic", "keys", "disk", "places", "strict_yaml", "record", "stop", "progress"}
 ROOMS = {
@@ -21,16 +21,6 @@ FACES = {"models": {"model"}, "task": {"train"}, "__main__": GROUND | set(ROOMS)
 ALLOWED = {**dict.fromkeys(GROUND, GROUND), **ROOMS, **FACES}
 MODULES = sorted(Path("dearkd").rglob("*.py"))
 HEAVY = {"torch", "timm", "torchvision", "lpips"}
-
-
-def imported(path):
-    """Dotted names of modules, those that a function imports too."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            inner = node.module.split(".")[0] == "dearkd" and not Path(f"{node.module.replace('.', '/')}.py").is_file()
-            yield from (f"{node.module}.{alias.name}" for alias in node.names) if inner else [node.module]
 
 
 def room(path):

@@ -90,18 +90,6 @@ def test_figures_on_the_site_are_the_committed_ones(site):
         assert path.read_bytes() == (PROJECT / path.relative_to(site / "files")).read_bytes()
 
 
-def test_every_function_that_the_papers_page_names_exists():
-    named = re.findall(
-        r"\[`(\w+)\.(\w+)`\]\(\.\./dearkd/(\w+)\.py#dearkd\.(\w+)\.(\w+)\)", Path("docs/paper.md").read_text()
-    )
-    assert len(named) > 35
-    for module, name, *link in named:
-        assert link == [module, module, name]
-        assert name in defined(Path(f"dearkd/{module}.py")), f"dearkd.{module}.{name}"
-    equations = set(re.findall(r"^\| Eq\. (\d+)", Path("docs/paper.md").read_text(), re.MULTILINE))
-    assert equations == {str(n) for n in range(1, 14)}
-
-
 def test_the_citation_names_the_paper_and_the_artifact():
     citation = yaml.safe_load(Path("CITATION.cff").read_text())
     assert {"cff-version", "message", "title", "authors", "license", "version"} <= citation.keys()

@@ -1,0 +1,61 @@
+"""What the documentation says of the code is so: the drawing of the rooms, and every function that a page names."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import rooms
+
+PAGES = [Path("README.md"), Path("CONTRIBUTING.md"), *sorted(Path("docs").glob("*.md"))]
+
+
+def test_the_drawing_of_the_rooms_is_of_today():
+    assert rooms.DRAWING.read_text() == rooms.draw(), "run `python docs/rooms.py`"
+
+
+def test_an_import_that_follows_from_others_has_no_arrow():
+    graph = {"top": {"left", "right", "low"}, "left": {"low"}, "right": {"low"}, "low": set()}
+    assert rooms.arrows(graph) == [("left", "low"), ("right", "low"), ("top", "left"), ("top", "right")]
+    assert rooms.reached("top", graph) == {"left", "right", "low"}
+
+
+def test_every_room_is_on_the_page_of_the_architecture_and_in_contributing():
+    folders = {p.name for p in Path("dearkd").iterdir() if (p / "__init__.py").is_file()}
+    assert folders == rooms.rooms()[0].keys() - {"ground"}
+    table = re.findall(r"^\| `(\w+)` \|", Path("CONTRIBUTING.md").read_text(), re.MULTILINE)
+    assert set(table) == folders
+    assert folders <= set(re.findall(r"\.\./dearkd/(\w+)/", Path("docs/architecture.md").read_text()))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_every_function_that_a_page_links_to_exists(page):
+    for path, dotted in re.findall(r"\]\((?:\.\./)?(dearkd/[\w/]+\.py)#dearkd\.([\w.]+)\)", page.read_text()):
+        module, _, name = dotted.rpartition(".")
+        while f"dearkd/{module.replace('.', '/')}.py" != path:  # a method of a class
+            module, _, outer = module.rpartition(".")
+            assert module, f"{page}: {path} has no {dotted}"
+            name = f"{outer}.{name}"
+        assert name in documented(Path(path)), f"{page}: {path} has no {name} with a docstring"
+
+
+def test_the_papers_page_names_every_equation_and_what_its_links_lead_to():
+    page = Path("docs/paper.md").read_text()
+    links = re.findall(r"\[`([\w.]+)`\]\([^)]+#dearkd\.([\w.]+)\)", page)
+    assert len(links) > 35
+    for shown, target in links:
+        assert target.endswith(f".{shown}")
+    assert set(re.findall(r"^\| Eq\. (\d+)", page, re.MULTILINE)) == {str(n) for n in range(1, 14)}
+
+
+def documented(path):
+    """Functions, classes and methods of a module that have a docstring: what the reference shows."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        for inner, prefix in [
+            (node, ""),
+            *((n, f"{node.name}.") for n in getattr(node, "body", ()) if isinstance(node, ast.ClassDef)),
+        ]:
+            if isinstance(inner, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(inner):
+                found.add(prefix + inner.name)
+    return found
