@@ -122,6 +122,8 @@ def _parser() -> argparse.ArgumentParser:
     plan = verb(_plan, "list the runs of tables and figures, all by default, and what they cost")
     plan.add_argument("targets", nargs="*")
     plan.add_argument("--gpus", type=int, default=8, help="how many GPUs share the work")
+    show = verb(_show, "print a run, a teacher or a set of images as YAML: every value, and where it comes from")
+    show.add_argument("name", help="as `plan` lists the runs; deepinversion, adi, df_dearkd; a key of `teachers`")
     verb(_status, "list where the runs of tables and figures stand, all by default").add_argument("targets", nargs="*")
     verb(_fetch, "bring the weights and public data sets that a scale needs").add_argument(
         "--check", action="store_true", help="only list what is missing"
@@ -229,10 +231,16 @@ def _plan(args: argparse.Namespace) -> None:
     _cost(plan, args.targets or [*plan.tables, *plan.figures], args.gpus)
 
 
+def _show(args: argparse.Namespace) -> None:
+    from dearkd.plan.show import show
+
+    print(show(_load(args), args.name, args.scale), end="")
+
+
 def _cost(plan, targets: list[str], gpus: int) -> None:
     from dearkd.plan import cost
 
-    if any(student.args for student in plan.scale.students.values()) or not plan.scale.students:
+    if not cost.papers(plan):
         print("\nNo estimate: throughputs are known of the paper's architectures, and this scale's are smaller.")
         return
     sources = [name for name in plan.images_of(*targets) if name in plan.sources]

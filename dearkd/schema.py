@@ -220,9 +220,9 @@ def _instead(cls: type, field: dataclasses.Field, value: Any) -> str:
                 _apply(check if name == field.name else None, converted, "")
             text = json.dumps(meant)
             return f"; write {text}" if len(text) <= 60 else ""
-    default = _default(field)
-    known = (value is True or value is None) and isinstance(default, int | float | str)
-    return f"; the default is {json.dumps(default)}" if known else ""
+    usual = default(field)
+    known = (value is True or value is None) and isinstance(usual, int | float | str)
+    return f"; the default is {json.dumps(usual)}" if known else ""
 
 
 def _meanings(value: Any) -> Iterator[Any]:
@@ -385,14 +385,15 @@ def deviations(value: Any) -> Any:
         return {
             f.name: deviations(getattr(value, f.name))
             for f in dataclasses.fields(value)
-            if getattr(value, f.name) != _default(f)
+            if getattr(value, f.name) != default(f)
         }
     if isinstance(value, tuple):
         return [deviations(v) for v in value]
     return value
 
 
-def _default(field: dataclasses.Field) -> Any:
+def default(field: dataclasses.Field) -> Any:
+    """The default of a spec's field; `dataclasses.MISSING` where it has none."""
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default

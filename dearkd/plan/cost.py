@@ -69,11 +69,8 @@ class _Books:
         return count / _figure(self.throughputs, model, "images/s")
 
     def draws(self, stage: Stage) -> int | float:
-        """Images that an epoch shows. A fraction is right within one image a class."""
-        draws = _figure(self.images_of, stage.data_name, "number of images")
-        if stage.training.subset_schedule == "epochs":
-            return stage.source.recipe.made(stage.shards) if stage.source else draws * stage.fraction // 100
-        return draws
+        """Images that an epoch shows."""
+        return draws(stage, self.images_of)
 
     def step_seconds(self, stage: Stage) -> float:
         """Training on one image, the teacher's early stages alone where its labels are computed ahead."""
@@ -120,6 +117,31 @@ class _Books:
         first = (self.plan.teacher_run(source.teacher_name), self.plan.competitor(source.name, shards - 1))
         own = source.recipe.made(1) * self.image_seconds(source) / max(self.plan.resources("synthesize").gpu, 1)
         return max((self.chain(r) for r in first if r), default=0.0) + own
+
+
+def draws(stage: Stage, images_of: Figures) -> int | float:
+    """Images that an epoch of a stage shows. A fraction is right within one image a class."""
+    images = _figure(images_of, stage.data_name, "number of images")
+    if stage.training.subset_schedule == "epochs":
+        return stage.source.recipe.made(stage.shards) if stage.source else images * stage.fraction // 100
+    return images
+
+
+def gpu_hours(plan: Plan, run: Run) -> tuple[float, str]:
+    """(hours of one device that a seed of a run takes, what it waits for left out; where the throughputs come from).
+
+    Raises InputError where a throughput is not known.
+    """
+    if not papers(plan):
+        raise InputError("cost: throughputs are known of the paper's architectures, and this scale's are smaller")
+    figures, origin = throughputs(plan)
+    books = _Books(plan, figures, images_of(plan))
+    return sum(map(books.stage_seconds, run.stages)) / 3600, origin
+
+
+def papers(plan: Plan) -> bool:
+    """Whether the students of a plan are the paper's, whose throughputs are known."""
+    return bool(plan.scale.students) and not any(student.args for student in plan.scale.students.values())
 
 
 def estimate(

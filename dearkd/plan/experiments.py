@@ -356,6 +356,7 @@ class _Reader:
             stages=stages,
             seeds=self.scale.seeds,
             initial=before,
+            settings=freeze(deviating),
         )
         return self._take(run, where)
 

@@ -130,6 +130,16 @@ SYNTHESIS = {
     "df_dearkd": ("ce", "tv", "l2", "r_bn", "easy_positive", "triplet"),
 }
 """Methods of making images from a teacher: the terms they minimise, weighted as the scale's `synthesis` says."""
+PRIORS = {
+    "ce": "L_CE: -log p_y, p the teacher's, y the class wanted (Eq. 8)",
+    "tv": "R_TV: norm of the differences of neighbouring pixels (Eq. 9)",
+    "l2": "R_l2: norm of the image (Eq. 9)",
+    "r_bn": "R_BN: sum_l |mean_l(x) - mean_l| + |var_l(x) - var_l| over BatchNorm layers l (Eq. 9)",
+    "competition": "1 - JS(teacher, student) (ADI)",
+    "easy_positive": "L_ep: -d_ap, the distance to the nearest other image of the class (Eq. 11)",
+    "triplet": "L_triplet: max(0, d_ap - d_an + margin) (Eq. 12)",
+}
+"""What each term is; `priors.py` has its function."""
 
 
 def source(scale: Scale, name: str) -> Source:

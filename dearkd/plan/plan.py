@@ -53,6 +53,8 @@ class Run:
     seeds: tuple[int, ...]
     initial: str = ""
     """The run whose weights it starts from; empty: a fresh model."""
+    settings: Pairs = ()
+    """What its row sets besides method and student; part of its name, not of its fingerprint."""
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]

@@ -1,7 +1,7 @@
 """A scale from its file, and from those that it extends."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,21 @@ def load_scale(name: object, changes: Mapping[str, Any] | None = None) -> Scale:
             f"checkpoints; give one of them another name"
         )
     return scale
+
+
+def written(name: object) -> dict[tuple[str, ...], str]:
+    """By its keys, each value that the file of a scale has, or a file that it extends: the name of that file."""
+    path = _path(name, "scale")
+    values = strict_yaml.read(path)
+    below = written(values.pop("extends")) if "extends" in values else {}
+    return below | dict.fromkeys(_places(values), path.stem)
+
+
+def _places(values: Mapping[Any, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, value in values.items():
+        yield (*above, str(key))
+        if isinstance(value, dict):
+            yield from _places(value, (*above, str(key)))
 
 
 def _path(name: Any, where: str) -> Path:

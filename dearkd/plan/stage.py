@@ -408,6 +408,8 @@ class Loss(NamedTuple):
     """A term of Eq. 6 or 7; `objective.TERMS` has its function under the same name."""
 
     what: str
+    formula: str
+    """Of one image; a batch has the mean."""
     teacher: bool = False
     """Whether it needs a teacher in the stage."""
     decided: bool = False
@@ -416,12 +418,14 @@ class Loss(NamedTuple):
     """Whether it reads a `Distillation`."""
 
 
+LABEL = "-sum_c y_c log p_c, y mixed and smoothed"
+DECISION = "-log p_t, t the class that the teacher predicts"
 LOSSES = {
-    "ce": Loss("L_CE on the class token"),
-    "logit": Loss("L_logit on pooled content tokens", teacher=True, decided=True, knobs=True),
-    "token": Loss("L_logit on DeiT's distillation token", teacher=True, decided=True),
-    "token_label": Loss("L_CE on that token, for fine-tuning without a teacher"),
-    "hidden": Loss("L_hidden", teacher=True, knobs=True),
+    "ce": Loss("L_CE on the class token", LABEL),
+    "logit": Loss("L_logit on pooled content tokens (Eq. 5)", DECISION, teacher=True, decided=True, knobs=True),
+    "token": Loss("L_logit on DeiT's distillation token", DECISION, teacher=True, decided=True),
+    "token_label": Loss("L_CE on that token, for fine-tuning without a teacher", LABEL),
+    "hidden": Loss("L_hidden (Eq. 4)", "mean (aligned - f)^2, f the teacher's feature map", teacher=True, knobs=True),
 }
 RESERVED = ("metrics", "predictions", "evaluate")
 """Names of files beside the record of a stage."""
