@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import save, save_file
 from torchvision import models
 
+from dearkd import arrays
 from dearkd.jobs.diversity import Lpips, controls, copy_trunk, distances, pairs, summary
 from dearkd.model import lpips_trunks
 from dearkd.plan.scale import Diversity
@@ -273,7 +274,7 @@ def flax(features):
 @pytest.mark.parametrize("net", ["alex", "vgg"])
 def test_the_packages_layers_become_torchvisions(net):
     features = lpips_trunks.TRUNKS[net].network(weights=None).features
-    found = lpips_trunks.converted(lpips_trunks.read_arrays(pickle.dumps(flax(features), protocol=4)), features)
+    found = lpips_trunks.converted(arrays.read_arrays(pickle.dumps(flax(features), protocol=4)), features)
     assert found.keys() == features.state_dict().keys()
     assert all(torch.equal(found[name], value) for name, value in features.state_dict().items())
 
@@ -300,7 +301,7 @@ def test_a_hostile_pickle_does_not_run(kind, protocol, tmp_path):
     }[kind]
     raw = pickle.dumps(hostile, protocol=protocol)
     with pytest.raises(InputError, match=r"refused: the pickle names (posix|nt)\.mkdir, and only numpy arrays"):
-        lpips_trunks.read_arrays(raw)
+        arrays.read_arrays(raw)
     assert not (tmp_path / "harm").exists()
     with contextlib.suppress(TypeError):
         pickle.loads(raw)
@@ -324,7 +325,7 @@ def test_a_hostile_pickle_does_not_run(kind, protocol, tmp_path):
 def test_whatever_is_no_pickle_of_arrays_is_one_sentence(raw, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError) as error:
-        lpips_trunks.read_arrays(raw)
+        arrays.read_arrays(raw)
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
 

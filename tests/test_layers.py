@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rooms import imported
 
-GROUND = {"schema", "arithmetic", "keys", "disk", "places", "strict_yaml", "record", "stop", "progress"}
+GROUND = {"schema", "arithmetic", "arrays", "keys", "disk", "places", "strict_yaml", "record", "stop", "progress"}
 ROOMS = {
     "plan": GROUND,
     "model": GROUND | {"plan"},

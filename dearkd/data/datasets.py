@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from dearkd.data import folder
+from dearkd.data import cifar, folder
 from dearkd.data.images import Images
 from dearkd.keys import numpy_generator
 from dearkd.plan.files import root_of
@@ -48,8 +48,8 @@ def read(data: Data) -> dict[str, Images]:
         "digits": _placed_digits,
         "photos": _photos,
         "idx": _idx,
-        "cifar10": _cifar,
-        "cifar100": _cifar,
+        "cifar10": cifar.read,
+        "cifar100": cifar.read,
         "flowers102": _flowers,
         "cars": _cars,
         "folder": lambda data: folder.read(data)[0],
@@ -170,20 +170,6 @@ def _read_idx(root: Path, name: str) -> np.ndarray:
         return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)
     except (EOFError, OSError, ValueError, IndexError, zlib.error) as error:
         raise InputError(f"{path}: not a whole IDX file ({error}); fetch it again") from None
-
-
-def _cifar(data: Data) -> dict[str, Images]:
-    """CIFAR-10 or CIFAR-100 through torchvision, which checks the files' MD5 before it reads them."""
-    from torchvision import datasets
-
-    cls = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[data.kind]
-    sets = {}
-    for split in ("train", "test"):
-        found = _fetched(data, cls, train=split == "train")
-        sets[split] = Images(
-            [f"{split}-{i:05d}" for i in range(len(found.targets))], np.array(found.targets), found.data
-        )
-    return sets
 
 
 def _flowers(data: Data) -> dict[str, Images]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from huggingface_hub import constants, try_to_load_from_cache
 from torchvision import datasets
 
-from dearkd.data import subsets
+from dearkd.data import cifar, subsets
 from dearkd.data.datasets import read
 from dearkd.model import efficientnet_lite0, hub, lpips_trunks, teachers
 from dearkd.plan.files import root_of
@@ -18,11 +18,11 @@ from dearkd.plan.stage import IN_FILES, Data, Teacher
 from dearkd.schema import InputError, home
 
 PUBLIC: dict[str, Callable[[str], object]] = {
-    "cifar10": lambda root: datasets.CIFAR10(root, download=True),
-    "cifar100": lambda root: datasets.CIFAR100(root, download=True),
+    "cifar10": functools.partial(cifar.fetch, "cifar10"),
+    "cifar100": functools.partial(cifar.fetch, "cifar100"),
     "flowers102": lambda root: datasets.Flowers102(root, download=True),
 }
-"""Data sets that torchvision downloads."""
+"""Data sets that are downloaded, by kind."""
 SILENCE = 20.0
 """Seconds without a byte after which a download is given up."""
 

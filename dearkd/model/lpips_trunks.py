@@ -4,8 +4,6 @@
 """
 
 import hashlib
-import io
-import pickle
 import subprocess
 import sys
 import tarfile
@@ -13,13 +11,13 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 from torchvision import models
 
+from dearkd.arrays import read_arrays
 from dearkd.disk import write
 from dearkd.model.teachers import state_sha256
 from dearkd.schema import InputError
@@ -60,33 +58,6 @@ TRUNKS = {
         "2b36fb93d5999585cb8768685c9bf7c6c5e6a7982cca582d3138b2910433df50",
     ),
 }
-_RECONSTRUCT = np.ndarray(0).__reduce__()[0]
-HARMLESS = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
-}
-"""What a pickle of arrays may name."""
-
-
-class Arrays(pickle.Unpickler):
-    """Reads arrays in mappings and lists; InputError for a pickle that names anything else, before it is called."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in HARMLESS:
-            raise InputError(f"refused: the pickle names {module}.{name}, and only numpy arrays are read")
-        return HARMLESS[module, name]
-
-
-def read_arrays(raw: bytes) -> Any:
-    """The arrays in a pickle; InputError when it names anything that could run, or is not whole."""
-    try:
-        return Arrays(io.BytesIO(raw)).load()
-    except InputError:
-        raise
-    except Exception as error:  # a damaged pickle may raise nearly everything
-        raise InputError(f"not a whole pickle of arrays ({type(error).__name__})") from None
 
 
 def path(net: str) -> Path:
