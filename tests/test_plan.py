@@ -90,7 +90,7 @@ def test_imagenet_plans_the_papers_stages():
     assert "teacher-main" not in whole.runs and "teacher-main" in load("digits").runs
 
 
-@pytest.mark.parametrize("name", ["digits", "smoke", "fashion", "cifar", "imagenet"])
+@pytest.mark.parametrize("name", ["digits", "smoke", "fashion", "cifar", "cifar100", "imagenet"])
 def test_every_scale_loads_and_its_stages_survive_json(name):
     for run in load(name).runs.values():
         for stage in run.stages:

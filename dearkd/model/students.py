@@ -29,12 +29,14 @@ from dearkd.schema import InputError, build, unknown
 
 _CFG = {"input_size": (3, 224, 224), "crop_pct": 0.875, "interpolation": "bicubic", "license": "apache-2.0"}
 _VIT = {**_CFG, "fixed_input_size": True, "first_conv": "patch_embed.proj", "classifier": "head"}
+_CNN = {**_CFG, "first_conv": "stem.conv", "classifier": "head.fc"}
 default_cfgs = generate_default_cfgs(
     {
         "dearkd_tiny_patch16_224": _VIT,
         "dearkd_small_patch16_224": _VIT,
         "dearkd_base_patch16_224": _VIT,
-        "convnet_micro": {**_CFG, "first_conv": "stem.conv", "classifier": "head.fc"},
+        "convnet_micro": _CNN,
+        "resnet56_cifar": _CNN,
     }
 )
 
@@ -175,6 +177,12 @@ def dearkd_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> nn.Modu
 def dearkd_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """DearKD-B: DeiT-B with 16 heads instead of 12; 86,568,040 parameters."""
     return _dearkd("base", pretrained, **kwargs)
+
+
+@register_model
+def resnet56_cifar(pretrained: bool = False, **kwargs: Any) -> ByobNet:
+    """ResNet-56 for images of 32 pixels (He et al. 2016, projecting shortcuts): 861,620 parameters for 100 classes."""
+    return convnet_micro(pretrained, widths=(16, 32, 64), depths=(9, 9, 9), strides=(1, 2, 2), **kwargs)
 
 
 @register_model

@@ -33,6 +33,8 @@ KNOWN = {"folder": 1_281_167, "cifar10": 50_000, "cifar100": 50_000, "flowers102
 LOADED = {"full": 270, "reduced": 300, "presized": 390}
 """Images/s that one CPU core decodes and augments to 224 pixels: ImageNet's sizes, a copy of 320 pixels, RandAugment.
 The best of 30 passes over the files of benchmarks/loading.py on an Intel Xeon."""
+SMALL = {"resnet56_cifar": (20_000.0, 861_620)}
+"""(forward images/s, parameters) of a teacher of images of 32 pixels. The rate is a guess: a few percent of a run."""
 Figures = Mapping[str, int | float]
 
 
@@ -232,7 +234,7 @@ def throughputs(plan: Plan) -> tuple[dict[str, float], str]:
     if not rated:
         return paper_throughputs(), "the paper's Table 3, on a V100"
     dense = plan.scale.rpe.path == "dense" or (plan.scale.rpe.drop > 0 and plan.scale.rpe.drop_mode == "element")
-    found = {}
+    found = {name: rate for name, (rate, _) in SMALL.items()}
     for name, rates in rated.items():
         precision = "bf16" if "bf16" in rates else "fp32"
         rate = rates.get(f"{precision}_dense", rates[precision]) if dense else rates[precision]
@@ -253,13 +255,15 @@ def images_of(plan: Plan) -> dict[str, int]:
 
 
 def paper_throughputs() -> dict[str, float]:
-    """Forward images/s by timm name without tag, from the paper's Table 3."""
-    return {name: float(row["throughput_img_s_v100"]) for name, row in _table3().items()}
+    """Forward images/s by timm name without tag, from the paper's Table 3; `SMALL` beside them."""
+    rates = {name: float(row["throughput_img_s_v100"]) for name, row in _table3().items()}
+    return rates | {name: rate for name, (rate, _) in SMALL.items()}
 
 
 def paper_parameters() -> dict[str, int]:
-    """Exact numbers of parameters by timm name without tag, of the architectures of Table 3."""
-    return {name: int(row["params_exact"]) for name, row in _table3().items()}
+    """Exact numbers of parameters by timm name without tag, of the architectures of Table 3 and of `SMALL`."""
+    exact = {name: int(row["params_exact"]) for name, row in _table3().items()}
+    return exact | {name: parameters for name, (_, parameters) in SMALL.items()}
 
 
 def _table3() -> dict[str, dict[str, str]]:

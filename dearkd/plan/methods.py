@@ -179,8 +179,9 @@ def competitor(scale: Scale, name: str, round: int) -> Stages:
 
 
 def teacher(scale: Scale, name: str) -> Stages:
-    """The training of a CNN that the scale asks the workflow for, on all training images."""
+    """The training of a CNN that the scale asks the workflow for, on all training images, at its own side."""
     spec, data = scale.teachers[name], scale.data["main"]
+    data = dataclasses.replace(data, image_size=spec.image_size or data.image_size)
     args = {**dict(spec.args), "in_chans": data.channels, "num_classes": data.classes}
     stage = _stage(
         scale,
@@ -191,7 +192,7 @@ def teacher(scale: Scale, name: str) -> Stages:
         losses=(("ce", 1.0),),
         training=spec.training,
     )
-    return (dataclasses.replace(stage, attention_images=0),)
+    return (dataclasses.replace(stage, data=data, attention_images=0),)
 
 
 def _stage(

@@ -145,6 +145,8 @@ class Training:
     weight_decay: Weight = 0.05
     betas: Betas = (0.9, 0.999)
     momentum: Part = 0.9
+    nesterov: bool = False
+    """Of sgd."""
     clip: Weight = 0.0
     """Largest gradient norm; 0: not clipped."""
     warmup_epochs: Whole = 5
@@ -268,7 +270,8 @@ class Teacher:
     std: tuple[Annotated[float, Within(0, 255, above=True)], ...] = ()
     """Their standard deviation, given together with `mean`."""
     image_size: Annotated[int, Within(0, 8192)] = 0
-    """Side in pixels to which the teacher's images are resized; 0: it sees the student's."""
+    """Side in pixels to which the teacher's images are resized; 0: it sees the student's. One that the workflow trains
+    learns from images of this side."""
     channels: Annotated[int, Within(0, 3)] = 0
     """1 or 3, where its first convolution does not have the channels of the data; 0: it has them."""
     outputs: tuple[Any, ...] = ()
@@ -287,7 +290,7 @@ class Teacher:
 
     def _check_pixels(self) -> None:
         """What is said about weights from elsewhere must fit itself, and a training of ours must need none of it."""
-        own = [name for name in ("mean", "std", "image_size", "channels", "outputs") if getattr(self, name)]
+        own = [name for name in ("mean", "std", "channels", "outputs") if getattr(self, name)]
         if own and self.training is not None:
             raise InputError(
                 f"teacher {self.model} has {own[0]}, which says how weights from elsewhere were trained, but the "

@@ -22,7 +22,7 @@ def optimiser(trainee: Trainee, recipe: Training) -> torch.optim.Optimizer:
     ]
     groups = [g for g in groups if g["params"]]
     if recipe.optimiser == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.peak_lr, momentum=recipe.momentum)
+        return torch.optim.SGD(groups, lr=recipe.peak_lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
     on_gpu = groups[0]["params"][0].device.type == "cuda"  # there a CUDA graph may hold the step (replay.py)
     return torch.optim.AdamW(groups, lr=recipe.peak_lr, betas=recipe.betas, eps=1e-8, fused=True, capturable=on_gpu)
 
