@@ -66,6 +66,15 @@ def copy_project(folder):
     return folder
 
 
+def snakemake(*arguments, cwd, check=True):
+    """As `make demo` runs it: jobs of one warm process. A dry run has none."""
+    warm = [sys.executable, "-m", "dearkd", "warm"] if "-n" not in arguments else []
+    command = [*warm, str(Path(sys.executable).with_name("snakemake")), "--cores", "2", *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
 @contextlib.contextmanager
 def small_disk(folder, kilobytes, options=""):
     """A file system of that size in the place of a folder, with what the folder holds."""

@@ -1,17 +1,17 @@
 """The notebooks: executed from a clone's own files, outputs committed and current, cells small."""
 
 import json
-from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
+from conftest import PROJECT
 from matplotlib import pyplot as plt
 from nbclient import NotebookClient
 
 from dearkd.report import mhca_heads
 
-NOTEBOOKS = sorted(Path(__file__).parent.parent.glob("notebooks/*.ipynb"))
+NOTEBOOKS = sorted(PROJECT.glob("notebooks/*.ipynb"))
 
 
 def texts(notebook):

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import copy_project
+from conftest import copy_project, snakemake
 
 from dearkd.plan import experiments
 from dearkd.schema import InputError
@@ -23,15 +23,6 @@ def renamed(scale: Scale, student: str, fraction: int = 100, images: str = REAL)
 
 METHODS["renamed"] = renamed
 """
-
-
-def snakemake(*arguments, cwd, check=True):
-    """As `make demo` runs it: jobs of one warm process. A dry run has none."""
-    warm = [sys.executable, "-m", "dearkd", "warm"] if "-n" not in arguments else []
-    command = [*warm, str(Path(sys.executable).with_name("snakemake")), "--cores", "2", *arguments]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
-    assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done
 
 
 def jobs(done):

@@ -1,7 +1,7 @@
 """`snakemake --profile slurm` on a real SLURM, through the ways in which a cluster fails.
 
 However a job was disturbed, its weights and curve are in the end those of an undisturbed run, bit for bit. Needs root,
-Debian's slurm-wlm and munge, and a quarter of an hour: `DEARKD_SLURM=required python -m pytest tests/test_slurm.py`.
+Debian's slurm-wlm and munge, and a quarter of an hour: `DEARKD_SLURM=required pytest tests/workflow/test_slurm.py`.
 """
 
 import os

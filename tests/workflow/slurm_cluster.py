@@ -1,6 +1,6 @@
 """A real SLURM on this machine: two nodes with three pretend GPUs each, from Debian's packages slurm-wlm and munge.
 
-    python tests/slurm_cluster.py start|stop [FOLDER]
+    python tests/workflow/slurm_cluster.py start|stop [FOLDER]
 
 Root only, without systemd and cgroups; starts in seconds. The configuration must lie in /etc/slurm, because the jobs
 of Snakemake's plugin see no other; one that is not ours is left alone.
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 ETC = Path("/etc/slurm")
-MARK = "# written by tests/slurm_cluster.py"
+MARK = "# written by tests/workflow/slurm_cluster.py"
 NODES = {"n1": 16821, "n2": 16822}
 GPUS = 3
 """Of each node."""

@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import copy_project
+from conftest import copy_project, snakemake
 from PIL import Image
-from test_dag import snakemake
 from timm.data import auto_augment, create_transform
 from torchvision.transforms import RandomResizedCrop
 

@@ -6,10 +6,9 @@ import json
 import numpy as np
 import pytest
 import timm
-from conftest import copy_project
+from conftest import copy_project, snakemake
 from PIL import Image
 from safetensors.torch import save_file
-from test_dag import snakemake
 
 SCALE = """
 extends: imagenet

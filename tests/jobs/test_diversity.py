@@ -245,7 +245,7 @@ trained = pytest.mark.skipif(
 
 def example(name):
     """An image of the examples that lpips' repository publishes distances of, in [-1, 1] (LICENSE beside them)."""
-    pixels = np.array(Image.open(Path(__file__).with_name("data") / f"lpips/ex_{name}.png").convert("RGB"))
+    pixels = np.array(Image.open(Path(__file__).with_name("lpips") / f"ex_{name}.png").convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1
 
 

@@ -1,5 +1,5 @@
 """What held must go on holding: jobs of six kinds killed at random instants end with the same bits, and what is damaged
-is refused. Longer: `PYTHONPATH=. python tests/killed.py SEED TIMES` in a copy with a trained teacher.
+is refused. Longer: `PYTHONPATH=. python tests/jobs/killed.py SEED TIMES` in a copy with a trained teacher.
 """
 
 import json

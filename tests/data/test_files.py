@@ -282,7 +282,7 @@ def mine(tmp_path, monkeypatch):
     """A folder of three classes, of which a quarter is held out, with its subsets written."""
     monkeypatch.chdir(tmp_path)
     for name in ("workflow", "paper"):
-        shutil.copytree(Path(__file__).parent.parent / name, name)
+        shutil.copytree(PROJECT / name, name)
     classes(Path("mine"))
     Path("mine.yaml").write_text(SCALE)
     plan = experiments.load("mine.yaml")
@@ -397,7 +397,7 @@ def test_subsets_of_another_scale_are_refused(mine, key, value):
 def test_data_in_memory_are_compared_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("workflow", "paper"):
-        shutil.copytree(Path(__file__).parent.parent / name, name)
+        shutil.copytree(PROJECT / name, name)
     plan = experiments.load("smoke")
     workflow.subset(plan, "main")
     assert set(subsets.splits(plan, "main")) == {"train", "validation", "test"}
