@@ -12,18 +12,24 @@ MEASURED = re.compile(r"(\d+\.\d)(?: ± (\d+\.\d))? \((\d+)\)")
 
 def tables(text):
     """The tables whose first column is `row` and second `learning rate`: {row, rate: {column: cell}}."""
+    for lines in blocks(text, "learning rate"):
+        yield [(line[0], float(line[1]), dict(zip(lines[0][2:], line[2:], strict=True))) for line in lines[2:]]
+
+
+def blocks(text, second):
+    """Cells of each table whose first column is `row` and whose second is `second`."""
     for block in text.split("\n\n"):
         lines = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in block.splitlines() if "|" in line]
-        if lines and lines[0][:2] == ["row", "learning rate"]:
-            yield [(line[0], float(line[1]), dict(zip(lines[0][2:], line[2:], strict=True))) for line in lines[2:]]
+        if lines and lines[0][:2] == ["row", second]:
+            yield lines
 
 
 def expected(lines, row, rate, epochs):
-    values = [
-        float(line["validation_top1"])
-        for line in lines
-        if (line["row"], float(line["lr"]), line["epochs"]) == (row, rate, epochs)
-    ]
+    return middle([line for line in lines if (line["row"], float(line["lr"]), line["epochs"]) == (row, rate, epochs)])
+
+
+def middle(lines):
+    values = [float(line["validation_top1"]) for line in lines]
     if not values:
         return ""
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
@@ -44,3 +50,11 @@ def test_the_page_says_what_the_search_found():
     assert seen == {(line["row"], float(line["lr"]), line["epochs"]) for line in lines}, (
         "a line of the search is not shown"
     )
+
+
+def test_the_page_says_what_was_found_on_a_tenth():
+    lines = list(csv.DictReader(Path("results/converged/search/tenth.csv").open(newline="")))
+    (table,) = blocks(PAGE.read_text(), "trial")
+    for row, trial, cell in table[2:]:
+        assert cell == middle([line for line in lines if (line["row"], line["trial"]) == (row, trial)]), (row, trial)
+    assert {(row, trial) for row, trial, _ in table[2:]} == {(line["row"], line["trial"]) for line in lines}
