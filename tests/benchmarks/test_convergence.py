@@ -53,7 +53,8 @@ def test_the_page_says_what_the_search_found():
 
 
 def test_the_page_says_what_was_found_on_a_tenth():
-    lines = list(csv.DictReader(Path("results/converged/search/tenth.csv").open(newline="")))
+    with Path("results/converged/search/tenth.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
     (table,) = blocks(PAGE.read_text(), "trial")
     for row, trial, cell in table[2:]:
         assert cell == middle([line for line in lines if (line["row"], line["trial"]) == (row, trial)]), (row, trial)
