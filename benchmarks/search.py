@@ -182,7 +182,7 @@ def _teacher(task: Task, stage: Stage) -> tuple[teachers.Teacher | None, tuple[s
         return None, ()
     paths = Paths(task.teachers)
     found = record.read(paths.teacher(stage.teacher_name))["features"]
-    wanted = tuple(s for _, s in stage.distillation.pairs) if "hidden" in dict(stage.losses) else ()
+    wanted = tuple(s % len(found) for _, s in stage.pairs)
     built = teachers.build(stage.teacher, stage.data, paths.kept_weights(stage.teacher_name), wanted)
     shapes = [found[s] for s in wanted]
     return built.fold(), tuple(students.FeatureShape(f["channels"], tuple(f["size"]), f["nonnegative"]) for f in shapes)

@@ -28,7 +28,7 @@ class Transform:
             is_training=True,
             scale=augment.crop_scale,
             hflip=augment.flip,
-            color_jitter=0.0,
+            color_jitter=0.3 if augment.auto == "3a" else 0.0,  # a part of 3-Augment
             auto_augment=augment.auto or None,
             interpolation="bicubic",
             re_prob=augment.erasing,

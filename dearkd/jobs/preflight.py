@@ -32,7 +32,7 @@ def preflight(plan: Plan) -> None:
 def _pairs(stage: Stage, plan: Plan, shapes: dict[str, list[tuple[int, int, int]]]) -> None:
     """A teacher must take the scale's images, and have the stages that the hidden loss compares with."""
     name, main = stage.teacher_name, plan.scale.data["main"]
-    if not name or "hidden" not in dict(stage.losses):
+    if not name or not stage.pairs:
         return
     if name not in shapes:
         given = plan.scale.teachers[name]
@@ -41,8 +41,8 @@ def _pairs(stage: Stage, plan: Plan, shapes: dict[str, list[tuple[int, int, int]
         model = Model(name=given.model, args=freeze(args), init="timm")
         shapes[name] = teachers.probe(model, given.image_size or main.image_size, channels)
     count = len(shapes[name])
-    for block, index in stage.distillation.pairs:
-        if index >= count:
+    for block, index in stage.pairs:
+        if not -count <= index < count:
             raise InputError(
                 f"distillation.pairs: [{block}, {index}] names teacher stage {index}, but {stage.teacher.model} has "
                 f"stages 0 to {count - 1}"

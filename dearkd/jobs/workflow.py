@@ -341,16 +341,13 @@ def _teacher(plan: Plan, stage: Stage) -> tuple[teachers.Teacher | None, tuple, 
     if stage.teacher is None:
         return None, (), None
     found, weights = teacher_weights(plan, stage.teacher_name)
-    wanted = (
-        tuple(s for _, s in stage.distillation.pairs) if stage.distillation and "hidden" in dict(stage.losses) else ()
-    )
-    shapes = []
-    for index in wanted:
-        if index >= len(found["features"]):
+    count, shapes = len(found["features"]), []
+    for _, index in stage.pairs:
+        if not -count <= index < count:
             raise InputError(
-                f"distillation.pairs names teacher stage {index}, but {stage.teacher.model} has "
-                f"stages 0 to {len(found['features']) - 1}"
+                f"distillation.pairs names teacher stage {index}, but {stage.teacher.model} has stages 0 to {count - 1}"
             )
         f = found["features"][index]
         shapes.append(students.FeatureShape(f["channels"], tuple(f["size"]), f["nonnegative"]))
+    wanted = tuple(index % count for _, index in stage.pairs)
     return teachers.build(stage.teacher, stage.data, weights, wanted).fold(), tuple(shapes), found

@@ -1,12 +1,13 @@
-"""The aligner (Figure 3): content tokens of a student block to the shape of a teacher's feature map.
+"""Aligners, of which Figure 3 is DearKD's: content tokens of a student block beside a teacher's feature map.
 
-Exists in stage I only; its weights never reach the exported student.
+They exist in stage I only; their weights never reach the exported student.
 """
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import orthogonal
 
 
 class Aligner(nn.Module):
@@ -44,3 +45,34 @@ class Aligner(nn.Module):
         if self.size < self.grid:
             return F.adaptive_avg_pool2d(image, self.size)
         return F.interpolate(image, self.size, mode="bilinear", align_corners=False)
+
+
+class Pointwise(nn.Module):
+    """Locality guidance (Li et al., ECCV 2022): a point-wise convolution, at the student's own grid."""
+
+    def __init__(self, dim: int, grid: tuple[int, int], channels: int, *_: object) -> None:
+        super().__init__()
+        self.grid, self.project = grid, nn.Conv2d(dim, channels, 1)
+
+    def forward(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch channels rows columns"]:
+        return self.project(tokens.transpose(1, 2).unflatten(2, self.grid))
+
+
+class Orthogonal(nn.Module):
+    """VkD (Miles et al., CVPR 2024): the mean token through a projector whose rows, or columns, stay orthonormal.
+
+    Such a projector keeps angles and lengths, so that the student and not the projector has to learn. Its parameter
+    holds Householder reflections and, on its diagonal, signs: weight decay would make these 0, and with them the
+    projector, so it gets none.
+    """
+
+    def __init__(self, dim: int, grid: tuple[int, int], channels: int, *_: object) -> None:
+        super().__init__()
+        self.project = orthogonal(nn.Linear(dim, channels, bias=False), orthogonal_map="householder")
+
+    def forward(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch channels 1 1"]:
+        return self.project(tokens.mean(1))[..., None, None]
+
+
+ALIGNERS = {"figure3": Aligner, "pointwise": Pointwise, "orthogonal": Orthogonal}
+"""What the losses of `stage.LOSSES` name; all are made from the same five arguments."""

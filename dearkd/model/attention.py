@@ -228,6 +228,8 @@ class MHCA(Attention):
             dtype.
     """
 
+    bias_class = QuadraticBias
+
     def __init__(
         self,
         dim: int,
@@ -239,7 +241,8 @@ class MHCA(Attention):
         **others: Any,
     ) -> None:
         super().__init__(dim, num_heads, qkv_bias=qkv_bias, **others)
-        self.rpe = QuadraticBias(num_heads, self.head_dim, grid, prefix, rpe, others.get("device"), others.get("dtype"))
+        given = (num_heads, self.head_dim, grid, prefix, rpe, others.get("device"), others.get("dtype"))
+        self.rpe = self.bias_class(*given)
 
     def forward(
         self, x: Float[Tensor, "batch tokens dim"], attn_mask: Tensor | None = None, is_causal: bool = False

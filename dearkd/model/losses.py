@@ -1,4 +1,4 @@
-"""The losses of Eq. 4 to 7: tensors in, scalar out; no module, no teacher, no device.
+"""The losses of Eq. 4 to 7 and of rivals: tensors in, scalar out; no module, no teacher, no device.
 
 Data-free synthesis has its own terms in `priors.py`.
 """
@@ -34,3 +34,42 @@ def hidden_loss(
     if aligned.shape != feature.shape:
         raise ValueError(f"aligned {tuple(aligned.shape)} and teacher feature {tuple(feature.shape)} differ in shape")
     return F.mse_loss(aligned.float(), feature.float())
+
+
+def binary_loss(logits: Float[Tensor, "batch classes"], targets: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:
+    """DeiT III (Touvron et al., ECCV 2022): binary cross-entropy, every class of a mixed image being right; its mean.
+
+    targets: mixed and not smoothed, since any share above 0 counts as 1.
+    """
+    return F.binary_cross_entropy_with_logits(logits.float(), (targets > 0).float())
+
+
+def soft_loss(
+    logits: Float[Tensor, "batch classes"], taught: Float[Tensor, "batch classes"], temperature: float
+) -> Float[Tensor, ""]:
+    """Hinton's distillation, soft in DeiT (Touvron et al., ICML 2021, Eq. 2): tau^2 KL(teacher || student) at tau.
+
+    Sum over classes, mean over the batch, in fp32. DeiT's code divides by the number of classes too.
+    """
+    student, teacher = ((x.float() / temperature).log_softmax(1) for x in (logits, taught))
+    return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def guidance_loss(
+    projected: Float[Tensor, "batch channels rows columns"], feature: Float[Tensor, "batch channels height width"]
+) -> Float[Tensor, ""]:
+    """Locality guidance (Li et al., ECCV 2022): mean squared difference, both brought to the larger of their sizes."""
+    size = tuple(max(a, b) for a, b in zip(projected.shape[2:], feature.shape[2:], strict=True))
+    both = (F.interpolate(x.float(), size, mode="bilinear", align_corners=False) for x in (projected, feature))
+    return F.mse_loss(*both)
+
+
+def orthogonal_loss(
+    projected: Float[Tensor, "batch channels 1 1"], feature: Float[Tensor, "batch channels height width"]
+) -> Float[Tensor, ""]:
+    """VkD (Miles et al., CVPR 2024): smooth L1 distance of the student's projected code to the teacher's, standardised.
+
+    The teacher's features are averaged over positions, then normalised over channels without an affine map.
+    """
+    code = feature.float().mean((2, 3))
+    return F.smooth_l1_loss(projected.float().flatten(1), F.layer_norm(code, code.shape[1:]))

@@ -1,33 +1,58 @@
 """From a stage's losses to one number: the weighted sum of its terms, each kept by name."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dearkd.model.losses import class_loss, hidden_loss, logit_loss
+from dearkd.model.losses import (
+    binary_loss,
+    class_loss,
+    guidance_loss,
+    hidden_loss,
+    logit_loss,
+    orthogonal_loss,
+    soft_loss,
+)
 from dearkd.model.students import Outputs
 from dearkd.model.teachers import Seen
-
-Term = Callable[[Outputs, Tensor, Seen | None, "FeatureScale | None"], Tensor]
-
-
-def _hidden(outputs: Outputs, targets: Tensor, seen: Seen, scale: "FeatureScale") -> Tensor:
-    pairs = zip(outputs.hidden, scale.normalise(seen.features), strict=True)
-    return torch.stack([hidden_loss(aligned, feature) for aligned, feature in pairs]).mean()
+from dearkd.plan.stage import Distillation
 
 
-TERMS: dict[str, Term] = {
-    "ce": lambda outputs, targets, seen, scale: class_loss(outputs.logits, targets),
-    "logit": lambda outputs, targets, seen, scale: logit_loss(outputs.taught, seen.decisions),
-    "token": lambda outputs, targets, seen, scale: logit_loss(outputs.taught, seen.decisions),
-    "token_label": lambda outputs, targets, seen, scale: class_loss(outputs.taught, targets),
-    "hidden": _hidden,
+class Given(NamedTuple):
+    """What a term is a function of."""
+
+    outputs: Outputs
+    targets: Float[Tensor, "batch classes"]
+    seen: Seen | None
+    scale: "FeatureScale | None"
+    knobs: Distillation | None
+
+    def pairs(self, loss: Callable[[Tensor, Tensor], Tensor]) -> Float[Tensor, " pairs"]:
+        """A loss between each aligned block and the teacher's feature map that it is paired with."""
+        both = zip(self.outputs.hidden, self.scale.normalise(self.seen.features), strict=True)
+        return torch.stack([loss(aligned, feature) for aligned, feature in both])
+
+    def soft(self) -> Float[Tensor, ""]:
+        return soft_loss(self.outputs.taught, self.seen.logits, self.knobs.temperature)
+
+
+TERMS: dict[str, Callable[[Given], Tensor]] = {
+    "ce": lambda given: class_loss(given.outputs.logits, given.targets),
+    "bce": lambda given: binary_loss(given.outputs.logits, given.targets),
+    "logit": lambda given: logit_loss(given.outputs.taught, given.seen.decisions),
+    "token": lambda given: logit_loss(given.outputs.taught, given.seen.decisions),
+    "token_label": lambda given: class_loss(given.outputs.taught, given.targets),
+    "hidden": lambda given: given.pairs(hidden_loss).mean(),
+    "soft_logit": Given.soft,
+    "soft_token": Given.soft,
+    "guidance": lambda given: given.pairs(guidance_loss).sum(),
+    "orthogonal": lambda given: given.pairs(orthogonal_loss).mean(),
 }
-"""The function of each of `stage.LOSSES`: of what the student says, the targets, the teacher's word and its scale."""
+"""The function of each of `stage.LOSSES`."""
 
 
 def objective(
@@ -36,9 +61,11 @@ def objective(
     targets: Float[Tensor, "batch classes"],
     seen: Seen | None,
     scale: "FeatureScale | None" = None,
+    knobs: Distillation | None = None,
 ) -> dict[str, Tensor]:
     """Eq. 6 or 7: {"loss": weighted sum, and each term of `losses` unweighted}."""
-    parts = {name: TERMS[name](outputs, targets, seen, scale) for name in losses}
+    given = Given(outputs, targets, seen, scale, knobs)
+    parts = {name: TERMS[name](given) for name in losses}
     return {"loss": sum(weight * parts[name] for name, weight in losses.items()), **parts}
 
 

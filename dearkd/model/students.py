@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from dearkd.keys import key_of, torch_generator
 from dearkd.model import t2t  # noqa: F401  registers its models in timm
-from dearkd.model.aligner import Aligner
+from dearkd.model.aligner import ALIGNERS
 from dearkd.model.attention import MHCA
-from dearkd.plan.stage import DEARKD_HEADS, SIZES, Distillation, Model, Rpe
+from dearkd.model.gated import GPSA
+from dearkd.plan.stage import DEARKD_HEADS, LOSSES, SIZES, Distillation, Model, Rpe
 from dearkd.schema import InputError, build, unknown
 
 _CFG = {"input_size": (3, 224, 224), "crop_pct": 0.875, "interpolation": "bicubic", "license": "apache-2.0"}
@@ -64,7 +65,7 @@ class DearKD(VisionTransformer):
         self.n_mhca, self.rpe = n_mhca, rpe
         for block in self.blocks[:n_mhca]:
             plain = block.attn
-            block.attn = MHCA(
+            block.attn = (GPSA if rpe.mix == "gated" else MHCA)(
                 self.embed_dim,
                 plain.num_heads,
                 self.patch_embed.grid_size,
@@ -306,7 +307,7 @@ class Trainee(nn.Module):
     Args:
         student: ViT or CNN.
         losses: names of the stage's losses, which decide what is built.
-        knobs: Distillation where the stage has `logit` or `hidden`.
+        knobs: Distillation where one of the losses needs it.
         features: shape (channels, height, width) and sign of the teacher's feature map, one per pair.
     """
 
@@ -320,9 +321,9 @@ class Trainee(nn.Module):
         super().__init__()
         self.student, self.knobs = student, knobs
         self.wants_token, self.wants_pooled, self.wants_hidden = (
-            "token" in losses or "token_label" in losses,
-            "logit" in losses,
-            "hidden" in losses,
+            not {"token", "token_label", "soft_token"}.isdisjoint(losses),
+            not {"logit", "soft_logit"}.isdisjoint(losses),
+            any(LOSSES[name].aligner for name in losses),
         )
         self.auxiliary = nn.ModuleDict()
         if self.wants_pooled and knobs.pooled_head == "separate":
@@ -330,13 +331,17 @@ class Trainee(nn.Module):
             nn.init.trunc_normal_(self.auxiliary["pooled_head"].weight, std=0.02)
             nn.init.zeros_(self.auxiliary["pooled_head"].bias)
         if self.wants_hidden:
-            grid = student.patch_embed.grid_size
+            grid, aligner = student.patch_embed.grid_size, next(a for n in losses if (a := LOSSES[n].aligner))
             for (block, _), f in zip(knobs.pairs, features, strict=True):
-                self.auxiliary[f"aligner{block}"] = Aligner(student.embed_dim, grid, f.channels, f.size, f.nonnegative)
+                made = ALIGNERS[aligner](student.embed_dim, grid, f.channels, f.size, f.nonnegative)
+                self.auxiliary[f"aligner{block}"] = made
 
     def no_weight_decay(self) -> set[str]:
-        """The student's, by the names they have here."""
-        return {f"student.{name}" for name in getattr(self.student, "no_weight_decay", set)()}
+        """The student's, by the names they have here, and what an orthogonal projector is made of."""
+        names = {
+            name for name, _ in self.auxiliary.named_parameters(prefix="auxiliary") if ".parametrizations." in name
+        }
+        return names | {f"student.{name}" for name in getattr(self.student, "no_weight_decay", set)()}
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
         """timm's layer of a parameter: the student's, `auxiliary` being in the last one."""

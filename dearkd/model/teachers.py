@@ -41,6 +41,8 @@ class Seen(NamedTuple):
     """argmax of its logits, y_t of Eq. 5."""
     features: tuple[Float[Tensor, "batch channels height width"], ...]
     """Feature maps H^T of Eq. 4 at the stages asked for."""
+    logits: Float[Tensor, "batch classes"] | None = None
+    """Its answer in full, what soft labels are made of; None where only decisions were computed ahead."""
 
 
 class Teacher(nn.Module):
@@ -104,7 +106,7 @@ class Teacher(nn.Module):
     def forward(self, images: Float[Tensor, "batch rgb height width"]) -> Seen:
         """Decision and features for the pixels the student sees, mixed and augmented."""
         logits, features = self.logits_and_features(images)
-        return Seen(logits.argmax(1), features)
+        return Seen(logits.argmax(1), features, logits)
 
     @torch.no_grad()
     def logits_and_features(self, images: Float[Tensor, "batch rgb height width"]) -> tuple[Tensor, tuple[Tensor, ...]]:

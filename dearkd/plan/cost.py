@@ -78,7 +78,7 @@ class _Books:
         """Training on one image, the teacher's early stages alone where its labels are computed ahead."""
         taught = self.passes(stage.teacher.model, 1) if stage.teacher else 0.0
         if self.plan.labels_of(stage) is not None:
-            taught *= EARLY if "hidden" in dict(stage.losses) else 0.0
+            taught *= EARLY if stage.pairs else 0.0
         return self.passes(stage.model.name, TRAIN) + taught
 
     def stage_seconds(self, stage: Stage) -> float:

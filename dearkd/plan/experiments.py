@@ -60,7 +60,7 @@ class Across:
     """What runs over a table's columns of numbers, and the paper's column for it."""
 
     key: str
-    paper: str
+    paper: str = ""
     values: object = None
     """Our values and the paper's for them, or a list where these are the same; none for the scale's fractions."""
 
@@ -188,7 +188,12 @@ class _Reader:
         for name in self.scale.quoted:
             if name not in papers:
                 raise InputError(unknown(name, papers, "table", f"scale {self.scale.name}: quoted"))
-        return {n: v for n, v in entries.items() if not self.scale.only or n in self.scale.only}
+        return {n: v for n, v in entries.items() if (n in self.scale.only if self.scale.only else self._has(n, v))}
+
+    def _has(self, name: str, entry: Any) -> bool:
+        """Whether a scale that names no tables has this one: not where all its rows are extra and it names none."""
+        rows = [{**entry.defaults, **row} for row in entry.rows] if isinstance(entry, TableEntry) else []
+        return not rows or name in self.scale.extra or not all(row.get("extra") for row in rows)
 
     # ------------------------------------------------------------------------------------------ tables and figures
 
@@ -210,7 +215,10 @@ class _Reader:
             else:
                 rows.append(self._row(row, entry.columns, across, entry.paper, here, row["label"] not in quoted))
         if not rows:
-            raise InputError(f"{where}: rows: at least one")
+            named = (
+                f"scale {self.scale.name}: only names {name}, all of whose rows are extra; name some in extra.{name}"
+            )
+            raise InputError(named if whole else f"{where}: rows: at least one")
         for key in ("gap_to", "delta_to"):
             if getattr(entry, key) and getattr(entry, key) not in labels:
                 raise InputError(unknown(getattr(entry, key), [row.label for row in rows], "row", f"{where}: {key}"))
@@ -250,7 +258,7 @@ class _Reader:
     def _across(self, entry: Across | None, where: str) -> _Over:
         if entry is None:
             return _ALONE
-        if entry.key == "fraction":
+        if entry.key == "fraction" and entry.values is None:
             return _Over(entry.key, entry.paper, {f: f for f in self.scale.fractions})
         if entry.values is None:
             raise InputError(f"{where}: across: missing key 'values'")

@@ -7,7 +7,7 @@ may stand in a row of `workflow/experiments.yaml`, as may any dotted field of th
 import dataclasses
 
 from dearkd.plan.scale import Scale
-from dearkd.plan.stage import Distillation, Model, Source, Stage, Synthesis, Training
+from dearkd.plan.stage import Distillation, Model, Source, Stage, Synthesis, Training, geometry
 from dearkd.schema import InputError, deviations, freeze, unknown
 
 Stages = tuple[Stage, ...]
@@ -27,10 +27,15 @@ def deit(scale: Scale, student: str, fraction: int = 100, images: str = REAL, *,
 def deit_distilled(
     scale: Scale, student: str, fraction: int = 100, images: str = REAL, *, long: bool = False
 ) -> Stages:
-    """DeiT with a distillation token that learns the teacher's hard decision, both losses at weight 1/2."""
-    scale = _scheduled(scale, student, long)
+    """DeiT with a distillation token that learns the teacher's hard decision, both losses at weight 1/2.
+
+    `distillation.kind: soft` has the weights alpha and 1 - alpha.
+    """
+    scale, knobs = _scheduled(scale, student, long), scale.distillation
     model = _student(scale, student, "deit_distilled")
-    return (_taught(scale, _stage(scale, "I", model, fraction, images, losses=(("ce", 0.5), ("token", 0.5)))),)
+    soft = (("ce", knobs.alpha), ("soft_token", 1 - knobs.alpha)) if knobs.kind == "soft" else ()
+    stage = _stage(scale, "I", model, fraction, images, losses=soft or (("ce", 0.5), ("token", 0.5)))
+    return (_taught(scale, stage, knobs if soft else None),)
 
 
 def dearkd(
@@ -64,7 +69,7 @@ def dearkd(
     model = _student(scale, student, "dearkd", mhca)
     losses = [("ce", knobs.alpha if distill else 1.0)]
     if distill:
-        losses.append(("logit", 1.0 - knobs.alpha))
+        losses.append(("logit" if knobs.kind == "hard" else "soft_logit", 1.0 - knobs.alpha))
     if hidden:
         losses.append(("hidden", knobs.beta))
     stage = _stage(scale, "I", model, fraction, images, losses=tuple(losses))
@@ -79,6 +84,45 @@ def dearkd(
         dataclasses.replace(stage, last_epoch=switch),
         dataclasses.replace(second, first_epoch=switch, training=training, freeze_rpe=knobs.freeze_rpe),
     )
+
+
+def deit3(scale: Scale, student: str, fraction: int = 100, images: str = REAL, *, long: bool = False) -> Stages:
+    """DeiT III (Touvron et al., ECCV 2022) without a teacher: LayerScale, binary cross-entropy, 3-Augment.
+
+    Optimiser, schedule and drop path are those of the scale's other rows; images in memory keep its augmentation.
+    """
+    (stage,) = deit(scale, student, fraction, images, long=long)
+    args = {**dict(stage.model.args), "init_values": 1e-4, "no_embed_class": True}
+    augment = dataclasses.replace(stage.training.augment, auto="3a", erasing=0.0, smoothing=0.0)
+    model, training = stage.model, dataclasses.replace(stage.training, augment=augment)
+    model = dataclasses.replace(model, args=freeze(args))
+    return (dataclasses.replace(stage, model=model, losses=(("bce", 1.0),), training=training),)
+
+
+def locality_guidance(
+    scale: Scale, student: str, fraction: int = 100, images: str = REAL, *, weight: float = 2.5, long: bool = False
+) -> Stages:
+    """Locality guidance (Li et al., ECCV 2022): first, middle and last block match the CNN's last three stages.
+
+    `weight` is that of the sum over the three; it lasts to the end.
+    """
+    (stage,) = deit(scale, student, fraction, images, long=long)
+    depth = geometry(stage.model)["depth"]
+    pairs = tuple(zip(sorted({1, depth // 2 + 1, depth}), (-3, -2, -1)[-depth:], strict=True))
+    stage = dataclasses.replace(stage, losses=(("ce", 1.0), ("guidance", weight)))
+    return (_taught(scale, stage, dataclasses.replace(scale.distillation, pairs=pairs)),)
+
+
+def vkd(scale: Scale, student: str, fraction: int = 100, images: str = REAL, *, long: bool = False) -> Stages:
+    """VkD (Miles et al., CVPR 2024): a distilled DeiT whose mean last token, projected, is the CNN's last code.
+
+    All weights are 1 and the distillation token learns soft labels at temperature 1, as in the authors' code.
+    """
+    (stage,) = deit_distilled(scale, student, fraction, images, long=long)
+    last = ((geometry(stage.model)["depth"], -1),)
+    knobs = dataclasses.replace(scale.distillation, kind="soft", temperature=1.0, pairs=last, hidden_ln=True)
+    stage = dataclasses.replace(stage, losses=(("ce", 1.0), ("soft_token", 1.0), ("orthogonal", 1.0)))
+    return (_taught(scale, stage, knobs),)
 
 
 def peer(scale: Scale, student: str) -> Stages:
@@ -122,7 +166,9 @@ def transfer(
     return (stage,)
 
 
-METHODS = {recipe.__name__: recipe for recipe in (deit, deit_distilled, dearkd, peer, transfer)}
+METHODS = {
+    recipe.__name__: recipe for recipe in (deit, deit_distilled, dearkd, deit3, locality_guidance, vkd, peer, transfer)
+}
 
 SYNTHESIS = {
     "deepinversion": ("ce", "tv", "l2", "r_bn"),

@@ -255,7 +255,8 @@ class Plan:
         On synthetic images each run asks: few share a set of them, and their teacher is the smaller one.
         """
         real = stage.teacher is not None and stage.source is None
-        decided = real and any(LOSSES[name].decided for name, _ in stage.losses)
+        losses = [LOSSES[name] for name, _ in stage.losses]
+        decided = real and any(loss.decided for loss in losses) and not any(loss.soft for loss in losses)
         return Labels.of(stage) if decided and self.scale.label_epochs else None
 
     def label_shards(self, stage: Stage) -> range:

@@ -207,8 +207,12 @@ class Rpe:
     """Start the value projection as the identity, as ConViT does."""
     weight_decay: bool = False
     path: Literal["auto", "dense", "folded"] = "auto"
+    mix: Literal["added", "gated"] = "added"
+    """added: one softmax over content plus position (Eq. 3). gated: ConViT's, a softmax each, which a gate mixes."""
 
     def __post_init__(self) -> None:
+        if self.mix == "gated" and self.path == "folded":
+            raise InputError("rpe.path: folded has one softmax over content and position; rpe.mix: gated has two")
         if self.positive and not self.alpha:
             raise InputError("rpe.positive keeps alpha above 0, so it cannot start at alpha: 0")
         if self.per_sample and self.drop_mode not in ("query", "key", "head"):
@@ -228,8 +232,12 @@ class Distillation:
     """Weight of the class token's loss; the logit loss gets 1 - alpha (Eq. 6)."""
     beta: Weight = 1.0
     """Weight of the hidden loss."""
-    pairs: Annotated[tuple[tuple[Count, Whole], ...], Several(1)] = ((4, 2),)
-    """(student block, counted from 1; teacher stage, the stem being 0)."""
+    kind: Literal["hard", "soft"] = "hard"
+    """What of the teacher's answer is learned: its decision (Eq. 5), or its distribution at `temperature`."""
+    temperature: Positive = 3.0
+    """Of `kind: soft`, by which logits are divided; DeiT's soft distillation has 3."""
+    pairs: Annotated[tuple[tuple[Count, Annotated[int, Within(-9)]], ...], Several(1)] = ((4, 2),)
+    """(student block, counted from 1; teacher stage, the stem being 0, or from the end, the last one being -1)."""
     hidden_norm: Literal["rms", "none", "ln"] = "rms"
     """Scale of the teacher's features: divided by their running RMS, raw, or normalised over channels."""
     hidden_ln: bool = False
@@ -419,16 +427,36 @@ class Loss(NamedTuple):
     """Whether its target is the teacher's hard decision (Eq. 5)."""
     knobs: bool = False
     """Whether it reads a `Distillation`."""
+    soft: bool = False
+    """Whether its target is the teacher's logits, which labels computed ahead do not have."""
+    aligner: str = ""
+    """Of `aligner.ALIGNERS`: what brings a block's tokens to the teacher's features; empty: it compares none."""
 
 
 LABEL = "-sum_c y_c log p_c, y mixed and smoothed"
 DECISION = "-log p_t, t the class that the teacher predicts"
+DIVERGENCE = "tau^2 KL(q || p), q the teacher's probabilities, both at temperature tau"
 LOSSES = {
     "ce": Loss("L_CE on the class token", LABEL),
+    "bce": Loss("DeiT III's binary L_CE", "-mean_c of log s_c where y_c > 0, of log(1 - s_c) elsewhere, s a sigmoid"),
     "logit": Loss("L_logit on pooled content tokens (Eq. 5)", DECISION, teacher=True, decided=True, knobs=True),
     "token": Loss("L_logit on DeiT's distillation token", DECISION, teacher=True, decided=True),
     "token_label": Loss("L_CE on that token, for fine-tuning without a teacher", LABEL),
-    "hidden": Loss("L_hidden (Eq. 4)", "mean (aligned - f)^2, f the teacher's feature map", teacher=True, knobs=True),
+    "hidden": Loss(
+        "L_hidden (Eq. 4)",
+        "mean (aligned - f)^2, f the teacher's feature map",
+        teacher=True,
+        knobs=True,
+        aligner="figure3",
+    ),
+    "soft_logit": Loss("soft labels for pooled content tokens", DIVERGENCE, teacher=True, knobs=True, soft=True),
+    "soft_token": Loss("soft labels for DeiT's distillation token", DIVERGENCE, teacher=True, knobs=True, soft=True),
+    "guidance": Loss(
+        "locality guidance", "sum over the pairs of mean (aligned - f)^2", teacher=True, knobs=True, aligner="pointwise"
+    ),
+    "orthogonal": Loss(
+        "VkD", "smooth L1 of aligned - c, c the standardised mean of f", teacher=True, knobs=True, aligner="orthogonal"
+    ),
 }
 RESERVED = ("metrics", "predictions", "evaluate")
 """Names of files beside the record of a stage."""
@@ -520,14 +548,23 @@ class Stage:
                 raise InputError(unknown(loss, LOSSES, "loss", f"stage {self.name}"))
         if not self.losses or not self.first_epoch <= self.last_epoch:
             raise InputError(f"stage {self.name}: it needs a loss, and epochs that do not end before they begin")
+        if len(both := [loss for loss, _ in self.losses if LOSSES[loss].aligner]) > 1:
+            raise InputError(f"stage {self.name}: {both[0]} and {both[1]} each need an aligner; a block has one")
+        if "bce" in dict(self.losses) and self.training.augment.smoothing:
+            raise InputError(f"stage {self.name}: bce takes any class above 0 for right; set smoothing: 0")
         shape = geometry(self.model)
         if shape is None:
             return
         _fits(shape, f"stage {self.name}: {self.model.name}")
-        pairs = self.distillation.pairs if self.distillation and "hidden" in dict(self.losses) else ()
-        for block, _ in pairs:
+        for block, _ in self.pairs:
             if block > shape["depth"]:
                 raise InputError(f"distillation.pairs: block {block} of a student that has {shape['depth']}")
+
+    @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """(student block, teacher stage) whose features its losses compare; none where they compare none."""
+        compared = self.distillation is not None and any(LOSSES[loss].aligner for loss, _ in self.losses)
+        return self.distillation.pairs if compared else ()
 
     def subset(self, seed: int) -> str:
         """Name of the list of its real training images."""

@@ -110,6 +110,7 @@ def pipeline(ax: Axes, run: Run, teacher: dict[str, Any]) -> Axes:
     rows, columns = grid(first.model)
     tokens = rows * columns + 1
     block, stage = first.distillation.pairs[0]
+    stage %= len(teacher["features"])
     feature = next(f for f in teacher["features"] if f["stage"] == stage)
     shape = f"{feature['channels']} × {feature['size'][0]} × {feature['size'][1]}"
     image_text = f"image\n{data.channels} × {data.image_size} × {data.image_size}"
@@ -118,7 +119,7 @@ def pipeline(ax: Axes, run: Run, teacher: dict[str, Any]) -> Axes:
     image = box(ax, 0, 34, 10, 8, image_text, PLAIN)
     early = box(ax, 16, 46, 20, 9, f"teacher {first.teacher.model.split('.')[0]}\nstem to stage {stage}", TEACHER)
     late = box(ax, 56, 46, 15, 9, "teacher\nlater stages", TEACHER)
-    decision = box(ax, 78, 46, 11, 9, "decision\n$y_t$", TEACHER)
+    decision = box(ax, 78, 46, 11, 9, "answer\n$q$" if "soft_logit" in weights else "decision\n$y_t$", TEACHER)
     embed = box(ax, 16, 23, 12, 9, f"patches, [CLS]\n{tokens} × {dim}", STUDENT)
     front, n_mhca = f"MHCA × {block}", args["n_mhca"]
     mhca = box(ax, 32, 23, 13, 9, f"{front}\n{args['num_heads']} heads", STUDENT)
@@ -128,7 +129,7 @@ def pipeline(ax: Axes, run: Run, teacher: dict[str, Any]) -> Axes:
     hidden = box(ax, 53, 34.5, 15, 7, f"$L_{{hidden}}$ × {weights.get('hidden', 0):g}\n{shape}", LOSS)
     pooled = box(ax, 76, 27.5, 15, 6, "mean of patches\n→ pooled head", TRAINING)
     cls = box(ax, 76, 20, 15, 6, "[CLS] → head", STUDENT)
-    logit = box(ax, 95, 35, 9, 7, f"$L_{{logit}}$\n× {weights.get('logit', 0):g}", LOSS)
+    logit = box(ax, 95, 35, 9, 7, f"$L_{{logit}}$\n× {weights.get('logit', weights.get('soft_logit', 0)):g}", LOSS)
     ce = box(ax, 95, 19.5, 9, 7, f"$L_{{CE}}$\n× {weights['ce']:g}", LOSS)
     arrow(ax, right(image, 0.8), left(early))
     arrow(ax, right(image, 0.2), left(embed))
@@ -231,7 +232,7 @@ TERMS = {
     "competition": ("$R_{compete}$", "1 − JS divergence"),
 }
 """Symbol and meaning of what synthetic images minimise, in the order in which Figure 5 stacks it."""
-LOSSES = {"ce": "$L_{CE}$", "logit": "$L_{logit}$", "hidden": "$L_{hidden}$"}
+LOSSES = {"ce": "$L_{CE}$", "logit": "$L_{logit}$", "soft_logit": "$L_{KL}$", "hidden": "$L_{hidden}$"}
 
 
 def data_free_pipeline(ax: Axes, source: Source, stages: Sequence[Stage] = ()) -> Axes:

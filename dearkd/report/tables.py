@@ -198,9 +198,10 @@ def to_markdown(plan: Plan, table: Table, shown: pd.DataFrame, dirty: bool) -> s
     lines += [[*map(escaping.markdown, row)] for row in shown.itertuples(index=False)]
     notes = (
         f"{escaping.paragraph(table.title)}: {UNITS[table.metric]}. *ours*: mean ± standard deviation (number of seeds)"
-        f" at the scale `{plan.scale.name}`, {escaping.markdown(plan.scale.summary)}. *paper*: the paper's own number, "
-        "on ImageNet."
+        f" at the scale `{plan.scale.name}`, {escaping.markdown(plan.scale.summary)}."
     )
+    if any(cell.paper is not None for row in table.rows for cell in row.cells):
+        notes += " *paper*: the paper's own number, on ImageNet."
     if table.note:
         notes += " " + _filled(table.note, plan)
     verifier = plan.scale.synthesis.verifier

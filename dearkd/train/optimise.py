@@ -15,10 +15,13 @@ from dearkd.plan.stage import Augment, Stage, Training
 
 def optimiser(trainee: Trainee, recipe: Training) -> torch.optim.Optimizer:
     """AdamW or SGD; biases, norms, positions, tokens, alpha and Delta are out of weight decay."""
-    keep = getattr(trainee.student, "no_weight_decay", set)()
+    keep = trainee.no_weight_decay()
     groups = [
-        *param_groups_weight_decay(trainee.student, recipe.weight_decay, no_weight_decay_list=keep),
-        *param_groups_weight_decay(trainee.auxiliary, recipe.weight_decay),
+        group
+        for name, part in (("student.", trainee.student), ("auxiliary.", trainee.auxiliary))
+        for group in param_groups_weight_decay(
+            part, recipe.weight_decay, no_weight_decay_list=[n.removeprefix(name) for n in keep if n.startswith(name)]
+        )
     ]
     groups = [g for g in groups if g["params"]]
     if recipe.optimiser == "sgd":

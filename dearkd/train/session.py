@@ -99,7 +99,7 @@ class Session:
         self.trainee.to(work.device).train()
         self.parameters = list(self.trainee.parameters())  # looking for them at each step takes 3 % of a small one
         self.scale = (
-            FeatureScale(stage.distillation.hidden_norm, len(stage.distillation.pairs)).to(work.device)
+            FeatureScale(stage.distillation.hidden_norm, len(stage.pairs)).to(work.device)
             if self.trainee.wants_hidden
             else None
         )
@@ -162,7 +162,8 @@ class Session:
             seen = self._look(images, decisions)
             self._observe(seen)
             with contextlib.nullcontext() if last or self.work.processes == 1 else self.parallel.no_sync():
-                parts = objective(dict(self.stage.losses), self.parallel(images), targets, seen, self.scale)
+                outputs, knobs = self.parallel(images), self.stage.distillation
+                parts = objective(dict(self.stage.losses), outputs, targets, seen, self.scale, knobs)
                 self.scaler.scale(parts["loss"] / share).backward()
         self.meters.add(parts, share)
         if last:

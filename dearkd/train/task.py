@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dearkd.model.objective import TERMS, FeatureScale, mean_squares, objective
 from dearkd.model.students import Trainee
 from dearkd.model.teachers import Moments, Teacher
-from dearkd.plan.stage import Distillation
+from dearkd.plan.stage import LOSSES, Distillation
 from dearkd.schema import InputError, build, unknown
 
 
@@ -78,11 +78,11 @@ class DearKDTask(TrainingTask):
         for name in self.losses:
             if name not in TERMS:
                 raise InputError(unknown(name, TERMS, "loss", "losses"))
-            if name.startswith("token") and not hasattr(student_model, "head_dist"):
+            if "token" in name and not hasattr(student_model, "head_dist"):
                 raise InputError(f"losses: {name} needs a distillation token; take a deit_*_distilled_* student")
         self.stage, self.stage1_updates, self.knobs = 1, stage1_updates, distillation
         self.criterion = resolve_classification_loss(criterion, self.device, criterion_kwargs=criterion_kwargs)
-        pairs = distillation.pairs if "hidden" in self.losses else ()
+        pairs = distillation.pairs if any(LOSSES[name].aligner for name in self.losses) else ()
         teacher = _teacher(teacher_model, student_model, tuple(stage for _, stage in pairs))
         self.teacher = teacher.to(self.device, self.dtype)
         if probe is None:
@@ -120,7 +120,7 @@ class DearKDTask(TrainingTask):
         seen = self.teacher(input)
         self._observe(seen.features)
         soft = F.one_hot(target, outputs.logits.shape[1]).float() if target.ndim == 1 else target
-        parts = objective(others, outputs, soft, seen, self.scale)
+        parts = objective(others, outputs, soft, seen, self.scale, self.knobs)
         loss = self.losses.get("ce", 0.0) * ce + parts["loss"]
         return {**parts, "loss": loss, "output": outputs.logits, "ce": ce}
 
