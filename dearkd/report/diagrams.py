@@ -110,14 +110,15 @@ def pipeline(ax: Axes, run: Run, teacher: dict[str, Any]) -> Axes:
     rows, columns = grid(first.model)
     tokens = rows * columns + 1
     block, stage = first.distillation.pairs[0]
-    stage %= len(teacher["features"])
-    feature = next(f for f in teacher["features"] if f["stage"] == stage)
+    feature = teacher["features"][stage]
     shape = f"{feature['channels']} × {feature['size'][0]} × {feature['size'][1]}"
     image_text = f"image\n{data.channels} × {data.image_size} × {data.image_size}"
 
     ax.text(0, 60, f"(a) stage I: epochs 0 to {first.last_epoch}", fontsize=9, weight="bold", va="center")
     image = box(ax, 0, 34, 10, 8, image_text, PLAIN)
-    early = box(ax, 16, 46, 20, 9, f"teacher {first.teacher.model.split('.')[0]}\nstem to stage {stage}", TEACHER)
+    early = box(
+        ax, 16, 46, 20, 9, f"teacher {first.teacher.model.split('.')[0]}\nstem to stage {feature['stage']}", TEACHER
+    )
     late = box(ax, 56, 46, 15, 9, "teacher\nlater stages", TEACHER)
     decision = box(ax, 78, 46, 11, 9, "answer\n$q$" if "soft_logit" in weights else "decision\n$y_t$", TEACHER)
     embed = box(ax, 16, 23, 12, 9, f"patches, [CLS]\n{tokens} × {dim}", STUDENT)
@@ -189,7 +190,7 @@ def aligner(ax: Axes, run: Run, teacher: dict[str, Any]) -> Axes:
     dim, _ = width_and_depth(stage.model)
     rows, columns = grid(stage.model)
     block, index = stage.distillation.pairs[0]
-    feature = next(f for f in teacher["features"] if f["stage"] == index)
+    feature = teacher["features"][index]
     channels, (height, width) = feature["channels"], feature["size"]
     resize = (
         "keep size"
