@@ -152,7 +152,7 @@ def _alarm(until: float) -> Iterator[None]:
 
 
 def _work(task: Task, stage: Stage, identity: str, checkpoints: Path) -> Work:
-    """What a stage works on, as `workflow.train` gathers it, but without any record of this scale."""
+    """What a stage works on, as `inputs.gather` gathers it, but without any record of this scale."""
     images = _read(stage.data)
     clean = _read(dataclasses.replace(stage.data, label_noise=0.0))
     lists = subsets.choose(clean.labels, stage.data, (stage.fraction, 100), stage.subset_seed, (task.seed,))

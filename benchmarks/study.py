@@ -22,7 +22,10 @@ from pathlib import Path
 import torch
 
 from dearkd import arithmetic, record
-from dearkd.jobs import workflow
+from dearkd.jobs.evaluate import evaluate_run
+from dearkd.jobs.subset import list_subsets
+from dearkd.jobs.teacher import admit_teacher
+from dearkd.jobs.train import train_stage
 from dearkd.plan import experiments
 from dearkd.schema import InputError, unknown
 from dearkd.train.loop import Interrupted
@@ -68,13 +71,13 @@ def study(scale: str, targets: list[str], seeds: str, processes: int, until: flo
 def prepare(plan: experiments.Plan) -> None:
     """Lists of images and teachers, where they are not there yet."""
     if not (plan.paths.subsets("main") / "data.json").is_file():
-        workflow.subset(plan, "main")
+        list_subsets(plan, "main")
     for name in plan.scale.teachers:
         run = plan.teacher_run(name)
         if run and not plan.paths.stage(run.name, 0, "I").is_file():
-            workflow.train(plan, run, 0, "I")
+            train_stage(plan, run, 0, "I")
         if not plan.paths.teacher(name).is_file():
-            workflow.teacher(plan, name)
+            admit_teacher(plan, name)
 
 
 def work(scale: str, name: str, seed: int, until: float) -> bool:
@@ -92,9 +95,9 @@ def work(scale: str, name: str, seed: int, until: float) -> bool:
                 return False
             if not _made(plan.paths.stage(name, seed, stage.name), run.fingerprint(stage.name)):
                 with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-                    workflow.train(plan, run, seed, stage.name)
+                    train_stage(plan, run, seed, stage.name)
         if not _made(plan.paths.metrics(name, seed), run.fingerprint(run.stages[-1].name)):
-            workflow.evaluate(plan, run, seed)
+            evaluate_run(plan, run, seed)
     except (Interrupted, InputError) as error:
         print(f"{name}, seed {seed}: {error}", file=sys.stderr, flush=True)
         return False

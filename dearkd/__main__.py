@@ -270,9 +270,9 @@ def _subset(args: argparse.Namespace) -> None:
     plan = _load(args)
     if args.data not in plan.scale.data:
         raise InputError(unknown(args.data, plan.scale.data, "data set", f"scale {args.scale}"))
-    from dearkd.jobs import workflow
+    from dearkd.jobs.subset import list_subsets
 
-    workflow.subset(plan, args.data)
+    list_subsets(plan, args.data)
 
 
 def _presize(args: argparse.Namespace) -> None:
@@ -288,20 +288,20 @@ def _teacher(args: argparse.Namespace) -> None:
     plan = _load(args)
     if args.name not in plan.scale.teachers:
         raise InputError(unknown(args.name, plan.scale.teachers, "teacher", f"scale {args.scale}"))
-    from dearkd.jobs import workflow
+    from dearkd.jobs.teacher import admit_teacher
 
-    workflow.teacher(plan, args.name)
+    admit_teacher(plan, args.name)
 
 
 def _train(args: argparse.Namespace) -> None:
     if args.gpu > 1 and "RANK" not in os.environ:
         become_processes(args.gpu, args.arguments)
-    from dearkd.jobs import workflow
+    from dearkd.jobs.train import train_stage
 
     plan = _load(args)
     run = plan.run(args.run)
     _unchanged(args.fingerprint, run.fingerprint(run.stage(args.stage).name), args.run)
-    workflow.train(plan, run, args.seed, args.stage, args.save_seconds, args.wait, args.tensorboard)
+    train_stage(plan, run, args.seed, args.stage, args.save_seconds, args.wait, args.tensorboard)
 
 
 def _labels(args: argparse.Namespace) -> None:
@@ -310,16 +310,16 @@ def _labels(args: argparse.Namespace) -> None:
         raise InputError(unknown(args.name, plan.labels, "set of labels", f"scale {args.scale}"))
     from dearkd.jobs import labels
 
-    labels.shard(plan, args.name, args.seed, args.shard, args.save_seconds, args.wait)
+    labels.label_shard(plan, args.name, args.seed, args.shard, args.save_seconds, args.wait)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from dearkd.jobs import workflow
+    from dearkd.jobs.evaluate import evaluate_run
 
     plan = _load(args)
     run = plan.run(args.run)
     _unchanged(args.fingerprint, run.fingerprint(run.stages[-1].name), args.run)
-    workflow.evaluate(plan, run, args.seed)
+    evaluate_run(plan, run, args.seed)
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -345,7 +345,7 @@ def _synthesize(args: argparse.Namespace) -> None:
     if args.source not in plan.sources:
         raise InputError(unknown(str(args.source), plan.sources, "source", f"scale {args.scale}"))
     _unchanged(args.fingerprint, fingerprint(plan.sources[args.source]), args.source)
-    synthesis.shard(plan, args.source, args.seed, args.shard, args.save_seconds, args.wait)
+    synthesis.synthesise_shard(plan, args.source, args.seed, args.shard, args.save_seconds, args.wait)
 
 
 def _invert(args: argparse.Namespace) -> None:
@@ -408,18 +408,18 @@ def _numbers(name: str, args: argparse.Namespace) -> tuple[float, ...]:
 
 
 def _pretrained(args: argparse.Namespace) -> None:
-    from dearkd.jobs import workflow
+    from dearkd.jobs.pretrained import evaluate_pretrained
 
     plan = _load(args)
     if args.label not in plan.pretrained:
         raise InputError(unknown(args.label, plan.pretrained, "system", f"scale {args.scale}: peers"))
-    workflow.pretrained(plan, args.label)
+    evaluate_pretrained(plan, args.label)
 
 
 def _throughput(args: argparse.Namespace) -> None:
-    from dearkd.jobs import workflow
+    from dearkd.jobs.architectures import measure_architectures
 
-    workflow.architectures(_load(args))
+    measure_architectures(_load(args))
 
 
 def _diversity(args: argparse.Namespace) -> None:

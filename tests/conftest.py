@@ -103,16 +103,19 @@ def smoke_project(tmp_path_factory):
     before = Path.cwd()
     os.chdir(folder)
     try:
-        from dearkd.jobs import workflow
+        from dearkd.jobs.evaluate import evaluate_run
+        from dearkd.jobs.subset import list_subsets
+        from dearkd.jobs.teacher import admit_teacher
+        from dearkd.jobs.train import train_stage
         from dearkd.plan import experiments
 
         whole = experiments.load("smoke")
-        workflow.subset(whole, "main")
-        workflow.train(whole, whole.runs["teacher-main"], 0, "I")
-        workflow.teacher(whole, "main")
+        list_subsets(whole, "main")
+        train_stage(whole, whole.runs["teacher-main"], 0, "I")
+        admit_teacher(whole, "main")
         for stage in ("I", "II"):
-            workflow.train(whole, whole.runs["dearkd-Ti"], 0, stage)
-        workflow.evaluate(whole, whole.runs["dearkd-Ti"], 0)
+            train_stage(whole, whole.runs["dearkd-Ti"], 0, stage)
+        evaluate_run(whole, whole.runs["dearkd-Ti"], 0)
     finally:
         os.chdir(before)
     return folder

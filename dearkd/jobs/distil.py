@@ -9,7 +9,11 @@ import yaml
 from PIL import Image
 
 from dearkd import disk, record
-from dearkd.jobs import export, workflow
+from dearkd.jobs import export
+from dearkd.jobs.evaluate import evaluate_run
+from dearkd.jobs.subset import list_subsets
+from dearkd.jobs.teacher import admit_teacher
+from dearkd.jobs.train import train_stage
 from dearkd.plan import experiments, methods
 from dearkd.plan.plan import Paths, Plan, Run
 from dearkd.plan.stage import DEARKD_HEADS, SIZES
@@ -54,11 +58,11 @@ def distil(images: Path, model: str, weights: str, student: str, out: Path, epoc
     stages = methods.dearkd(scale, student)
     run = Run(name=f"dearkd-{student}", method="dearkd", student=student, fraction=100, stages=stages, seeds=(seed,))
     plan = Plan(scale=scale, runs={run.name: run}, sources={}, competitors={}, pretrained={}, tables={}, figures={})
-    workflow.subset(plan, "main")
-    workflow.teacher(plan, "main")
+    list_subsets(plan, "main")
+    admit_teacher(plan, "main")
     for stage in stages:
-        workflow.train(plan, run, seed, stage.name)
-    workflow.evaluate(plan, run, seed)
+        train_stage(plan, run, seed, stage.name)
+    evaluate_run(plan, run, seed)
     export.export(plan, run, seed, out / "student")
     top1 = record.read(plan.paths.metrics(run.name, seed))["metrics"]["top1"]
     print(

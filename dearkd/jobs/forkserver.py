@@ -125,7 +125,7 @@ def _serve(path: Path, work: Callable[[list[str]], int], starter: int) -> None:
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(path))
         listening.listen(64)
-        from dearkd.jobs import image_sets, synthesis, workflow  # noqa: F401  what takes seconds
+        from dearkd.jobs import image_sets, synthesis, teacher, train  # noqa: F401  what takes seconds
 
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         listening.settimeout(1.0)

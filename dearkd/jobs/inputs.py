@@ -1,5 +1,6 @@
-"""What earlier jobs left, verified against its record before use: weights, synthetic images, splits."""
+"""What earlier jobs left, verified against its record before use, and all that a stage trains on gathered from it."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,125 @@ import torch
 from dearkd import disk, record
 from dearkd.data import image_archive, presize, subsets
 from dearkd.data.images import Images
+from dearkd.data.loader import Decisions
 from dearkd.model import students, teachers
 from dearkd.plan import commands, verify
 from dearkd.plan.plan import Labels, Plan, Run
 from dearkd.plan.stage import Stage, subset_name
 from dearkd.schema import InputError
+from dearkd.train.checkpoint import Checkpoints
+from dearkd.train.session import Work, packed
+
+
+def gather(plan: Plan, run: Run, seed: int, stage: Stage) -> tuple[Work, dict[str, Any]]:
+    """(what a stage works on, what its record says of that)."""
+    splits = subsets.splits(plan, stage.data_name)
+    images, images_sha, everything = real_images(plan, stage, seed, splits["train"])
+    if stage.source is not None:
+        images, images_sha = synthetic(plan, stage.source.name, seed, stage.shards)
+    draws = everything if stage.training.subset_schedule == "iterations" else len(images)
+    taught_by, features, teacher_record = teacher_of(plan, stage)
+    initial, initial_record = None, None
+    if run.initial:
+        pretrained, initial_record = trained_student(plan, plan.run(run.initial), seed)
+        initial = pretrained.state_dict()
+    elif stage.model.start:
+        initial = teachers.start(stage.model)
+        initial_record = {"run": stage.model.start, "weights_sha256": teachers.state_sha256(initial)}
+    previous, previous_record = _previous(plan, run, seed, stage)
+    labels, labels_record = decisions(plan, stage, seed, images_sha)
+    found = (teacher_record, initial_record, previous_record)
+    work = Work(
+        train=images,
+        validation=splits["validation"],
+        draws=draws,
+        teacher=taught_by,
+        features=features,
+        checkpoints=Checkpoints(plan.paths.state(run.name, seed, stage.name)),
+        fingerprint=run.fingerprint(stage.name),
+        made_from="-".join([images_sha, *(r["weights_sha256"] for r in found if r is not None)]),
+        previous=previous,
+        initial=initial,
+        decisions=labels,
+        workers=plan.scale.loader_workers,
+        title=f"{run.name} seed {seed} stage {stage.name}",
+    )
+    return work, {
+        "data": {
+            "name": stage.data_name,
+            "fraction": stage.fraction,
+            "source": stage.source.name if stage.source else "",
+            "images": len(images),
+            "draws_per_epoch": draws,
+            "images_sha256": images_sha,
+            "sha256": data_record(plan, stage.data_name)["sha256"],
+        },
+        "teacher": teacher_record and {k: teacher_record[k] for k in ("teacher", "top1", "weights_sha256")},
+        "initial": initial_record and {k: initial_record[k] for k in ("run", "weights_sha256")},
+        "labels": labels_record,
+        "previous_sha256": previous_record and previous_record["weights_sha256"],
+    }
+
+
+def _previous(plan: Plan, run: Run, seed: int, stage: Stage) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """(final state, record) of the stage before; Nones for the first one.
+
+    Raises InputError unless a checkpoint holds exactly the state that the record describes.
+    """
+    if stage == run.stages[0]:
+        return None, None
+    before = run.stages[run.stages.index(stage) - 1]
+    made, folder = verify.stages(plan, run, seed, before.name)[-1], plan.paths.state(run.name, seed, before.name)
+    wanted = (run.fingerprint(before.name), made["steps"])
+    for state in Checkpoints(folder).states():
+        if (state["fingerprint"], state["step"]) == wanted and disk.sha256_of(packed(state)) == made["weights_sha256"]:
+            return state, made
+    raise InputError(
+        f"{folder}: stage {stage.name} starts from the final state of stage {before.name}, which is missing, damaged "
+        f"or not what {plan.paths.stage(run.name, seed, before.name)} describes; run `python -m dearkd train "
+        f"{shlex.quote(run.name)} --scale {plan.scale.name} --seed {seed} --stage {before.name}` first"
+    )
+
+
+def teacher_of(plan: Plan, stage: Stage) -> tuple[teachers.Teacher | None, tuple, dict[str, Any] | None]:
+    """(teacher, shapes of the features its pairs want, its record); Nones for a stage without one."""
+    if stage.teacher is None:
+        return None, (), None
+    found, weights = teacher_weights(plan, stage.teacher_name)
+    count, shapes = len(found["features"]), []
+    for _, index in stage.pairs:
+        if not -count <= index < count:
+            raise InputError(
+                f"distillation.pairs names teacher stage {index}, but {stage.teacher.model} has stages 0 to {count - 1}"
+            )
+        f = found["features"][index]
+        shapes.append(students.FeatureShape(f["channels"], tuple(f["size"]), f["nonnegative"]))
+    wanted = tuple(index % count for _, index in stage.pairs)
+    return teachers.build(stage.teacher, stage.data, weights, wanted).fold(), tuple(shapes), found
+
+
+def decisions(
+    plan: Plan, stage: Stage, seed: int, images_sha256: str
+) -> tuple[Decisions | None, dict[str, Any] | None]:
+    """(the labels that a stage learns from, what its record says of them); Nones where it asks its teacher.
+
+    Raises InputError naming a shard that is missing, damaged, or of another teacher or other images.
+    """
+    spec = plan.labels_of(stage)
+    if spec is None:
+        return None, None
+    shards, sums = {}, []
+    for index in plan.label_shards(stage):
+        path, found = plan.paths.label_file(spec.name, seed, index), verify.labels(plan, spec.name, seed, index)
+        right = found["images_sha256"] == images_sha256 and path.is_file() and disk.sha256(path) == found["sha256"]
+        if not right:
+            raise InputError(
+                f"{path}: missing, of other images, or not what {plan.paths.labels(spec.name, seed, index)} describes; "
+                f"make it again: {commands.labels(plan, spec.name, seed, index)}"
+            )
+        shards[index] = np.load(path, mmap_mode="r", allow_pickle=False)
+        sums.append(found["sha256"])
+    return Decisions(shards, plan.scale.label_epochs), {"name": spec.name, "sha256": sums}
 
 
 def teacher_weights(plan: Plan, name: str) -> tuple[dict[str, Any], Path]:

@@ -6,19 +6,16 @@ epoch and position. With RegNetY-16GF it is 81 % of a step of stage I; here it c
 
 import io
 import time
-from typing import Any
 
 import numpy as np
 import torch
 
 from dearkd import disk, record
-from dearkd.data.loader import Decisions, Schedule, training_loader
+from dearkd.data.loader import Schedule, training_loader
 from dearkd.jobs.inputs import available_device, real_images, teacher_weights
 from dearkd.keys import seed_all
 from dearkd.model import teachers
-from dearkd.plan import commands, verify
 from dearkd.plan.plan import Plan
-from dearkd.plan.stage import Stage
 from dearkd.progress import Progress
 from dearkd.schema import InputError, fingerprint, to_json
 from dearkd.stop import Interrupted, stop_requests
@@ -30,10 +27,12 @@ from dearkd.train.session import precision
 LARGEST = np.iinfo(np.uint16).max + 1
 
 
-def shard(plan: Plan, name: str, seed: int, index: int, save_seconds: float | None = None, wait: bool = False) -> None:
+def label_shard(
+    plan: Plan, name: str, seed: int, index: int, save_seconds: float | None = None, wait: bool = False
+) -> None:
     """Compute the labels of `label_epochs` epochs, from the newest checkpoint if there is one, and write their record.
 
-    The same loader, mixing and precision as the loop's. Arguments as those of `workflow.train`.
+    The same loader, mixing and precision as the loop's. Arguments as those of `train.train_stage`.
     Raises Interrupted when asked to stop.
     """
     spec, epochs = plan.labels[name], plan.scale.label_epochs
@@ -120,25 +119,3 @@ def shard(plan: Plan, name: str, seed: int, index: int, save_seconds: float | No
         }
         checkpoints.keep(identity, path, made)
         record.write(target, made)
-
-
-def read(plan: Plan, stage: Stage, seed: int, images_sha256: str) -> tuple[Decisions | None, dict[str, Any] | None]:
-    """(the labels that a stage learns from, what its record says of them); Nones where it asks its teacher.
-
-    Raises InputError naming a shard that is missing, damaged, or of another teacher or other images.
-    """
-    spec = plan.labels_of(stage)
-    if spec is None:
-        return None, None
-    shards, sums = {}, []
-    for index in plan.label_shards(stage):
-        path, found = plan.paths.label_file(spec.name, seed, index), verify.labels(plan, spec.name, seed, index)
-        right = found["images_sha256"] == images_sha256 and path.is_file() and disk.sha256(path) == found["sha256"]
-        if not right:
-            raise InputError(
-                f"{path}: missing, of other images, or not what {plan.paths.labels(spec.name, seed, index)} describes; "
-                f"make it again: {commands.labels(plan, spec.name, seed, index)}"
-            )
-        shards[index] = np.load(path, mmap_mode="r", allow_pickle=False)
-        sums.append(found["sha256"])
-    return Decisions(shards, plan.scale.label_epochs), {"name": spec.name, "sha256": sums}

@@ -23,7 +23,9 @@ from dearkd.train.checkpoint import Checkpoints
 from dearkd.train.lease import Lease
 
 
-def shard(plan: Plan, name: str, seed: int, index: int, save_seconds: float | None = None, wait: bool = False) -> None:
+def synthesise_shard(
+    plan: Plan, name: str, seed: int, index: int, save_seconds: float | None = None, wait: bool = False
+) -> None:
     """Make a shard of a source's images, from its newest checkpoint if there is one, and write its record.
 
     save_seconds: longest time between two checkpoints; None: the scale's. wait: where another job makes the shard,

@@ -13,7 +13,8 @@ from PIL import Image
 from dearkd.data import datasets, loader, subsets
 from dearkd.data.datasets import Images
 from dearkd.data.loader import Schedule
-from dearkd.jobs import inputs, workflow
+from dearkd.jobs import inputs
+from dearkd.jobs.subset import list_subsets
 from dearkd.keys import torch_generator
 from dearkd.plan import experiments
 from dearkd.plan.experiments import load_scale
@@ -163,7 +164,7 @@ def test_a_job_reads_the_draw_of_its_seed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("own.yaml").write_text("extends: smoke\nname: own\nseeds: [0, 1]\nsubset_draw: seed\nlabel_epochs: 2\n")
     plan = experiments.load("own.yaml")
-    workflow.subset(plan, "main")
+    list_subsets(plan, "main")
     tenth, whole = (plan.runs[name].stages[0] for name in ("deit_distilled-Ti-fraction~10", "deit_distilled-Ti"))
     for of, differ in ((tenth, True), (plan.labels_of(tenth), True), (whole, False), (plan.labels_of(whole), False)):
         first, second = (inputs.real_images(plan, of, seed) for seed in (0, 1))

@@ -19,9 +19,12 @@ from PIL import Image
 from dearkd import record
 from dearkd.data import datasets, folder, subsets
 from dearkd.disk import sha256
-from dearkd.jobs import fetch, workflow
+from dearkd.jobs import fetch
+from dearkd.jobs.evaluate import evaluate_run
 from dearkd.jobs.export import export
 from dearkd.jobs.inputs import real_images, trained_student
+from dearkd.jobs.subset import list_subsets
+from dearkd.jobs.train import train_stage
 from dearkd.model import teachers
 from dearkd.plan import experiments, files
 from dearkd.plan.stage import Data, Teacher
@@ -286,7 +289,7 @@ def mine(tmp_path, monkeypatch):
     classes(Path("mine"))
     Path("mine.yaml").write_text(SCALE)
     plan = experiments.load("mine.yaml")
-    workflow.subset(plan, "main")
+    list_subsets(plan, "main")
     return plan
 
 
@@ -328,7 +331,7 @@ def test_no_job_uses_a_folder_that_has_changed(mine, change, capsys):
     for use in (
         lambda: subsets.splits(mine, "main"),
         lambda: real_images(mine, run.stages[0], 0),
-        lambda: workflow.train(mine, run, 0, "I"),
+        lambda: train_stage(mine, run, 0, "I"),
         lambda: export(mine, run, 0, Path("out")),
     ):
         with pytest.raises(InputError, match=said):
@@ -343,7 +346,7 @@ def test_no_job_uses_a_folder_that_has_changed(mine, change, capsys):
     assert status.standings(mine, [run], set())[0].state == "done"
     act()
     if change != "a new class":
-        workflow.subset(mine, "main")
+        list_subsets(mine, "main")
         assert set(alone(mine)["test"]) <= {n.removeprefix("mine/") for n in map(str, Path("mine").rglob("*.png"))}
         standing = status.standings(mine, [run], set())[0]
         assert standing.state == "stale" and "the images of main are others now" in standing.note
@@ -399,7 +402,7 @@ def test_data_in_memory_are_compared_too(tmp_path, monkeypatch):
     for name in ("workflow", "paper"):
         shutil.copytree(PROJECT / name, name)
     plan = experiments.load("smoke")
-    workflow.subset(plan, "main")
+    list_subsets(plan, "main")
     assert set(subsets.splits(plan, "main")) == {"train", "validation", "test"}
     path = plan.paths.subsets("main") / "data.json"
     described = record.read(path)
@@ -420,16 +423,16 @@ def test_after_new_subsets_what_learned_from_the_old_ones_is_not_used(mine, caps
     run, place = mine.runs["deit-Ti"], mine.paths.seed("deit-Ti", 0)
 
     def trained_and_tested():
-        workflow.train(mine, run, 0, "I")
-        workflow.evaluate(mine, run, 0)
+        train_stage(mine, run, 0, "I")
+        evaluate_run(mine, run, 0)
         with (place / "predictions.csv").open(newline="") as file:
             return record.read(place / "I.json"), {row["image"] for row in csv.DictReader(file)}
 
     before, tested = trained_and_tested()
     assert tested == {*alone(mine)["test"]}
     classes(Path("mine"), count=14, first=1000)
-    workflow.subset(mine, "main")
-    for use in (lambda: workflow.evaluate(mine, run, 0), lambda: trained_student(mine, run, 0)):
+    list_subsets(mine, "main")
+    for use in (lambda: evaluate_run(mine, run, 0), lambda: trained_student(mine, run, 0)):
         with pytest.raises(InputError, match=r"seed0/I\.json: stale record \(the images of main are others now"):
             use()
     after, tested = trained_and_tested()
@@ -439,7 +442,7 @@ def test_after_new_subsets_what_learned_from_the_old_ones_is_not_used(mine, caps
     names, first = mine.paths.subsets("main") / "train-100.txt", after["data"]["images_sha256"]
     listed = names.read_text()
     picture(Path("mine") / listed.splitlines()[0], 5000)
-    workflow.subset(mine, "main")
+    list_subsets(mine, "main")
     assert names.read_text() == listed and real_images(mine, run.stages[0], 0)[1] != first, "same names, other pixels"
 
 
@@ -451,7 +454,7 @@ def test_every_broken_file_is_listed_at_once_by_subset_and_fetch(mine, capsys):
     for name, content in {"a/0.png": raw[:90], "b/3.png": b"", "c/7.png": b"no image"}.items():
         Path("mine", name).write_bytes(content)
     Path("mine/b/note.txt").write_text("")
-    for use in (lambda: workflow.subset(mine, "main"), lambda: fetch.fetch(mine, check=True)):
+    for use in (lambda: list_subsets(mine, "main"), lambda: fetch.fetch(mine, check=True)):
         with pytest.raises(InputError) as raised:
             use()
         assert "3 images cannot be used" in str(raised.value)
@@ -460,7 +463,7 @@ def test_every_broken_file_is_listed_at_once_by_subset_and_fetch(mine, capsys):
     for i, name in enumerate(("a/0.png", "b/3.png", "c/7.png")):
         picture(Path("mine", name), 500 + i)
     capsys.readouterr()
-    workflow.subset(mine, "main")
+    list_subsets(mine, "main")
     said = capsys.readouterr().out
     assert said == "mine: 18 train images and 6 test images; left out: 1 .txt (b/note.txt)\n"
     fetch.fetch(mine, check=True)
@@ -469,7 +472,7 @@ def test_every_broken_file_is_listed_at_once_by_subset_and_fetch(mine, capsys):
 
 def test_copies_of_an_image_are_said(mine, capsys):
     shutil.copy("mine/a/0.png", "mine/b/copy.png")
-    workflow.subset(mine, "main")
+    list_subsets(mine, "main")
     assert "1 are copies of others, which may stand in train and in test (" in capsys.readouterr().out
 
 

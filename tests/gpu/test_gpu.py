@@ -22,8 +22,12 @@ from safetensors.torch import load_file
 
 from dearkd.data import subsets
 from dearkd.data.loader import Schedule, training_loader
-from dearkd.jobs import labels, workflow
-from dearkd.jobs.inputs import available_device
+from dearkd.jobs import labels
+from dearkd.jobs.evaluate import evaluate_run
+from dearkd.jobs.inputs import available_device, gather
+from dearkd.jobs.subset import list_subsets
+from dearkd.jobs.teacher import admit_teacher
+from dearkd.jobs.train import train_stage
 from dearkd.keys import seed_all
 from dearkd.model import students, teachers
 from dearkd.model.attention import MHCA
@@ -54,15 +58,15 @@ def study(tmp_path_factory):
     os.chdir(folder)
     try:
         plan = experiments.load("gpu.yaml")
-        workflow.subset(plan, "main")
-        workflow.train(plan, plan.runs["teacher-main"], 0, "I")
-        workflow.teacher(plan, "main")
+        list_subsets(plan, "main")
+        train_stage(plan, plan.runs["teacher-main"], 0, "I")
+        admit_teacher(plan, "main")
         run = plan.runs["dearkd-Ti"]
         for shard in plan.label_shards(run.stage("I")):
-            labels.shard(plan, plan.labels_of(run.stage("I")).name, 0, shard)
+            labels.label_shard(plan, plan.labels_of(run.stage("I")).name, 0, shard)
         for stage in ("I", "II"):
-            workflow.train(plan, run, 0, stage)
-        workflow.evaluate(plan, run, 0)
+            train_stage(plan, run, 0, stage)
+        evaluate_run(plan, run, 0)
     finally:
         os.chdir(before)
     return folder
@@ -102,7 +106,7 @@ def session(plan, stage_name="I", previous=None, device=DEVICE, losses=None, **c
     stage = run.stage(stage_name)
     kept = tuple((name, weight) for name, weight in stage.losses if losses is None or name in losses)
     stage = dataclasses.replace(stage, losses=kept, training=dataclasses.replace(stage.training, **changes))
-    work, _ = workflow._gather(plan, run, 0, run.stage(stage_name))
+    work, _ = gather(plan, run, 0, run.stage(stage_name))
     work = dataclasses.replace(
         work, device=device, previous=previous, checkpoints=Checkpoints(Path("nowhere")), decisions=None
     )
@@ -265,7 +269,7 @@ def test_labels_ahead_are_those_of_the_teacher_asked(plan):
     """Shards hold the teacher's decision on the very pixels of the loop, and training with either ends alike."""
     run = plan.runs["dearkd-Ti"]
     stage = run.stage("I")
-    work, _ = workflow._gather(plan, run, 0, stage)
+    work, _ = gather(plan, run, 0, stage)
     asked = session(plan)
     whole = teachers.build(stage.teacher, stage.data, plan.paths.teacher_weights("main")).fold().to(DEVICE)
     batches = training_loader(work.train, stage.data, stage.training.augment, asked.schedule, 0, 10, 0, DEVICE)
@@ -321,14 +325,14 @@ def test_other_jobs_run_to_their_records(plan):
     from dearkd.jobs import image_sets, synthesis
     from dearkd.jobs.export import export
 
-    synthesis.shard(plan, "deepinversion", 0, 0)
-    synthesis.shard(plan, "df_dearkd", 0, 0)
+    synthesis.synthesise_shard(plan, "deepinversion", 0, 0)
+    synthesis.synthesise_shard(plan, "df_dearkd", 0, 0)
     for index in range(1, plan.sources["deepinversion"].recipe.shards):
-        synthesis.shard(plan, "deepinversion", 0, index)
+        synthesis.synthesise_shard(plan, "deepinversion", 0, index)
     run = plan.run("dearkd-Ti-images~deepinversion")
     for stage in run.stages:
-        workflow.train(plan, run, 0, stage.name)
-    workflow.evaluate(plan, run, 0)
+        train_stage(plan, run, 0, stage.name)
+    evaluate_run(plan, run, 0)
     for images in ("real", "deepinversion"):
         image_sets.describe(plan, images, 0)
         assert record.read(plan.paths.diversity(images, 0))["metrics"]["lpips"] > 0

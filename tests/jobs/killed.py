@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from dearkd.__main__ import main
-from dearkd.jobs import synthesis, workflow  # noqa: F401  what takes seconds
+from dearkd.jobs import synthesis, train  # noqa: F401  what takes seconds
 
 SCALE = """extends: base
 name: smoke

@@ -10,7 +10,9 @@ from safetensors.torch import save_file
 
 import dearkd.models  # noqa: F401  registers the models
 from dearkd import record
-from dearkd.jobs import workflow
+from dearkd.jobs.evaluate import evaluate_run
+from dearkd.jobs.teacher import admit_teacher
+from dearkd.jobs.train import train_stage
 from dearkd.model import teachers
 from dearkd.plan import experiments
 from dearkd.plan.stage import Data, Teacher
@@ -148,7 +150,7 @@ def test_the_gate_refuses_a_teacher_of_another_accuracy(project):
     with pytest.raises(
         InputError, match=r"teacher main \(convnet_micro\): top-1 [\d.]+ % on validation, but the scale expects 99.9"
     ):
-        workflow.teacher(experiments.load("smoke"), "main")
+        admit_teacher(experiments.load("smoke"), "main")
     assert not (project / "results/smoke/teachers/main.json").exists()
 
 
@@ -157,7 +159,7 @@ def test_a_stage_that_the_teacher_does_not_have(project):
     path.write_text(path.read_text() + "distillation: {pairs: [[3, 7]]}\n")
     whole = experiments.load("smoke")
     with pytest.raises(InputError, match="names teacher stage 7, but convnet_micro has stages 0 to 2"):
-        workflow.train(whole, whole.runs["dearkd-Ti"], 0, "I")
+        train_stage(whole, whole.runs["dearkd-Ti"], 0, "I")
 
 
 class Payload:
@@ -213,11 +215,11 @@ def test_evaluating_other_weights_than_the_record_describes_is_refused(project):
     path.write_bytes((project / "checkpoints/smoke/dearkd-Ti/seed0/I/student.safetensors").read_bytes())
     whole = experiments.load("smoke")
     with pytest.raises(InputError, match="is not the file that"):
-        workflow.evaluate(whole, whole.runs["dearkd-Ti"], 0)
+        evaluate_run(whole, whole.runs["dearkd-Ti"], 0)
     path.unlink()
     remedy = "python -m dearkd train dearkd-Ti --scale smoke --seed 0 --stage I && "
     with pytest.raises(InputError, match=f"missing, though its record is there .*{remedy}"):
-        workflow.evaluate(whole, whole.runs["dearkd-Ti"], 0)
+        evaluate_run(whole, whole.runs["dearkd-Ti"], 0)
 
 
 def test_evaluation_needs_no_prediction_of_ours_to_be_believed(project):

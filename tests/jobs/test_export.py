@@ -22,7 +22,10 @@ from dearkd import disk, record
 from dearkd.__main__ import main
 from dearkd.data import datasets
 from dearkd.data.loader import evaluation_loader
-from dearkd.jobs import export, inputs, workflow
+from dearkd.jobs import export, inputs
+from dearkd.jobs.evaluate import evaluate_run
+from dearkd.jobs.subset import list_subsets
+from dearkd.jobs.train import train_stage
 from dearkd.plan import commands, experiments
 
 SMALL = {"depth": 4, "n_mhca": 2, "embed_dim": 48, "num_heads": 4, "patch_size": 8, "num_classes": 10}
@@ -222,9 +225,9 @@ def test_classes_of_ones_own_are_named_in_the_order_of_the_outputs(tmp_path, mon
     )
     plan = experiments.load("mine.yaml")
     run = plan.runs["deit-Ti"]
-    workflow.subset(plan, "main")
-    workflow.train(plan, run, 0, run.stages[0].name)
-    workflow.evaluate(plan, run, 0)
+    list_subsets(plan, "main")
+    train_stage(plan, run, 0, run.stages[0].name)
+    evaluate_run(plan, run, 0)
     export.export(plan, run, 0, tmp_path / "out")
     test = datasets.read(plan.scale.data["main"])["test"]
     expected = [next(n.split("/")[0] for n, y in zip(test.names, test.labels, strict=True) if y == k) for k in range(4)]

@@ -19,7 +19,8 @@ import torch
 from conftest import copy_project, small_disk
 
 from dearkd import disk, record
-from dearkd.jobs import inputs, workflow
+from dearkd.jobs import inputs
+from dearkd.jobs.train import train_stage
 from dearkd.plan import experiments
 from dearkd.plan.scale import Scale
 from dearkd.schema import InputError, build
@@ -99,15 +100,15 @@ def test_stage_two_takes_exactly_the_state_that_the_record_describes_or_refuses(
     for _ in range(20):
         flip(final, chance)
         with pytest.raises(InputError, match="final state of stage I, which is missing, damaged or not what") as error:
-            workflow.train(plan, run, 0, "II")
+            train_stage(plan, run, 0, "II")
         final.write_bytes(whole)
     record.write(project / RESULT, {**described, "weights_sha256": "0" * 64})
     with pytest.raises(InputError, match="final state of stage I"):
-        workflow.train(plan, run, 0, "II")
+        train_stage(plan, run, 0, "II")
     flip(final, chance)
     command = re.search(r"`python (.*)`", str(error.value))[1].split()
     assert subprocess.run([sys.executable, *command]).returncode == 0
-    workflow.train(plan, run, 0, "II")
+    train_stage(plan, run, 0, "II")
     assert record.read(project / RESULT)["weights_sha256"] == untrained["weights_sha256"]
 
 

@@ -13,7 +13,8 @@ import pytest
 
 from dearkd import record
 from dearkd.data.loader import Decisions, MicroBatch
-from dearkd.jobs import labels, workflow
+from dearkd.jobs import inputs, labels
+from dearkd.jobs.train import train_stage
 from dearkd.plan import experiments
 from dearkd.plan.plan import Labels
 from dearkd.schema import InputError
@@ -36,7 +37,7 @@ def make_scale(project, name, epochs):
 
 
 def train(plan, run, stage="I"):
-    workflow.train(plan, plan.runs[run], 0, stage)
+    train_stage(plan, plan.runs[run], 0, stage)
     return record.read(plan.paths.stage(run, 0, stage))
 
 
@@ -44,7 +45,7 @@ def make(plan, run):
     """All shards of the labels that a run's first stage reads."""
     stage = plan.runs[run].stages[0]
     for shard in plan.label_shards(stage):
-        labels.shard(plan, plan.labels_of(stage).name, 0, shard)
+        labels.label_shard(plan, plan.labels_of(stage).name, 0, shard)
     return plan.labels_of(stage).name
 
 
@@ -121,7 +122,7 @@ def test_interrupted_and_resumed_it_ends_with_the_same_bytes(project):
     os.kill(process.pid, signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 75 and "everything is saved" in said
-    labels.shard(broken, name, 0, 0)
+    labels.label_shard(broken, name, 0, 0)
     assert broken.paths.label_file(name, 0, 0).read_bytes() == whole.paths.label_file(name, 0, 0).read_bytes()
     made = record.read(broken.paths.labels(name, 0, 0))
     assert made["attempts"] == 2 and 0 < made["agreement"] <= 100 and not list(folder.glob("step-*.pt"))
@@ -140,7 +141,7 @@ def test_a_missing_cut_or_foreign_file_is_named(project):
     teacher = record.read(plan.paths.teacher("main"))
     record.write(plan.paths.teacher("main"), {**teacher, "weights_sha256": "0" * 64})
     with pytest.raises(InputError, match="its teacher main has other weights now"):
-        labels.read(
+        inputs.decisions(
             plan, plan.runs["dearkd-Ti"].stages[0], 0, record.read(plan.paths.labels(name, 0, 0))["images_sha256"]
         )
 
@@ -153,7 +154,7 @@ def test_shards_of_another_length_and_shards_that_nobody_reads(project):
     with pytest.raises(InputError, match="its shards have 3 epochs"):
         train(shorter, "dearkd-Ti")
     with pytest.raises(InputError, match=f"{name} has shards 0 to 1, not -1"):
-        labels.shard(shorter, name, 0, -1)
+        labels.label_shard(shorter, name, 0, -1)
     make(shorter, "dearkd-Ti")
     train(shorter, "dearkd-Ti")
 

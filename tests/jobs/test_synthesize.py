@@ -26,8 +26,10 @@ from safetensors.torch import save_file
 from dearkd import disk, record
 from dearkd.__main__ import main
 from dearkd.data import image_archive
-from dearkd.jobs import image_sets, inputs, invert, synthesis, workflow
+from dearkd.jobs import image_sets, inputs, invert, synthesis
+from dearkd.jobs.evaluate import evaluate_run
 from dearkd.jobs.inversion import Inversion, advice, classes_of, learning_rate, require_batchnorm
+from dearkd.jobs.train import train_stage
 from dearkd.model import teachers
 from dearkd.plan import experiments, methods
 from dearkd.plan.stage import Phase, Synthesis, Teacher
@@ -160,7 +162,7 @@ def test_there_are_no_more_rounds_than_shards(whole):
 
 
 def test_a_shard_is_an_archive_whose_manifest_says_what_is_in_it(project, whole):
-    synthesis.shard(whole, "df_dearkd", 0, 0)
+    synthesis.synthesise_shard(whole, "df_dearkd", 0, 0)
     made = record.read(whole.paths.shard("df_dearkd", 0, 0))
     path = whole.paths.archive("df_dearkd", 0, 0)
     assert made["archive_sha256"] == disk.sha256(path) and made["images"] == 20
@@ -179,11 +181,11 @@ def test_a_shard_is_an_archive_whose_manifest_says_what_is_in_it(project, whole)
 
 def test_a_student_learns_from_synthetic_images_and_its_record_knows_which(project, whole):
     for shard in (0, 1):
-        synthesis.shard(whole, "df_dearkd", 0, shard)
+        synthesis.synthesise_shard(whole, "df_dearkd", 0, shard)
     run = whole.runs["dearkd-Ti-images~df_dearkd"]
     for stage in ("I", "II"):
-        workflow.train(whole, run, 0, stage)
-    workflow.evaluate(whole, run, 0)
+        train_stage(whole, run, 0, stage)
+    evaluate_run(whole, run, 0)
     made = record.read(whole.paths.stage(run.name, 0, "I"))
     assert made["data"]["images"] == 40 and made["data"]["source"] == "df_dearkd"
     assert len(records.load(whole, [run])) == 1
@@ -199,13 +201,13 @@ def test_adi_competes_with_the_student_of_the_round_before(project, whole):
     assert {s.shards for s in whole.competitor("adi", 1).stages} == {1}
     assert whole.competitor("df_dearkd", 0) is None
     with pytest.raises(InputError, match=r"~deepinversion/seed0/I\.json: record is missing.* -- '.*/II\.json"):
-        synthesis.shard(whole, "adi", 0, 0)
+        synthesis.synthesise_shard(whole, "adi", 0, 0)
     run = whole.competitor("adi", 0)
     for shard in (0, 1):
-        synthesis.shard(whole, "deepinversion", 0, shard)
+        synthesis.synthesise_shard(whole, "deepinversion", 0, shard)
     for stage in run.stages:
-        workflow.train(whole, run, 0, stage.name)
-    synthesis.shard(whole, "adi", 0, 0)
+        train_stage(whole, run, 0, stage.name)
+    synthesis.synthesise_shard(whole, "adi", 0, 0)
     made = record.read(whole.paths.shard("adi", 0, 0))
     assert made["student"]["run"] == run.name and "last_competition" in made["terms"][0]
 
@@ -213,7 +215,7 @@ def test_adi_competes_with_the_student_of_the_round_before(project, whole):
 def test_a_verifier_in_the_students_place_is_recorded_and_named_in_the_tables(project):
     whole = experiments.load(experiments.load_scale("smoke", {"synthesis": {"verifier": "main"}}))
     assert whole.competitor("adi", 0) is None and "adi-student-round1" not in whole.runs
-    synthesis.shard(whole, "adi", 0, 0)
+    synthesis.synthesise_shard(whole, "adi", 0, 0)
     made = record.read(whole.paths.shard("adi", 0, 0))
     assert made["student"]["verifier"] == "main"
     # teacher and verifier are one here: they agree on every image, whose competition is at its largest
@@ -226,7 +228,7 @@ def test_a_verifier_in_the_students_place_is_recorded_and_named_in_the_tables(pr
 
 def test_a_set_of_images_is_described_and_a_changed_recipe_refuses_the_description(project, whole):
     for shard in (0, 1):
-        synthesis.shard(whole, "df_dearkd", 0, shard)
+        synthesis.synthesise_shard(whole, "df_dearkd", 0, shard)
     for name in ("df_dearkd", "real"):
         image_sets.describe(whole, name, 0)
     frame = records.diversity(whole, ["real", "df_dearkd"]).set_index("run")
@@ -253,20 +255,20 @@ def test_a_set_of_images_is_described_and_a_changed_recipe_refuses_the_descripti
 
 
 def test_images_made_again_leave_their_record_and_a_changed_record_is_written_anew(project, whole):
-    synthesis.shard(whole, "df_dearkd", 0, 0)
+    synthesis.synthesise_shard(whole, "df_dearkd", 0, 0)
     target, path = whole.paths.shard("df_dearkd", 0, 0), whole.paths.archive("df_dearkd", 0, 0)
     first, listed = target.read_bytes(), target.with_suffix(".csv").read_bytes()
     path.unlink()
     target.with_suffix(".csv").write_text("cut")
-    synthesis.shard(whole, "df_dearkd", 0, 0)
+    synthesis.synthesise_shard(whole, "df_dearkd", 0, 0)
     assert (target.read_bytes(), target.with_suffix(".csv").read_bytes()) == (first, listed) and path.is_file()
     record.write(target, {**record.read(target), "teacher_accuracy": 99.0})
-    synthesis.shard(whole, "df_dearkd", 0, 0)
+    synthesis.synthesise_shard(whole, "df_dearkd", 0, 0)
     assert record.read(target)["teacher_accuracy"] == json.loads(first)["teacher_accuracy"]
 
 
 def test_a_damaged_or_missing_archive_is_named(project, whole):
-    synthesis.shard(whole, "deepinversion", 0, 0)
+    synthesis.synthesise_shard(whole, "deepinversion", 0, 0)
     path = whole.paths.archive("deepinversion", 0, 0)
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(InputError, match=r"shard-0000\.zip: missing or not what .* make it again"):

@@ -16,7 +16,9 @@ from safetensors.torch import load_file, save_file
 from dearkd import record
 from dearkd.__main__ import main
 from dearkd.data import datasets
-from dearkd.jobs import workflow
+from dearkd.jobs.evaluate import evaluate_run
+from dearkd.jobs.subset import list_subsets
+from dearkd.jobs.train import train_stage
 from dearkd.model import students, teachers
 from dearkd.model.objective import objective
 from dearkd.model.students import Outputs
@@ -138,8 +140,8 @@ def test_adopting_keeps_all_but_the_heads_and_resamples_positions(name):
 def test_a_transfer_starts_from_the_finished_student(project):
     whole = experiments.load("smoke")
     run = whole.runs[RUN]
-    workflow.subset(whole, "left_of_two")
-    workflow.train(whole, run, 0, "transfer")
+    list_subsets(whole, "left_of_two")
+    train_stage(whole, run, 0, "transfer")
     made = json.loads(whole.paths.stage(RUN, 0, "transfer").read_text())
     last = json.loads(whole.paths.stage("dearkd-Ti", 0, "II").read_text())
     assert made["initial"] == {"run": "dearkd-Ti", "weights_sha256": last["weights_sha256"]}
@@ -148,16 +150,16 @@ def test_a_transfer_starts_from_the_finished_student(project):
     moved = {k: (after[k] - before[k]).abs().max().item() for k in before if "head" not in k and k != "pos_embed"}
     # one epoch of 11 steps at a peak of 1e-3: fresh weights would be 0.2 away
     assert 0 < max(moved.values()) < 0.05
-    workflow.evaluate(whole, run, 0)
+    evaluate_run(whole, run, 0)
     values = tables.values_of(whole, "table4")
     assert values["run"].tolist() == [RUN]
 
 
 def test_a_transfer_from_other_weights_is_stale(project):
     whole = experiments.load("smoke")
-    workflow.subset(whole, "left_of_two")
-    workflow.train(whole, whole.runs[RUN], 0, "transfer")
-    workflow.evaluate(whole, whole.runs[RUN], 0)
+    list_subsets(whole, "left_of_two")
+    train_stage(whole, whole.runs[RUN], 0, "transfer")
+    evaluate_run(whole, whole.runs[RUN], 0)
     path = whole.paths.stage("dearkd-Ti", 0, "II")
     record.write(path, {**record.read(path), "weights_sha256": "0" * 64})
     with pytest.raises(InputError, match="dearkd-Ti, from which it starts, has other weights now"):

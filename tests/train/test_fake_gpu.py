@@ -13,7 +13,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from dearkd.data.loader import affine, training_loader
-from dearkd.jobs import workflow
+from dearkd.jobs.inputs import gather
 from dearkd.keys import torch_generator
 from dearkd.model import students, teachers
 from dearkd.plan import experiments
@@ -42,7 +42,7 @@ def fake_session(project, monkeypatch):
         run = plan.runs[run_name]
         stage = run.stage(stage_name)
         stage = dataclasses.replace(stage, training=dataclasses.replace(stage.training, clip=1.0))
-        work, _ = workflow._gather(plan, run, 0, run.stage(stage_name))
+        work, _ = gather(plan, run, 0, run.stage(stage_name))
         work = dataclasses.replace(work, device=CUDA, checkpoints=Checkpoints(Path("nowhere")))
         student = students.create(stage.model, 0)
         trainee = students.Trainee(student, tuple(n for n, _ in stage.losses), stage.distillation, work.features)

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from dearkd import record
 from dearkd.data.loader import training_loader
 from dearkd.disk import sha256
-from dearkd.jobs import workflow
+from dearkd.jobs.inputs import gather, teacher_of
+from dearkd.jobs.train import train_stage
 from dearkd.model import students
 from dearkd.plan import experiments
 from dearkd.plan.experiments import load_scale
@@ -112,7 +113,7 @@ def test_a_step_that_overflows_leaves_weights_average_and_feature_scale_alone(pr
     stage = dataclasses.replace(
         run.stage("I"), training=dataclasses.replace(run.stage("I").training, ema=0.9, micro_batch=64)
     )
-    work, _ = workflow._gather(whole, run, 0, run.stage("I"))
+    work, _ = gather(whole, run, 0, run.stage("I"))
     work.checkpoints = Checkpoints(project / "elsewhere")
     session = Session(stage, 0, work)
     learner, average = session.trainee.student, session.ema.module
@@ -241,7 +242,7 @@ def in_process(whole, stage, name, seed=0):
 
     sets = datasets.read(stage.data)
     images, _ = subsets.read(sets["train"], whole.paths.subsets("main"), f"train-{stage.fraction}")
-    teacher, features, _ = workflow._teacher(whole, stage)
+    teacher, features, _ = teacher_of(whole, stage)
     return training.train(
         stage,
         seed,
@@ -269,7 +270,7 @@ def test_stage_two_needs_stage_one(project):
     whole = experiments.load("smoke")
     subprocess.run(["rm", "-r", "checkpoints/smoke/dearkd-Ti/seed0/I"], check=True)
     with pytest.raises(InputError, match="stage II starts from the final state of stage I, which is missing"):
-        workflow.train(whole, whole.runs["dearkd-Ti"], 0, "II")
+        train_stage(whole, whole.runs["dearkd-Ti"], 0, "II")
 
 
 def test_a_changed_recipe_starts_anew(project, capsys):
@@ -278,7 +279,7 @@ def test_a_changed_recipe_starts_anew(project, capsys):
         text.replace("attention_images: 16", "attention_images: 16\nrpe: {drop: 0.3}")
     )
     whole = experiments.load("smoke")
-    workflow.train(whole, whole.runs["dearkd-Ti"], 0, "I")
+    train_stage(whole, whole.runs["dearkd-Ti"], 0, "I")
     assert "the recipe has changed since the last checkpoint; starting anew" in capsys.readouterr().out
     assert dict(record.read(whole.paths.stage("dearkd-Ti", 0, "I"))["specs"][0]["model"]["args"])["rpe"] == [
         ["drop", 0.3]
@@ -290,13 +291,13 @@ def test_other_images_or_another_teacher_start_anew(project, capsys):
     whole = experiments.load("smoke")
     run, path = whole.runs["dearkd-Ti"], whole.paths.teacher("main")
     kept = record.read(whole.paths.stage(run.name, 0, "I"))
-    workflow.train(whole, run, 0, "I")
+    train_stage(whole, run, 0, "I")
     assert "starting anew" not in capsys.readouterr().out
     weights = whole.paths.teacher_weights("main")
     state = load_file(weights)
     save_file({k: v.flip(0) if k.startswith("head.fc.") else v for k, v in state.items()}, weights)  # other decisions
     record.write(path, {**record.read(path), "weights_sha256": sha256(weights)})
-    workflow.train(whole, run, 0, "I")
+    train_stage(whole, run, 0, "I")
     assert (
         "what it learns or starts from has changed since the last checkpoint; starting anew" in capsys.readouterr().out
     )

@@ -19,7 +19,10 @@ from safetensors.torch import load_file, save_file
 
 from dearkd import record
 from dearkd.data import datasets
-from dearkd.jobs import fetch, workflow
+from dearkd.jobs import fetch
+from dearkd.jobs.subset import list_subsets
+from dearkd.jobs.teacher import admit_teacher
+from dearkd.jobs.train import train_stage
 from dearkd.plan import experiments
 from dearkd.plan.experiments import load_scale
 from dearkd.plan.stage import Teacher, Training
@@ -91,14 +94,14 @@ def test_a_cnn_with_weights_of_ones_own_teaches(folder):
     values["teachers"]["main"] = {"model": "resnet10t", "weights": "cnn.safetensors", "training": None}
     Path("mine.yaml").write_text(yaml.safe_dump(values))
     whole = experiments.load("mine.yaml")
-    workflow.subset(whole, "main")
-    workflow.teacher(whole, "main")
-    workflow.train(whole, whole.runs["dearkd-Ti"], 0, "I")
+    list_subsets(whole, "main")
+    admit_teacher(whole, "main")
+    train_stage(whole, whole.runs["dearkd-Ti"], 0, "I")
     taught = record.read(Path("results/mine/runs/dearkd-Ti/seed0/I.json"))["teacher"]
     assert taught["weights_sha256"] == record.read(Path("results/mine/teachers/main.json"))["weights_sha256"]
     save_file(timm.create_model("resnet10t", num_classes=5).state_dict(), "cnn.safetensors")
     with pytest.raises(InputError, match=r"cnn\.safetensors.*fc"):
-        workflow.teacher(whole, "main")
+        admit_teacher(whole, "main")
 
 
 def test_a_cnn_is_fine_tuned_from_weights_of_another_task(folder):
@@ -111,8 +114,8 @@ def test_a_cnn_is_fine_tuned_from_weights_of_another_task(folder):
     values["teachers"]["main"]["training"] |= {"lr": 1e-9, "weight_decay": 0.0}
     Path("mine.yaml").write_text(yaml.safe_dump(values))
     whole = experiments.load("mine.yaml")
-    workflow.subset(whole, "main")
-    workflow.train(whole, whole.runs["teacher-main"], 0, "I")
+    list_subsets(whole, "main")
+    train_stage(whole, whole.runs["teacher-main"], 0, "I")
     trained = load_file(whole.paths.state("teacher-main", 0, "I") / "student.safetensors")
     for name, parameter in net.named_parameters():
         if name.startswith("fc."):
@@ -125,10 +128,10 @@ def test_a_cnn_is_fine_tuned_from_weights_of_another_task(folder):
     Path("elsewhere.safetensors").unlink()
     assert [n.name for n in fetch.needs(whole) if n.missing] == [*missing, "weights resnet10t"]
     with pytest.raises(InputError, match=r"elsewhere\.safetensors: weights are missing"):
-        workflow.train(whole, whole.runs["teacher-main"], 1, "I")
+        train_stage(whole, whole.runs["teacher-main"], 1, "I")
     save_file({"conv1.weight": torch.zeros(2)}, "elsewhere.safetensors")
     with pytest.raises(InputError, match=r"elsewhere\.safetensors: weights of another network"):
-        workflow.train(whole, whole.runs["teacher-main"], 1, "I")
+        train_stage(whole, whole.runs["teacher-main"], 1, "I")
 
 
 def test_what_weights_and_start_are_for_is_said():
@@ -184,9 +187,9 @@ def test_an_empty_class_and_too_few_images_are_named(folder, tmp_path):
     for i in range(3):
         Image.new("L", (8, 8)).save(tmp_path / "few/b" / f"{i}.png")
     whole = experiments.load("mine.yaml")
-    workflow.subset(whole, "main")
+    list_subsets(whole, "main")
     with pytest.raises(InputError, match="shows 2 images, fewer than one batch of 32; lower `batch`"):
-        workflow.train(whole, whole.runs["deit-Ti"], 0, "I")
+        train_stage(whole, whole.runs["deit-Ti"], 0, "I")
 
 
 # ---------------------------------------------------------------------------------------------- what was saved

@@ -1,0 +1,55 @@
+"""A finished run on the test images."""
+
+from collections.abc import Sequence
+
+import torch
+
+from dearkd import record
+from dearkd.data import subsets
+from dearkd.data.loader import evaluation_loader
+from dearkd.jobs.inputs import available_device, data_record, trained_student
+from dearkd.plan import files
+from dearkd.plan.plan import Plan, Run
+from dearkd.train.evaluate import accuracy, hits, predict
+from dearkd.train.session import precision
+
+
+def evaluate_run(plan: Plan, run: Run, seed: int) -> None:
+    """Top-1 and top-5 of a finished run on the test images, each image's prediction kept beside the record."""
+    stage = run.stages[-1]
+    model, trained = trained_student(plan, run, seed)
+    torch.set_num_threads(plan.resources("evaluate").threads)
+    device = available_device()
+    split = subsets.splits(plan, stage.data_name)["test"]
+    logits, labels = predict(
+        model.to(device),
+        evaluation_loader(split, stage.data, 256, plan.scale.loader_workers),
+        device,
+        precision(stage.training.precision, device),
+    )
+    record.write(
+        plan.paths.metrics(run.name, seed),
+        {
+            "scale": plan.scale.name,
+            "run": run.name,
+            "seed": seed,
+            "fingerprint": run.fingerprint(stage.name),
+            "weights_sha256": trained["weights_sha256"],
+            "data": {
+                "name": stage.data_name,
+                "split": "test",
+                "images": len(labels),
+                "sha256": data_record(plan, stage.data_name)["sha256"]["test"],
+            },
+            "metrics": {"top1": accuracy(logits, labels), "top5": accuracy(logits, labels, 5)},
+            "parameters": sum(p.numel() for p in model.parameters()),
+            **record.provenance(),
+        },
+        {"predictions.csv": _predictions(split.names, logits, labels)},
+    )
+
+
+def _predictions(names: Sequence[str], logits: torch.Tensor, labels: torch.Tensor) -> str:
+    """CSV from which anyone can count the accuracies: image, label, the class predicted, label among the best five."""
+    columns = (labels.tolist(), logits.argmax(1).tolist(), hits(logits, labels, 5).int().tolist())
+    return files.table(("image", "label", "top1", "in_top5"), zip(names, *columns, strict=True))

@@ -1,0 +1,45 @@
+"""Which images are whose: the lists of a data set's splits and fractions."""
+
+import dataclasses
+
+from dearkd import record
+from dearkd.data import datasets, folder, subsets
+from dearkd.jobs.preflight import preflight
+from dearkd.plan import files
+from dearkd.plan.plan import Plan
+from dearkd.plan.stage import IN_FILES
+from dearkd.schema import to_json
+
+
+def list_subsets(plan: Plan, name: str) -> None:
+    """List the files of data set `name`, its test images, validation split and every fraction; write what they are.
+
+    Says in one line what of a folder is left out. Raises one InputError that lists every file which cannot be used.
+    """
+    spec, place = plan.scale.data[name], plan.paths.subsets(name)
+    if name == "main":
+        preflight(plan)  # of every workflow the first job
+    sets = datasets.read(dataclasses.replace(spec, label_noise=0.0))
+    named = [s.fraction for run in plan.runs.values() for s in run.stages if s.data_name == name]
+    fractions = (*(plan.scale.fractions if name == "main" else ()), *sorted(named), 100)
+    draws = plan.scale.seeds if plan.scale.subset_draw == "seed" else ()
+    train = sets["train"]
+    classes = folder.class_names(train) if spec.kind == "folder" else {}
+    chosen = subsets.choose(train.labels, spec, fractions, plan.scale.subset_seed, draws, classes)
+    lists = {"test.txt": "".join(f"{name}\n" for name in sets["test"].names)}
+    described = {"sha256": {k: v.sha256() for k, v in {**sets, "train": datasets.noisy(train, spec)}.items()}}
+    if spec.kind in IN_FILES:
+        lists[files.LIST], described = subsets.list_files(plan, name, sets)
+        print(described["survey"])
+    subsets.write(train, chosen, place, lists)
+    record.write(
+        place / "data.json",
+        {
+            "data": name,
+            "spec": to_json(spec),
+            "subset_seed": plan.scale.subset_seed,
+            "images": {**{k: len(v) for k, v in sets.items()}, **{k: len(v) for k, v in chosen.items()}},
+            **described,
+            **record.provenance(),
+        },
+    )
