@@ -15,7 +15,10 @@ from timm.loss import BinaryCrossEntropy
 from timm.models import convit
 
 from dearkd import record, strict_yaml
-from dearkd.jobs import workflow
+from dearkd.jobs.evaluate import evaluate_run
+from dearkd.jobs.subset import list_subsets
+from dearkd.jobs.teacher import admit_teacher
+from dearkd.jobs.train import train_stage
 from dearkd.model import students
 from dearkd.model.aligner import Pointwise
 from dearkd.model.attention import MHCA
@@ -282,13 +285,13 @@ def trained(tmp_path_factory):
     os.chdir(folder)
     try:
         plan = experiments.load("rivals.yaml")
-        workflow.subset(plan, "main")
-        workflow.train(plan, plan.runs["teacher-main"], 0, "I")
-        workflow.teacher(plan, "main")
+        list_subsets(plan, "main")
+        train_stage(plan, plan.runs["teacher-main"], 0, "I")
+        admit_teacher(plan, "main")
         for run in plan.runs_of("rivals"):
             for stage in run.stages:
-                workflow.train(plan, run, 0, stage.name)
-            workflow.evaluate(plan, run, 0)
+                train_stage(plan, run, 0, stage.name)
+            evaluate_run(plan, run, 0)
         tables.write(plan, "rivals")
     finally:
         os.chdir(before)
