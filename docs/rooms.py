@@ -92,21 +92,17 @@ def _columns(name: str, columns: list[str], graph: Rooms) -> list[int]:
 
 
 def _lines(name: str, width: int, opens: set[str] | None) -> list[tuple[str, str]]:
-    """(text, style) of a box: name, what it is in its own words, modules."""
-    folder = Path("dearkd") if name == "ground" else Path("dearkd", name)
-    if opens is not None:
-        said, below = _docstring(folder.with_suffix(".py")).replace("`", ""), f"imports {', '.join(sorted(opens))}"
-    else:
+    """(text, style) of a box: name, what it is in its own words, and what it imports or has."""
+    title, below = f"dearkd/{name}/", ""
+    if name == "ground":
         graph, doors = rooms()
-        inside = [p.relative_to(folder).with_suffix("").as_posix() for p in MODULES if p.is_relative_to(folder)]
-        if name == "ground":
-            inside = [i for i in inside if "/" not in i and i not in graph and i not in doors]
-        said = "Records, keys, schemas and files, which every room may use." if name == "ground" else ""
-        said = said or _docstring(folder / "__init__.py")
-        below = ", ".join(i for i in inside if not i.endswith("__init__"))
-    title = {"ground": "dearkd/*.py", "__main__": "python -m dearkd"}.get(
-        name, f"dearkd/{name}{'.py' if opens else '/'}"
-    )
+        title, said = "dearkd/*.py", "Records, keys, schemas and files, which every room may use."
+        below = ", ".join(p.stem for p in MODULES if len(p.parts) == 2 and p.stem not in {"__init__", *graph, *doors})
+    elif opens is None:
+        said = _docstring(Path("dearkd", name, "__init__.py"))
+    else:
+        title = "python -m dearkd" if name == "__main__" else f"dearkd/{name}.py"
+        said, below = _docstring(Path(f"dearkd/{name}.py")).replace("`", ""), f"imports {', '.join(sorted(opens))}"
     return [
         (title, 'font-size="13" font-weight="bold"'),
         *((line, 'font-size="11.5"') for line in textwrap.wrap(said, width, break_long_words=False)),
