@@ -22,6 +22,7 @@ from dearkd.schema import default
 
 Path = tuple[str, ...]
 """The keys from a scale to one of its values. A key may contain dots: `peers` has labels of systems."""
+METHOD = "paper, Sec. 3.1"
 SETUP = "paper, Sec. 5.1"
 DATA_FREE = "paper, Sec. 5.5"
 DEIT = "DeiT"
@@ -48,14 +49,17 @@ DEFAULTS: dict[type, dict[str, str]] = {
         DEIT: "weight_decay betas momentum warmup_epochs warmup_lr min_lr drop_path",
         OURS: "lr_scaling stage2_lr stage2_peak subset_schedule",
         CODE: "micro_batch validate_every precision",
-        OFF: "clip ema compile",
+        OFF: "clip ema compile nesterov",
     },
     Rpe: {
+        METHOD: "mix",
         OURS: "init alpha form scale param positive learn_delta drop drop_mode per_sample coord value_identity "
         "weight_decay",
         CODE: "path",
     },
     Distillation: {
+        METHOD: "kind",
+        DEIT: "temperature",
         KEY: "teacher",
         OURS: "alpha beta pairs hidden_norm hidden_ln pooled_head pool_before_norm freeze_rpe",
     },
@@ -94,7 +98,9 @@ def idle(spec: Any) -> tuple[str, ...]:
         pixels = "crop_scale flip auto erasing decode" if spec.kind != "timm" else ""
         return (*pixels.split(), *(("mix", "switch") if not spec.mixup and not spec.cutmix else ()))
     if isinstance(spec, Training):
-        return ("momentum",) if spec.optimiser == "adamw" else ("betas",)
+        return ("momentum", "nesterov") if spec.optimiser == "adamw" else ("betas",)
+    if isinstance(spec, Distillation):
+        return ("temperature",) if spec.kind == "hard" else ()
     return ()
 
 
