@@ -1,0 +1,103 @@
+"""How images are made out of a teacher."""
+
+from typing import Annotated, Literal
+
+from dearkd.plan.training import Augment, Betas
+from dearkd.schema import Count, InputError, Positive, Several, Share, Weight, Whole, Within, spec
+
+MOST_SHARDS = 10_000
+"""Of a set of images or of labels: four digits number them, and each is a job."""
+
+
+@spec
+class Phase:
+    """A part of synthesis at one resolution."""
+
+    size: Annotated[int, Within(1, 8192)]
+    """Side in pixels to which the images are average-pooled before the teacher sees them."""
+    iterations: Count
+    lr: Positive
+
+
+@spec
+class Synthesis:
+    """Images out of a teacher: the terms of Eq. 8-13 with their weights, and how they are minimised (Sec. 4).
+
+    Which terms are in is the method's (`methods.SYNTHESIS`); defaults are the paper's, or DeepInversion's.
+    """
+
+    teacher: str = "main"
+    """Name under the scale's `teachers`."""
+    images: Count = 140_000
+    """Rounded up to whole batches. DeepInversion released 140,000; Table 5 implies about 640,000."""
+    classes: Annotated[tuple[Whole, ...], Several()] = ()
+    """Classes to make images of; empty: all."""
+    batch_classes: Count = 6
+    per_class: Count = 7
+    """A batch is batch_classes x per_class images, which share BatchNorm statistics."""
+    together: Count = 8
+    """Batches in one forward, each with its own statistics; changes speed, not the result."""
+    shard_batches: Count = 80
+    """Batches that one job makes."""
+    phases: tuple[Phase, ...] = (Phase(size=112, iterations=2000, lr=0.5), Phase(size=224, iterations=2000, lr=0.01))
+    ce: Weight = 1.0
+    tv: Weight = 1e-4
+    l2: Weight = 1e-5
+    r_bn: Weight = 0.05
+    first_bn: Weight = 10.0
+    """Factor of the first BatchNorm layer in R_BN."""
+    competition: Weight = 0.2
+    """ADI's weight of 1 - JS between teacher and student."""
+    easy_positive: Weight = 50.0
+    triplet: Weight = 0.5
+    margin: Weight = 0.3
+    feature: Literal["pooled", "logits"] = "pooled"
+    """Latent code in which easy positives and triplets are compared: pooled penultimate features, or logits."""
+    feature_norm: bool = True
+    """Bring the code to length 1, so that Eq. 11 is bounded; raw codes swamp every other term."""
+    jitter: Whole = 30
+    """Largest shift in pixels at full resolution, rolled around."""
+    flip: Share = 0.5
+    augment: Augment | None = None
+    """Shift, rotate and zoom each image before the teacher sees it, in place of jitter and flip."""
+    start: Literal["noise", "background"] = "noise"
+    """Start from N(0, 1) in normalised pixels, or from faint noise on black."""
+    betas: Betas = (0.5, 0.9)
+    warmup: Whole = 100
+    """Iterations of linear warm-up in each phase, before its cosine."""
+    keep: Literal["last", "best"] = "last"
+    """The final iterate, or that of the lowest loss in the last phase, batch by batch."""
+    rounds: Annotated[int, Within(1, 100)] = 4
+    """ADI: parts of the set, each made in competition with a student trained on those before. The first competes with
+    the student that learned from DeepInversion's images."""
+    student: str = "Ti"
+    """ADI: size of the competing DearKD student."""
+    verifier: str = ""
+    """ADI: a key of `teachers` that competes in the student's place, as in NVlabs' code. It has seen real images, so
+    what comes out is not data-free, and tables say so."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Autocast on a GPU; statistics and losses are always fp32."""
+
+    def __post_init__(self) -> None:
+        if not self.phases:
+            raise InputError("phases: at least one is needed")
+        if self.shards > MOST_SHARDS:
+            raise InputError(f"images: {self.shards:,} shards; at most {MOST_SHARDS:,}, so raise shard_batches")
+        if self.easy_positive and self.per_class < 2:
+            raise InputError("per_class: easy positives need at least 2 images of a class in a batch")
+
+    @property
+    def batch(self) -> int:
+        return self.batch_classes * self.per_class
+
+    @property
+    def batches(self) -> int:
+        return -(-self.images // self.batch)
+
+    @property
+    def shards(self) -> int:
+        return -(-self.batches // self.shard_batches)
+
+    def made(self, shards: int = 0) -> int:
+        """Images in the first so many shards; 0: in all."""
+        return min((shards or self.shards) * self.shard_batches, self.batches) * self.batch

