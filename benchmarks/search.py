@@ -33,7 +33,7 @@ from dearkd.data import datasets, subsets
 from dearkd.jobs.inputs import available_device
 from dearkd.model import students, teachers
 from dearkd.plan import experiments, methods
-from dearkd.plan.plan import Paths
+from dearkd.plan.paths import Paths
 from dearkd.plan.scale import Scale
 from dearkd.plan.stage import Data, Stage, subset_name
 from dearkd.schema import InputError, build, fingerprint, spec, unknown

@@ -1,44 +1,16 @@
 """A plan: which runs there are, which table or figure shows them, and where each lies. `experiments.load` makes one."""
 
-import dataclasses
 from functools import cached_property
-from pathlib import Path
 from typing import Literal
 
 from dearkd.plan.methods import REAL
+from dearkd.plan.paths import Paths
 from dearkd.plan.scale import Peer, Resources, Scale
 from dearkd.plan.stage import LOSSES, Augment, Data, Source, Stage, Teacher, subset_name
-from dearkd.schema import InputError, Pairs, fingerprint, home, slug, spec, unknown
+from dearkd.plan.tables import Cell, Figure, Kind, Metric, Row, Table
+from dearkd.schema import InputError, Pairs, fingerprint, home, spec, unknown
 
-Metric = Literal[
-    "top1",
-    "top5",
-    "lpips",
-    "lpips_se",
-    "lpips_vgg",
-    "lpips_alex",
-    "lpips_blurred",
-    "lpips_blurred_se",
-    "easy_positive",
-    "teacher_top1",
-    "parameters",
-    "gmacs",
-    "input_size",
-    "throughput",
-    "ratio",
-    "ratio_dense",
-]
-"""What records measure and tables show."""
-Kind = Literal[
-    "accuracy_against_data",
-    "attention_distance",
-    "pipeline",
-    "aligner",
-    "data_free_pipeline",
-    "latent_space",
-    "image_grid",
-]
-"""Functions of `figures.py`."""
+__all__ = ["Cell", "Figure", "Kind", "Labels", "Metric", "Paths", "Plan", "Row", "Run", "Table"]
 
 
 @spec
@@ -126,64 +98,6 @@ class Labels:
 
 
 @spec
-class Cell:
-    """One place in a table: the keys that name it, the run that fills it, the paper's number for it."""
-
-    keys: Pairs
-    run: str
-    """A run, a system whose weights others have trained, or, in a table that reads `diversity`, a set of images;
-    empty: nothing of ours, the paper's number is quoted."""
-    paper: float | None
-
-
-@spec
-class Row:
-    label: str
-    method: str
-    student: str
-    columns: Pairs
-    """Values of the table's own columns, for example the switches of Table 1."""
-    architecture: str = ""
-    """timm name of the true architecture, whose size and throughput stand in the row; empty: none."""
-    cells: tuple[Cell, ...]
-
-
-@spec
-class Table:
-    name: str
-    title: str
-    metric: Metric
-    columns: tuple[str, ...]
-    across: str
-    """Key that runs over the columns of numbers, for example fraction; empty: one column."""
-    gap_to: str
-    """Label of the row that the others fall short of, for the metric `gap`; empty: none."""
-    delta_to: str
-    """Label of the row from which the others' difference is counted, for the metric `delta`; empty: none."""
-    also: tuple[Metric, ...]
-    """Further metrics, without a number in the paper."""
-    note: str
-    """A sentence under the table; {net}, {trunk}, {colour} and {size} are LPIPS's, {images} is the size of a synthetic
-    set."""
-    reads: Literal["metrics", "diversity"]
-    """Which records fill it: evaluations of runs, or diversity of sets of images."""
-    rows: tuple[Row, ...]
-
-
-@spec
-class Figure:
-    name: str
-    title: str
-    kind: Kind
-    """The function of `figures.py` that draws it."""
-    reads: Literal["metrics", "curves", "teachers", "diversity"]
-    """Which records it needs."""
-    rows: tuple[Row, ...]
-    table: str
-    """The table whose cells it draws; empty: none."""
-
-
-@spec
 class Plan:
     scale: Scale
     runs: dict[str, Run]
@@ -197,7 +111,7 @@ class Plan:
     figures: dict[str, Figure]
 
     @cached_property
-    def paths(self) -> "Paths":
+    def paths(self) -> Paths:
         return Paths(self.scale.name, home(self.scale.checkpoints))
 
     def run(self, name: str) -> Run:
@@ -268,94 +182,3 @@ class Plan:
     def resources(self, kind: str) -> Resources:
         """What a kind of job asks for at this scale."""
         return self.scale.resources.get(kind, Resources())
-
-
-@dataclasses.dataclass(frozen=True)
-class Paths:
-    """Where everything of a scale lies, relative to the project's folder."""
-
-    scale: str
-    checkpoints: str = "checkpoints"
-
-    @property
-    def results(self) -> Path:
-        return Path("results") / self.scale
-
-    @property
-    def figures(self) -> Path:
-        return Path("figures") / self.scale
-
-    def subsets(self, data: str) -> Path:
-        """Folder with the list of each fraction and of the validation split."""
-        return self.results / "subsets" / data
-
-    def seen(self, data: str) -> Path:
-        """Sizes and times of the files of a data set when their contents were last read on this machine."""
-        return Path(self.checkpoints) / self.scale / "seen" / f"{data}.csv"
-
-    def presized(self, data: str) -> Path:
-        """Record of the smaller copy of a data set's training images."""
-        return self.results / "presized" / f"{data}.json"
-
-    def presized_images(self, data: str, side: int) -> Path:
-        """Folder of that copy, laid out as the original."""
-        return Path(self.checkpoints) / self.scale / "presized" / f"{data}-{side}"
-
-    def teacher(self, name: str) -> Path:
-        """Record of a teacher that has passed its accuracy gate."""
-        return self.results / "teachers" / f"{name}.json"
-
-    def seed(self, run: str, seed: int) -> Path:
-        return self.results / "runs" / run / f"seed{seed}"
-
-    def stage(self, run: str, seed: int, stage: str) -> Path:
-        """Record of a finished stage."""
-        return self.seed(run, seed) / f"{stage}.json"
-
-    def metrics(self, run: str, seed: int) -> Path:
-        """Record of a run's evaluation on the test images; its predictions lie beside it."""
-        return self.seed(run, seed) / "metrics.json"
-
-    def state(self, run: str, seed: int, stage: str) -> Path:
-        """Folder of a stage's checkpoints and exported weights."""
-        return Path(self.checkpoints) / self.scale / run / f"seed{seed}" / stage
-
-    def pretrained(self, label: str) -> Path:
-        """Record of the evaluation of a system that others have trained."""
-        return self.results / "pretrained" / f"{slug(label.replace('/', '-'))}.json"
-
-    @property
-    def throughput(self) -> Path:
-        """Record of the size and throughput of the architectures of Table 3."""
-        return self.results / "architectures.json"
-
-    def teacher_weights(self, name: str) -> Path:
-        """The teacher's weights as every job of this scale reads them."""
-        return Path(self.checkpoints) / self.scale / "teachers" / f"{name}.safetensors"
-
-    def kept_weights(self, name: str) -> Path:
-        """A small teacher's weights beside its record, so that a clone can go on with the very same teacher."""
-        return self.teacher(name).with_suffix(".safetensors")
-
-    def labels(self, name: str, seed: int, shard: int) -> Path:
-        """Record of a shard of a teacher's labels."""
-        return self.results / "labels" / name / f"seed{seed}" / f"{shard:04d}.json"
-
-    def label_file(self, name: str, seed: int, shard: int) -> Path:
-        """The labels themselves, uint16 by epoch and position; their checkpoints lie in the folder of the same name."""
-        return Path(self.checkpoints) / self.scale / "labels" / name / f"seed{seed}" / f"{shard:04d}.npy"
-
-    def images(self, source: str, seed: int) -> Path:
-        """Folder with the records of a set of images: its shards, its diversity, latent codes and a sample."""
-        return self.results / "images" / source / f"seed{seed}"
-
-    def shard(self, source: str, seed: int, shard: int) -> Path:
-        """Record of a finished shard of synthetic images."""
-        return self.images(source, seed) / f"shard-{shard:04d}.json"
-
-    def diversity(self, source: str, seed: int) -> Path:
-        return self.images(source, seed) / "diversity.json"
-
-    def archive(self, source: str, seed: int, shard: int) -> Path:
-        """The shard's images, a zip file of PNG; its checkpoints lie in the folder of the same name."""
-        return Path(self.checkpoints) / self.scale / "images" / source / f"seed{seed}" / f"shard-{shard:04d}.zip"

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from dearkd import schema
-from dearkd.plan import data, model, plan, scale, stage, synthesis, teacher, training
+from dearkd.plan import data, model, plan, scale, stage, synthesis, tables, teacher, training
 from dearkd.plan.experiments import MATRIX, load
 from dearkd.plan.scale import Scale
 from dearkd.plan.scale_file import load_scale
@@ -42,7 +42,7 @@ HOSTILE = [
 ]
 SPECS = [
     cls
-    for module in (data, model, training, teacher, synthesis, stage, scale, plan)
+    for module in (data, model, training, teacher, synthesis, stage, scale, plan, tables)
     for cls in vars(module).values()
     if dataclasses.is_dataclass(cls) and cls.__module__ == module.__name__ and cls is not plan.Paths
 ]

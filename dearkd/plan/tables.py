@@ -1,0 +1,93 @@
+"""What is shown: tables and figures, each row and cell resolved to the run behind it."""
+
+from typing import Literal
+
+from dearkd.schema import Pairs, spec
+
+Metric = Literal[
+    "top1",
+    "top5",
+    "lpips",
+    "lpips_se",
+    "lpips_vgg",
+    "lpips_alex",
+    "lpips_blurred",
+    "lpips_blurred_se",
+    "easy_positive",
+    "teacher_top1",
+    "parameters",
+    "gmacs",
+    "input_size",
+    "throughput",
+    "ratio",
+    "ratio_dense",
+]
+"""What records measure and tables show."""
+Kind = Literal[
+    "accuracy_against_data",
+    "attention_distance",
+    "pipeline",
+    "aligner",
+    "data_free_pipeline",
+    "latent_space",
+    "image_grid",
+]
+"""Functions of `figures.py`."""
+
+
+@spec
+class Cell:
+    """One place in a table: the keys that name it, the run that fills it, the paper's number for it."""
+
+    keys: Pairs
+    run: str
+    """A run, a system whose weights others have trained, or, in a table that reads `diversity`, a set of images;
+    empty: nothing of ours, the paper's number is quoted."""
+    paper: float | None
+
+
+@spec
+class Row:
+    label: str
+    method: str
+    student: str
+    columns: Pairs
+    """Values of the table's own columns, for example the switches of Table 1."""
+    architecture: str = ""
+    """timm name of the true architecture, whose size and throughput stand in the row; empty: none."""
+    cells: tuple[Cell, ...]
+
+
+@spec
+class Table:
+    name: str
+    title: str
+    metric: Metric
+    columns: tuple[str, ...]
+    across: str
+    """Key that runs over the columns of numbers, for example fraction; empty: one column."""
+    gap_to: str
+    """Label of the row that the others fall short of, for the metric `gap`; empty: none."""
+    delta_to: str
+    """Label of the row from which the others' difference is counted, for the metric `delta`; empty: none."""
+    also: tuple[Metric, ...]
+    """Further metrics, without a number in the paper."""
+    note: str
+    """A sentence under the table; {net}, {trunk}, {colour} and {size} are LPIPS's, {images} is the size of a synthetic
+    set."""
+    reads: Literal["metrics", "diversity"]
+    """Which records fill it: evaluations of runs, or diversity of sets of images."""
+    rows: tuple[Row, ...]
+
+
+@spec
+class Figure:
+    name: str
+    title: str
+    kind: Kind
+    """The function of `figures.py` that draws it."""
+    reads: Literal["metrics", "curves", "teachers", "diversity"]
+    """Which records it needs."""
+    rows: tuple[Row, ...]
+    table: str
+    """The table whose cells it draws; empty: none."""
