@@ -1,10 +1,11 @@
 """Where the runs of a scale stand: done, running, stopped, stale or missing, how far, for how long yet."""
 
+import collections
 import contextlib
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,8 +43,12 @@ def standings(plan: Plan, runs: list[Run], held: set[Path]) -> list[Standing]:
     return [_stage(plan, run, seed, name, held, changed) for run in runs for seed in run.seeds for name in _names(run)]
 
 
-def describe(found: list[Standing]) -> str:
-    """A line for each stage that is not done, one for all seeds that miss it, then the counts."""
+def describe(found: list[Standing], shown: Mapping[str, set[str]] | None = None) -> str:
+    """A line for each stage that is not done, one for all seeds that miss it, then the counts.
+
+    shown: names of runs by table or figure. With it a line for each of those counts what is missing, in the place of
+    a line for each missing stage.
+    """
     missing: dict[tuple[str, str], list[int]] = {}
     for s in found:
         if s.state == "missing":
@@ -54,10 +59,16 @@ def describe(found: list[Standing]) -> str:
         + (f"  {_duration(s.seconds_left)} left" if s.seconds_left is not None else "")
         + (f"  {s.note}" if s.note else "")
         for s in found
-        if s.state != "done" and (s.state != "missing" or s.seed == missing[s.run, s.stage][0])
+        if s.state != "done"
+        and (s.state != "missing" or (s.seed == missing[s.run, s.stage][0] and (s.note or not shown)))
     ]
-    counts = {state: sum(s.state == state for s in found) for state in dict.fromkeys(s.state for s in found)}
-    return "\n".join([*lines, ", ".join(f"{count} {state}" for state, count in counts.items()) or "no runs"])
+    lines += [f"{name:<9}{_counts([s for s in found if s.run in runs])}" for name, runs in (shown or {}).items()]
+    return "\n".join([*lines, f"{'all':<9}{_counts(found)}" if shown else _counts(found)])
+
+
+def _counts(found: list[Standing]) -> str:
+    counts = collections.Counter(s.state for s in found)
+    return ", ".join(f"{count} {state}" for state, count in counts.items()) or "no runs"
 
 
 def _names(run: Run) -> list[str]:

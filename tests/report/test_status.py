@@ -40,11 +40,23 @@ def test_seeds_that_miss_the_same_stage_share_a_line():
     ]
 
 
+def test_without_a_target_a_line_for_each_table_counts_what_is_missing():
+    """What runs, was stopped or is stale has its line all the same."""
+    found = [status.Standing(run, 0, "I", "missing") for run in "abc"]
+    found += [status.Standing("d", 0, "I", "done"), status.Standing("d", 0, "II", "stopped", 5, 10)]
+    assert status.describe(found, {"table1": {"a", "d"}, "figure1": {"b"}}).splitlines() == [
+        "stopped  d seed 0 stage II  step 5 of 10 (50 %)",
+        "table1   1 missing, 1 done, 1 stopped",
+        "figure1  1 missing",
+        "all      3 missing, 1 done, 1 stopped",
+    ]
+
+
 def test_done_missing_and_stale(project):
-    before = ask()
+    before = ask("table2")
     assert not line_of(before, "dearkd-Ti") and line_of(before, "deit-Ti").startswith("missing")
     done = before.splitlines()[-1]
-    assert "3 done" in done and "missing" in done  # the teacher and both stages of DearKD
+    assert "2 done" in done and "missing" in done  # both stages of DearKD
     path = experiments.load("smoke").paths.stage("dearkd-Ti", 0, "I")
     values = record.read(path)
     values["specs"][0]["training"]["lr"] = 1.0
