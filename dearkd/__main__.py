@@ -124,7 +124,8 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--gpus", type=int, default=8, help="how many GPUs share the work")
     show = verb(_show, "print a run, a teacher or a set of images as YAML: every value, and where it comes from")
     show.add_argument("name", help="as `plan` lists the runs; deepinversion, adi, df_dearkd; a key of `teachers`")
-    verb(_status, "list where the runs of tables and figures stand, all by default").add_argument("targets", nargs="*")
+    stand = verb(_status, "say where the runs of tables and figures stand, by table, or one by one of those named")
+    stand.add_argument("targets", nargs="*")
     verb(_fetch, "bring the weights and public data sets that a scale needs").add_argument(
         "--check", action="store_true", help="only list what is missing"
     )
@@ -149,6 +150,8 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--seed", type=_seed, default=0)
     export.add_argument("--out", type=Path, required=True, help="folder")
     export.add_argument("--onnx", action="store_true", help="model.onnx too")
+    export.add_argument("--push", default="", metavar="ORG/NAME", help="send the folder to the hub too")
+    export.add_argument("--dry-run", action="store_true", help="write the folder, say what --push would send")
     synthesize = verb(_synthesize, "make a shard of synthetic images, or (--teacher) invert a timm CNN of your own")
     synthesize.add_argument("source", nargs="?", help="method of the matrix: deepinversion, adi, df_dearkd")
     synthesize.add_argument("--seed", type=_seed, default=0)
@@ -202,6 +205,8 @@ def _parser() -> argparse.ArgumentParser:
     verb(_curves, "draw a run's training curves from its records", "run")
     verb(_claims, "judge the paper's claims on the records and on the paper's own numbers")
     verb(_report, "write one HTML page of all tables, figures, claims, costs and records")
+    crate = verb(_crate, "describe all records of all scales as one RO-Crate, for an archive", scale=False)
+    crate.add_argument("--out", type=Path, default=Path("ro-crate-metadata.json"))
     return parser
 
 
@@ -257,7 +262,9 @@ def _status(args: argparse.Namespace) -> None:
     plan = _load(args)
     runs = plan.runs_of(*args.targets) if args.targets else list(plan.runs.values())
     folders = {plan.paths.state(run.name, seed, s.name) for run in runs for seed in run.seeds for s in run.stages}
-    print(status.describe(status.standings(plan, runs, {folder for folder in folders if lease.held(folder)})))
+    names = [] if args.targets else [*plan.tables, *plan.figures]
+    shown = {name: {run.name for run in plan.runs_of(name)} for name in names if plan.runs_of(name)}
+    print(status.describe(status.standings(plan, runs, {folder for folder in folders if lease.held(folder)}), shown))
 
 
 def _fetch(args: argparse.Namespace) -> None:
@@ -323,11 +330,18 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from dearkd.jobs import export
+    from dearkd.jobs import export, publish
 
-    plan = _load(args)
-    export.export(plan, plan.run(args.run), args.seed, args.out, args.onnx)
-    print(f'timm.create_model("local-dir:{args.out}", pretrained=True)')
+    plan, repository = _load(args), args.push and publish.checked(args.push)
+    if args.dry_run and not repository:
+        raise InputError("--dry-run says what --push ORG/NAME would send: name the repository")
+    source = f"hf-hub:{repository}" if repository else f"local-dir:{args.out}"
+    names = export.export(plan, plan.run(args.run), args.seed, args.out, args.onnx, source)
+    if args.dry_run:
+        print(publish.listed(args.out, names, repository))
+    elif repository:
+        print(publish.push(args.out, names, repository, f"{args.run}, seed {args.seed}, scale {plan.scale.name}"))
+    print(f'timm.create_model("{source}", pretrained=True)')
 
 
 def _synthesize(args: argparse.Namespace) -> None:
@@ -480,6 +494,12 @@ def _report(args: argparse.Namespace) -> None:
     from dearkd.report import page
 
     print(f"Report: {page.write(_load(args))}")
+
+
+def _crate(args: argparse.Namespace) -> None:
+    from dearkd.report import crate
+
+    print(crate.write(args.out))
 
 
 def _unchanged(planned: str, current: str, run: str) -> None:

@@ -13,6 +13,7 @@ from timm.models._hub import save_config_for_hf
 from torch import nn
 
 from dearkd import disk
+from dearkd.jobs import publish
 from dearkd.jobs.inputs import trained_student
 from dearkd.plan import files, verify
 from dearkd.plan.plan import Plan, Run
@@ -25,8 +26,10 @@ WRITTEN = re.compile(r"\n<!-- dearkd export wrote (\{.*\}) -->\n\Z")
 """The card's last line: the sha256 of each file of the folder, the card above the line included."""
 
 
-def export(plan: Plan, run: Run, seed: int, folder: Path, onnx: bool = False) -> None:
+def export(plan: Plan, run: Run, seed: int, folder: Path, onnx: bool = False, source: str = "") -> list[str]:
     """Write a finished run's weights, timm's config.json, a model card and, if asked for, ONNX into `folder`.
+
+    Returns the names of the files. source: where the card says that timm finds the model; default: the folder.
 
     `timm.create_model(f"local-dir:{folder}", pretrained=True)`, after `import dearkd.models`, gives the same logits.
     An earlier export in `folder` is replaced. Raises InputError where `folder` has a file of these names that no export
@@ -58,12 +61,14 @@ def export(plan: Plan, run: Run, seed: int, folder: Path, onnx: bool = False) ->
     }
     if onnx:
         content[ONNX] = to_onnx(model, stage.data)
-    content[CARD] = card(plan, run, records, tested, folder, names, disk.sha256_of(content[WEIGHTS]), onnx)
+    source = source or f"local-dir:{folder}"
+    content[CARD] = card(plan, run, records, tested, source, names, disk.sha256_of(content[WEIGHTS]), onnx)
     sums = {name: disk.sha256_of(raw) for name, raw in content.items()}
     content[CARD] += f"\n<!-- dearkd export wrote {json.dumps(sums)} -->\n"
     disk.write_all({folder / name: raw for name, raw in content.items()})
     if ONNX in own and not onnx:
         (folder / ONNX).unlink()  # of other weights
+    return list(content)
 
 
 def _written(folder: Path) -> set[str]:
@@ -80,13 +85,13 @@ def _written(folder: Path) -> set[str]:
 
 
 def class_names(plan: Plan, run: Run, seed: int) -> list[str]:
-    """The name of each output's class, in order, of images in class folders; none where they have no names.
+    """The name of each output's class, in order; none where they have no names.
 
-    Read from the verified predictions on the test images, each of which lies in the folder of its class.
+    Of class folders, read from the verified predictions: each test image is in the folder of its class.
     """
     data = run.stages[-1].data
     if data.kind != "folder":
-        return []
+        return publish.named(data)
     lines = verify.rows(plan.paths.metrics(run.name, seed).with_name("predictions.csv"))
     found = {int(line["label"]): line["image"].partition("/")[0] for line in lines}
     return [found[label] for label in range(data.classes)] if len(found) == data.classes else []
@@ -138,7 +143,7 @@ def card(
     run: Run,
     records: list[dict[str, Any]],
     tested: dict[str, Any],
-    folder: Path,
+    source: str,
     names: list[str],
     weights_sha256: str,
     onnx: bool = False,
@@ -159,7 +164,8 @@ def card(
         teacher=taught and {"model": taught[0], "top1": records[0]["teacher"]["top1"]},
         tested=tested,
         weights_sha256=weights_sha256,
-        folder=folder,
+        source=source,
+        metadata=publish.metadata(f"{run.name}-{plan.scale.name}", run.stages, plan.scale.summary, tested),
         onnx=onnx,
         command=f"snakemake -c2 --config scale={plan.scale.name} -- {plan.paths.metrics(run.name, tested['seed'])}",
     )
