@@ -41,16 +41,19 @@ GPU = $(shell { nvidia-smi -L || ls /dev/nvidia0; } 2>/dev/null)
 REACHED = $(shell $(PYTHON) -c "import urllib.request as u; u.urlopen('$(CPU_INDEX)/torch/', timeout=10); print(1)" 2>/dev/null)
 TORCH_INDEX ?= $(or $(if $(filter Linux,$(shell uname -s)),$(if $(GPU),,$(if $(REACHED),$(CPU_INDEX)))),pypi)
 
-# Stopped at any moment, it is started again by the same call: pip keeps what it has downloaded and installed.
-$(BIN)/installed: requirements.lock
+# What is downloaded is checked against the sha256 in the lock files. A CPU index builds its own torch: its version alone is
+# fixed. CUDA's packages are those that torch asks for. Stopped at any moment, the same call resumes.
+TORCH = $$(grep -oE '^torch(vision)?==[^ ;]+' requirements-torch.lock)
+PIP = PIP_RESUME_RETRIES=20 $(BIN)/pip install
+$(BIN)/installed: requirements.lock requirements-torch.lock
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or later is needed, this is ' + sys.version)"
 	@$(PYTHON) -m venv .venv
 	$(eval INDEX := $(TORCH_INDEX))
 	@echo "Installing into .venv: torch from $(INDEX), $(if $(filter $(CPU_INDEX),$(INDEX)),for the CPU: about 0.2 GB,with CUDA on Linux: about 3 GB)"
-	@PIP_RESUME_RETRIES=20 $(BIN)/pip install $(if $(filter-out pypi,$(INDEX)),--index-url $(INDEX)) \
-		$$(grep -oE '^torch(vision)?==[^ ;]+' requirements.lock)
+	@$(if $(filter pypi,$(INDEX)),$(PIP) --no-deps --require-hashes -r requirements-torch.lock && )\
+		$(PIP) $(if $(filter-out pypi,$(INDEX)),--index-url $(INDEX)) $(TORCH)
 	@echo "Installing into .venv: all other packages of requirements.lock, about 0.5 GB"
-	@PIP_RESUME_RETRIES=20 $(BIN)/pip install -q -r requirements.lock
+	@$(PIP) -q --no-deps --require-hashes -r requirements.lock
 	@touch $@
 
 # The package itself, read from here: `import dearkd` and the command `dearkd` work from any folder.
@@ -59,16 +62,20 @@ $(BIN)/dearkd: $(BIN)/installed pyproject.toml
 	@touch $@
 
 # Needs uv. CUDA packages are left out: torch itself asks for the right ones, or for none.
+LEFT_OUT = triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime \
+	nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 \
+	nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
+COMPILE = uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --generate-hashes
 lock:
-	uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate requirements.in \
-		$(foreach p,triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc \
-		nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse \
-		nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx,--no-emit-package $(p)) \
-		-o requirements.lock
+	$(COMPILE) requirements.in $(foreach p,torch torchvision $(LEFT_OUT),--no-emit-package $(p)) -o requirements.lock
+	grep '^torch' requirements.in | $(COMPILE) --no-deps - -o requirements-torch.lock
 
-# The tracked files of the last commit, byte for byte the same on any machine, for an archive that gives a DOI.
-archive:
-	git archive --prefix=dearkd-$$(git describe --always)/ HEAD | gzip -n9 > dearkd-$$(git describe --always).tar.gz
+# With ro-crate-metadata.json, which says of each record what made it.
+archive: $(BIN)/dearkd
+	rm -rf build/archive && mkdir -p build/archive && git archive HEAD | tar -x -C build/archive
+	cd build/archive && PYTHONPATH=. $(CURDIR)/$(BIN)/python -m dearkd crate && chmod 644 ro-crate-metadata.json
+	git archive --prefix=dearkd-$$(git describe --always)/ --add-file=build/archive/ro-crate-metadata.json HEAD \
+		| gzip -n9 > dearkd-$$(git describe --always).tar.gz
 	sha256sum dearkd-$$(git describe --always).tar.gz
 
 # What `make demo` and the tests made; checkpoints and logs of other scales, which may be days of work, stay.

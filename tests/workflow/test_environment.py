@@ -1,5 +1,6 @@
-"""The two lists of versions agree, and the package installs."""
+"""The lists of versions agree, what is downloaded is checked, and make takes torch from the right index."""
 
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -9,23 +10,23 @@ from pathlib import Path
 import pytest
 import yaml
 
-
-def pins(lines):
-    return {
-        re.split("==", line)[0].lower(): line
-        for line in (raw.strip() for raw in lines)
-        if "==" in line and not line.startswith("#")
-    }
+LOCKS = ("requirements.lock", "requirements-torch.lock")
 
 
-def test_environment_yml_has_the_versions_of_the_lock_file():
-    locked = {}
-    for line in Path("requirements.lock").read_text().splitlines():
+def pins(lock):
+    """The requirements of a lock file, without their hashes: name to lines."""
+    found = {}
+    for line in Path(lock).read_text().splitlines():
         if "==" in line:
-            locked.setdefault(line.split("==")[0], set()).add(line.strip())
+            found.setdefault(line.split("==")[0], set()).add(line.rstrip("\\ "))
+    return found
+
+
+def test_environment_yml_has_the_versions_of_the_lock_files():
+    locked = pins(LOCKS[0]) | pins(LOCKS[1])
     listed = yaml.safe_load(Path("environment.yml").read_text())["dependencies"][-1]["pip"]
     for line in listed:
-        assert line in locked[line.split("==")[0]], f"{line} is not in requirements.lock"
+        assert line in locked[line.split("==")[0]], f"{line} is not in a lock file"
     wanted = {
         re.split(r"[=<>]", line.strip())[0]
         for line in Path("requirements.in").read_text().splitlines()
@@ -35,13 +36,21 @@ def test_environment_yml_has_the_versions_of_the_lock_file():
 
 
 def test_installed_versions_are_the_locked_ones():
-    import importlib.metadata
-
+    locked = pins(LOCKS[0]) | pins(LOCKS[1])
     for name in ("torch", "timm", "snakemake", "lpips"):
-        locked = next(
-            line for line in Path("requirements.lock").read_text().splitlines() if line.startswith(f"{name}==")
-        )
-        assert importlib.metadata.version(name).split("+")[0] == locked.split("==")[1].split(" ")[0]
+        (line,) = locked[name]
+        assert importlib.metadata.version(name).split("+")[0] == line.split("==")[1]
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_every_download_is_checked_against_its_sha256(lock):
+    """By pip itself: it takes the whole file in the mode that refuses a package without a hash, or of another version."""
+    entries = re.findall(r"^[a-z0-9-]+==.*(?:\n    --hash=.*)*", Path(lock).read_text(), re.MULTILINE)
+    assert sum(len(lines) for lines in pins(lock).values()) == len(entries)
+    assert all(re.search(r" --hash=sha256:[0-9a-f]{64}( \\|$)", entry) for entry in entries)
+    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "--no-deps", "--require-hashes", "-r"]
+    done = subprocess.run([*pip, lock], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere PyPI's torch has no CUDA")
@@ -63,5 +72,8 @@ def test_make_takes_the_cpus_torch_where_there_is_no_gpu_and_its_index_answers(t
         pytest.skip("this machine has a GPU")
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = subprocess.run(["make", "-nB", "install", *given], capture_output=True, text=True, env=environment)
-    torch = next(line for line in done.stdout.splitlines() if "pip install" in line)
+    torch = next(line for line in done.stdout.splitlines() if "pip install" in line and "grep" in line)
     assert index in torch and ("--index-url" in torch) == bool(index) and "about" in done.stdout
+    assert ("--require-hashes -r requirements-torch.lock" in done.stdout) == (not index), (
+        "PyPI's torch alone has its hash"
+    )
