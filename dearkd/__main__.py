@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _say(sentence: str) -> None:
-    """On stderr. Nobody may be there to read it."""
+    """Print a sentence on stderr, which may have no reader."""
     with contextlib.suppress(OSError):
         if sentence:
             print(sentence, file=sys.stderr, flush=True)

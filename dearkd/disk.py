@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and sweeping up what a killed writer left. Standard library only."""
+"""Files are written whole or not at all, and temporary files of killed writers are removed. Standard library only."""
 
 import contextlib
 import functools
@@ -15,7 +15,7 @@ from dearkd.schema import InputError
 
 TEMPORARY = re.compile(r"\.dearkd-([0-9a-f]{8})-(\d+)-\d+\.tmp")
 OLD_SECONDS = 86400.0
-"""A temporary file of another machine is a dead writer's after this long."""
+"""Seconds after which a temporary file of another machine counts as a dead writer's."""
 _numbers = itertools.count()
 
 
@@ -25,13 +25,13 @@ Content = str | bytes | memoryview
 def write(path: Path, content: Content) -> None:
     """Write a file and its folders: temporary name, flush to disk, rename. Text is UTF-8.
 
-    Raises InputError naming the file when the place cannot be written; what was there before is intact.
+    Raises InputError naming the file when the place cannot be written. An earlier file stays intact.
     """
     write_all({path: content})
 
 
 def write_all(contents: Mapping[Path, Content]) -> None:
-    """As `write`, for files that belong together: all are on the disk before the first takes its name."""
+    """Write files that belong together, as `write` does. All are on the disk before the first gets its name."""
     temporaries: dict[Path, Path] = {}
     try:
         for path, content in contents.items():

@@ -1,4 +1,4 @@
-"""Randomness by construction: every random choice has a key, a pure function of where it stands (docs/decisions.md).
+"""Randomness by construction: every random choice has a key, a function of its place in training (docs/decisions.md).
 
 Nothing depends on how often a generator was used before, so results do not depend on the number of workers, processes
 or restarts, and methods with the same seed see the same images.
@@ -28,7 +28,7 @@ def torch_generator(*parts: object) -> torch.Generator:
 def seed_cpu(*parts: object) -> None:
     """Seed the global generators of random, numpy and torch on the CPU, for library code that draws from them (timm).
 
-    torch.manual_seed looks for devices besides, which takes 0.12 ms, a twentieth of what loading an image takes.
+    torch.manual_seed also looks for devices. That takes 0.12 ms, a twentieth of the time to load an image.
     """
     key = key_of(*parts)
     random.seed(key)
@@ -37,7 +37,7 @@ def seed_cpu(*parts: object) -> None:
 
 
 def seed_all(*parts: object) -> None:
-    """As `seed_cpu`, and torch's generators on every GPU (dropout)."""
+    """Seed the generators of `seed_cpu`, and torch's generators on every GPU (dropout)."""
     seed_cpu(*parts)
     if torch.cuda.is_available():
         torch.cuda.manual_seed_all(key_of(*parts))

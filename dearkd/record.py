@@ -1,6 +1,6 @@
 """Records: one result with its provenance, written atomically and last, read back as it was written.
 
-A record is JSON, small and committed; whatever is in `results/` has one beside it.
+A record is a small, committed JSON file. Every result in `results/` has one beside it.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from dearkd.schema import InputError
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "lpips", "snakemake")
 SEAL = "record_sha256"
 SOURCES = ("dearkd", "workflow", "Snakefile", "paper")
-"""Where a change makes the tree dirty: what decides a result, not results or docs."""
+"""Paths in which a change makes the tree dirty, because they decide a result. Results and docs do not."""
 
 
 def write(path: Path, values: dict[str, Any], beside: Mapping[str, disk.Content] | None = None) -> None:

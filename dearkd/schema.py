@@ -31,7 +31,7 @@ class Stale(InputError):
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 """Characters that no file name and no text of ours has: controls but for tab and line feed, and halves of a pair."""
 LARGEST = 2**32 - 1
-"""Of a number without another limit: no count or weight of ours comes near it."""
+"""Limit of a number without another limit. No count or weight of ours is near it."""
 
 
 @dataclasses.dataclass(frozen=True)

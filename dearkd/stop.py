@@ -1,4 +1,4 @@
-"""Being asked to stop, and leaving with everything saved. Standard library only."""
+"""Requests to stop, and the exit after everything is saved. Standard library only."""
 
 import contextlib
 import signal
@@ -9,7 +9,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGURG, signal.SIGINT, signal.SIGHUP, sig
 
 
 class Interrupted(Exception):
-    """Asked to stop; everything is saved and the same command goes on from here."""
+    """The process was asked to stop. Everything is saved, and the same command resumes."""
 
 
 @contextlib.contextmanager

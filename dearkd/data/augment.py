@@ -1,7 +1,7 @@
 """timm's training transform one image at a time: crop, flip, RandAugment, normalisation, erasing.
 
-Two ways to the crop (`Augment.decode`) make the same random choices in the same order. Around them nothing is copied
-that need not be: on ImageNet's JPEG files what this does costs as much as decoding them (docs/paper-scale.md).
+`Augment.decode` has two ways to make the crop. Both make the same random choices in the same order. Nothing is copied
+without need, because on ImageNet's JPEG files this transform costs as much as decoding (docs/paper-scale.md).
 """
 
 from typing import Any
@@ -40,15 +40,15 @@ class Transform:
         )
         self.crop, *flip = first.transforms
         self.colour = Compose([*flip, *map(posterizes_to_black, second.transforms)])
-        self.erase = Compose(last.transforms[2:])  # after its conversion and normalisation, which __call__ does
+        self.erase = Compose(last.transforms[2:])  # __call__ converts and normalises before it
         self.data, self.reduced = data, augment.decode == "reduced"
         self.mean, self.std = torch.tensor(data.mean)[:, None, None], torch.tensor(data.std)[:, None, None]
 
     def __call__(self, images: Images, index: int, out: Float[Tensor, "channels height width"]) -> None:
         """Write image `index`, augmented and normalised, into `out`.
 
-        Draws from the global generators of random, numpy and torch. Raises InputError naming a file that is missing
-        or cannot be decoded.
+        The random choices come from the global generators of random, numpy and torch. Raises InputError naming a file
+        that is missing or cannot be decoded.
         """
         image = self.colour(self._reduced(images, index) if self.reduced else self._as_timm(images, index))
         for plane, band in zip(out, image.split(), strict=True):
@@ -60,7 +60,7 @@ class Transform:
         return self.crop(images.open(index, self.data.channels))
 
     def _reduced(self, images: Images, index: int) -> Image.Image:
-        """The crop that timm would make, out of a JPEG file decoded no larger than it needs."""
+        """timm's crop, from a JPEG file that is decoded no larger than the crop needs."""
         if images.pixels is None and images.names[index].lower().endswith((".jpg", ".jpeg")):
             path = images.root / images.names[index]
             with named(path), opened(path) as image:
@@ -82,12 +82,12 @@ class Transform:
         return Image.fromarray(pixels[0].permute(1, 2, 0).numpy().squeeze())
 
     def _box(self, image: Image.Image) -> tuple[int, int, int, int]:
-        """(top, left, height, width) in pixels of the image, of which only the size is read."""
+        """(top, left, height, width) of the crop in pixels of the image. Only the image's size is read."""
         return self.crop.get_params(image, self.crop.scale, self.crop.ratio)
 
 
 def reduce(image: Image.Image, times: int) -> float:
-    """Set a JPEG file to be decoded at 1/2, 1/4 or 1/8, the least that is no less than 1/times; the factor it has."""
+    """Set a JPEG file to be decoded at 1/2, 1/4 or 1/8, the least that is at least 1/times; returns the factor."""
     if times < 2:
         return 1.0
     width = image.width
@@ -96,9 +96,9 @@ def reduce(image: Image.Image, times: int) -> float:
 
 
 def posterizes_to_black(transform: Any) -> Any:
-    """RandAugment whose posterising keeps 0 bits where it should; from version 13 on PIL refuses to.
+    """RandAugment that may posterise to 0 bits, which PIL refuses from version 13 on.
 
-    With DeiT's magnitudes, N(9, 0.5), that comes up for one image in 800.
+    With DeiT's magnitudes, N(9, 0.5), this concerns one image in 800.
     """
     if isinstance(transform, auto_augment.RandAugment):
         for operation in transform.ops:

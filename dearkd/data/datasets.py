@@ -1,4 +1,4 @@
-"""Images: where each kind of data set comes from."""
+"""The readers of each kind of data set."""
 
 import dataclasses
 import gzip
@@ -35,13 +35,13 @@ TASKS = {
     "textured": "which digit it is, placed anew on noise of up to half the brightness",
     "left_of_two": "which digit is the left one of two; needs 16 pixels",
 }
-"""What may be asked of placed digits: the transfer targets of the laptop's scale."""
+"""Tasks on placed digits: the transfer targets of the digits scale."""
 
 
 def read(data: Data) -> dict[str, Images]:
-    """The `train` and `test` images of a data set, before anything is carved out.
+    """The `train` and `test` images of a data set, before validation images are taken from them.
 
-    Raises InputError naming what is missing and where it was looked for.
+    Raises InputError naming what is missing and where it should be.
     """
     data = dataclasses.replace(data, root=root_of(data.root))
     readers = {
@@ -69,8 +69,8 @@ def read(data: Data) -> dict[str, Images]:
 def _placed_digits(data: Data) -> dict[str, Images]:
     """scikit-learn's 1,797 handwritten digits, each at one seeded offset on a larger black canvas; 1,000 train.
 
-    A task has the same digits in train and in test as every other: none that a student is tested on has it ever seen.
-    Read from the file in the wheel: importing sklearn.datasets takes longer than training an epoch.
+    All tasks have the same split, so no student has seen a digit that it is tested on. The digits are read from the
+    file in the wheel, because importing sklearn.datasets takes longer than training an epoch.
     """
     if data.image_size < 8:
         raise InputError(f"data kind digits needs image_size 8 or more, not {data.image_size}")
@@ -90,7 +90,7 @@ def _placed_digits(data: Data) -> dict[str, Images]:
 
 
 def _placed(digits: Int[np.ndarray, "n 8 8"], side: int, task: str) -> UInt8[np.ndarray, "n side side 1"]:
-    """Each digit at one seeded offset; textured ones at another, on noise."""
+    """Place each digit at one seeded offset; the task `textured` has other offsets and noise."""
     placement = ("placed digits", side) if task != "textured" else ("placed digits", side, task)
     random = numpy_generator(*placement)
     offsets = random.integers(0, side - 8 + 1, size=(len(digits), 2))
@@ -105,7 +105,7 @@ def _placed(digits: Int[np.ndarray, "n 8 8"], side: int, task: str) -> UInt8[np.
 def _pairs_of(
     digits: Int[np.ndarray, "n 8 8"], side: int, splits: Sequence[np.ndarray]
 ) -> UInt8[np.ndarray, "n side side 1"]:
-    """Each digit in the left half, and in the right half another one of the same split."""
+    """Put each digit into the left half, and another one of the same split into the right half."""
     half = side // 2
     if half < 8:
         raise InputError(f"task left_of_two needs image_size 16 or more, not {side}")
@@ -124,7 +124,7 @@ def _pairs_of(
 
 
 def _photos(data: Data) -> dict[str, Images]:
-    """`PHOTOS`, real images for a CNN trained on ImageNet. Train and test are the same: nothing trains on them."""
+    """`PHOTOS`, real images for a CNN trained on ImageNet. Train and test are the same; nothing trains on them."""
     sites = {
         package: _site(package, f"data kind photos needs {name}: pip install .[lite0]")
         for package, name in (("skimage", "scikit-image"), ("sklearn", "scikit-learn"))
@@ -136,7 +136,7 @@ def _photos(data: Data) -> dict[str, Images]:
 
 
 def _site(package: str, missing: str) -> Path:
-    """The folder that an installed package lies in; InputError with the sentence `missing` when there is none."""
+    """The folder of an installed package. Raises InputError with the sentence `missing` when there is none."""
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:
         raise InputError(missing)
@@ -173,7 +173,7 @@ def _read_idx(root: Path, name: str) -> np.ndarray:
 
 
 def _flowers(data: Data) -> dict[str, Images]:
-    """Flowers-102 through torchvision; its train and val together train, as the paper's 2,040 images."""
+    """Flowers-102 through torchvision. Its train and val together are the training images: the paper's 2,040."""
     from torchvision.datasets import Flowers102
 
     found = {split: _fetched(data, Flowers102, split=split) for split in ("train", "val", "test")}
@@ -186,7 +186,7 @@ def _flowers(data: Data) -> dict[str, Images]:
 
 
 def _cars(data: Data) -> dict[str, Images]:
-    """Stanford Cars in torchvision's layout; its host is gone, so the files come from a copy of the user's."""
+    """Stanford Cars in torchvision's layout. Its host is gone, so the user brings the files."""
     from torchvision.datasets import StanfordCars
 
     found = {split: _fetched(data, StanfordCars, split=split) for split in ("train", "test")}
@@ -198,7 +198,7 @@ def _cars(data: Data) -> dict[str, Images]:
 
 
 def _fetched(data: Data, cls: Any, **which: Any) -> Any:
-    """A data set of torchvision's whose files are there; InputError saying how to fetch it when they are not."""
+    """A data set of torchvision. Raises InputError saying how to fetch it when its files are missing."""
     try:
         return cls(data.root, download=False, **which)
     except (RuntimeError, OSError):
@@ -215,7 +215,7 @@ def _files(root: Path, files: Sequence[str | Path], labels: Sequence[int]) -> Im
 
 
 def noisy(train: Images, data: Data) -> Images:
-    """Training images of which `label_noise` have another label, the same ones each time."""
+    """The training images with another label for a share `label_noise` of them, the same ones each time."""
     if not data.label_noise:
         return train
     random = numpy_generator("label noise", data.label_noise)
@@ -225,7 +225,7 @@ def noisy(train: Images, data: Data) -> Images:
 
 
 def _in_channels(images: Images, channels: int) -> Images:
-    """Images in memory with so many channels."""
+    """The images with `channels` channels, where they are in memory."""
     if images.pixels is None or images.pixels.shape[-1] == channels:
         return images
     pixels = np.stack([np.asarray(images.open(i, channels)) for i in range(len(images))])

@@ -1,4 +1,4 @@
-"""Images as people keep them: a folder for each class, split into train and test already or not."""
+"""Folders of images: a folder for each class, with or without a split into train and test."""
 
 from pathlib import Path
 
@@ -12,14 +12,14 @@ from dearkd.plan.stage import Data
 from dearkd.schema import InputError
 
 HELD_OUT = ("test", "val", "valid", "validation")
-"""Folders of images to report on, of which the first with class folders is taken; ImageNet's test/ has none."""
+"""Names of a folder of test images. The first that has class folders is taken; ImageNet's test/ has none."""
 
 
 def read(data: Data) -> tuple[dict[str, Images], dict[str, list[str]]]:
     """(the `train` and `test` images below root, what was left out and why).
 
-    Either root/train/<class>/*.jpg and root/val/<class>/*.jpg, or root/<class>/*.jpg and `test_share`. Raises
-    InputError for a folder that is neither, and for classes that are empty, too many, too few or of two splellings.
+    The images are root/train/<class>/*.jpg and root/val/<class>/*.jpg, or root/<class>/*.jpg with `test_share`. Raises
+    InputError for any other folder, and for classes that are empty, too many, too few or of two spellings.
     """
     root = Path(data.root)
     if not root.is_dir():
@@ -33,7 +33,7 @@ def class_names(images: Images) -> dict[int, str]:
 
 
 def _split(root: Path, data: Data) -> tuple[dict[str, Images], dict[str, list[str]]]:
-    """Images that lie in train/ and in one of `HELD_OUT`."""
+    """The images of train/ and of one of `HELD_OUT`."""
     if not (root / "train").is_dir():
         raise InputError(
             f"{root}: has no train/; put the images into train/<class>/ and val/<class>/, or, with <class>/ alone, set "
@@ -70,7 +70,7 @@ def _split(root: Path, data: Data) -> tuple[dict[str, Images], dict[str, list[st
 
 
 def _shared(root: Path, data: Data) -> tuple[dict[str, Images], dict[str, list[str]]]:
-    """Images that lie in class folders; a seeded share of each is `test`, at least one image on either side."""
+    """The images of class folders. A seeded share of each class is `test`; train and test have at least one image."""
     found = files.walk(root)
     inside = [name for name in found.images if name.startswith("train/")]
     if inside and all(name.count("/") > 1 for name in inside):
@@ -93,7 +93,7 @@ def _shared(root: Path, data: Data) -> tuple[dict[str, Images], dict[str, list[s
 
 
 def _classes(found: Found, place: Path) -> dict[str, str]:
-    """Class folders by their name with composed accents, and in its order."""
+    """The class folders by name, with accents composed, in the order of these names."""
     classes: dict[str, str] = {}
     for folder in sorted(found.folders, key=composed):
         if composed(folder) in classes:
@@ -112,7 +112,7 @@ def _count(classes: dict[str, str], place: Path, data: Data) -> None:
 
 
 def _labelled(place: Path, found: Found, classes: dict[str, str]) -> Images:
-    """The images of each class in order; what lies beside the class folders is left out. No class is empty."""
+    """The images of each class in order. Files beside the class folders are left out. No class is empty."""
     members: dict[str, list[str]] = {folder: [] for folder in classes.values()}
     for name in found.images:
         folder, _, inside = name.partition("/")

@@ -22,9 +22,9 @@ from dearkd.schema import InputError
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """Date of every member, so that equal images make equal files."""
 IN_MEMORY = 2**28
-"""Bytes of pixels up to which a set is decoded once and kept."""
+"""Size in bytes of pixels up to which a set is decoded once and kept in memory."""
 LONGEST = 100
-"""Characters of a class's name in that of its folder."""
+"""Number of characters of a class's name in the name of its folder."""
 
 
 def write(path: Path, pixels: UInt8[np.ndarray, "n height width channels"], names: Sequence[str]) -> str:
@@ -40,9 +40,9 @@ def write(path: Path, pixels: UInt8[np.ndarray, "n height width channels"], name
 
 
 def folders_of(names: Sequence[str]) -> list[str]:
-    """A folder for each class, without anything that could point elsewhere; no two are the same on any file system.
+    """A folder name for each class, without characters that could lead elsewhere, different on any file system.
 
-    They begin with the number of the output where names are equal, or would be as folders.
+    Where two names would be equal as folders, they begin with the number of the output.
     """
     plain = [re.sub(r"[^\w .-]+", "_", unicodedata.normalize("NFC", name.strip())) for name in names]
     folders = [name[:LONGEST].strip(". ") or "_" for name in plain]
@@ -56,7 +56,7 @@ class ArchivedImages(Images):
     """Images whose names are `shard-0000.zip/member.png` below `root`; members are read, never extracted."""
 
     def open(self, index: int, channels: int) -> Image.Image:
-        """One image; InputError naming archive and member when it cannot be decoded."""
+        """One image. Raises InputError naming archive and member when it cannot be decoded."""
         if self.pixels is not None:
             return super().open(index, channels)
         file, _, member = self.names[index].partition(".zip/")
@@ -71,7 +71,7 @@ class ArchivedImages(Images):
 
 @functools.lru_cache(maxsize=64)
 def _archive(path: Path, process: int) -> zipfile.ZipFile:
-    """An open archive, one for each process: workers that share a file position read each other's bytes."""
+    """An open archive, one for each process. Workers with one file position would read each other's bytes."""
     return zipfile.ZipFile(path)
 
 

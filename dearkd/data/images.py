@@ -1,4 +1,4 @@
-"""Labelled images, and the one way from an image file to pixels of eight bits."""
+"""Labelled images, and the one function that turns an image file into pixels of eight bits."""
 
 import dataclasses
 import hashlib
@@ -14,16 +14,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from dearkd.schema import InputError
 
 MODES = {1: "L", 3: "RGB"}
-"""PIL's name for images of so many channels."""
+"""PIL's mode for a number of channels."""
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
-"""What is decoded, whatever a file is called. No other decoder is asked: PIL's for EPS starts Ghostscript."""
+"""Formats that are decoded, whatever the file's name. No other decoder runs: PIL's for EPS starts Ghostscript."""
 ORIENTATION = 0x0112
-"""EXIF's number for how a camera was held; 1 is upright."""
+"""EXIF's tag of the orientation; its value 1 is upright."""
 
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Whatever is wrong with an image file that is read inside, as an InputError naming it."""
+    """Turn any failure to read an image file inside the context into an InputError that names the file."""
     try:
         yield
     except FileNotFoundError:
@@ -32,17 +32,17 @@ def named(path: Path) -> Iterator[None]:
         raise
     except UnidentifiedImageError:
         raise InputError(f"{path}: not a readable image (it is none of {', '.join(FORMATS)}); replace it") from None
-    except Exception as error:  # a decoder that meets damage raises almost anything
+    except Exception as error:  # decoders raise almost anything on damaged files
         raise InputError(f"{path}: not a readable image ({error}); replace it") from None
 
 
 def opened(file: Path | io.BytesIO) -> Image.Image:
-    """An image file, not yet decoded. Raises what PIL raises; UnidentifiedImageError for other than `FORMATS`."""
+    """Open an image file without decoding it. Raises what PIL raises: UnidentifiedImageError for other formats."""
     return Image.open(file, formats=FORMATS)
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF's orientation from 1 to 8; 1, upright, where there is none or it cannot be read."""
+    """EXIF's orientation from 1 to 8. It is 1, upright, where there is none or it cannot be read."""
     try:
         found = image.getexif().get(ORIENTATION, 1)
     except Exception:  # damaged EXIF data, which viewers ignore
@@ -74,7 +74,7 @@ def _from_sixteen(pixels: Int[np.ndarray, "height width"]) -> Image.Image:
 
 
 def check(path: Path, raw: bytes, channels: int) -> None:
-    """InputError naming an image file of that content which training could not read. JPEG is decoded small."""
+    """Raise InputError naming an image file that training could not read. JPEG is decoded small."""
     with named(path), opened(io.BytesIO(raw)) as image:
         image.draft(None, (max(image.width // 8, 1), max(image.height // 8, 1)))
         image.load()
@@ -85,8 +85,8 @@ def check(path: Path, raw: bytes, channels: int) -> None:
 class Images:
     """Labelled images, in memory or on disk.
 
-    names: one a sample, unique: a path relative to `root`, or its index.
-    labels: (n,) class of each. pixels: (n, height, width, channels) uint8, or None where `root` holds the files.
+    names: unique name of each sample: a path relative to `root`, or its index.
+    labels: (n,) class of each sample. pixels: (n, height, width, channels) uint8, or None where `root` holds the files.
     """
 
     names: Sequence[str]
@@ -104,7 +104,7 @@ class Images:
         return dataclasses.replace(self, names=names, labels=self.labels[chosen], pixels=pixels)
 
     def open(self, index: int, channels: int) -> Image.Image:
-        """One image as `eight_bit` makes it; InputError naming the file when it is missing or cannot be decoded."""
+        """One image as `eight_bit` makes it. Raises InputError naming a file that is missing or cannot be decoded."""
         if self.pixels is not None:
             return eight_bit(Image.fromarray(self.pixels[index].squeeze()), channels)
         path = self.root / self.names[index]
@@ -113,7 +113,7 @@ class Images:
             return eight_bit(image, channels)
 
     def sha256(self) -> str:
-        """Of pixels and labels; for files of their names, sizes and labels, contents being listed by `subsets`."""
+        """sha256 of pixels and labels. For files it is of names, sizes and labels; `subsets` lists their contents."""
         digest = hashlib.sha256(np.ascontiguousarray(self.labels, dtype=np.int64).tobytes())
         if self.pixels is not None:
             digest.update(self.pixels.tobytes())

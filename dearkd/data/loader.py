@@ -1,7 +1,7 @@
-"""What a step of training sees: the keyed order of an epoch, its augmentation, and the loaders of micro-batches.
+"""The images of a training step: the keyed order of an epoch, augmentation, and the loaders of micro-batches.
 
-Everything random is keyed (`keys.py`): the micro-batch (epoch, step, group) holds the same pixels whatever the number
-of workers or processes.
+Every random choice has a key (`keys.py`). The micro-batch (epoch, step, group) has the same pixels with any number of
+workers or processes.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ def epoch_order(size: int, draws: int, repeats: int, seed: int, epoch: int) -> I
 
 @dataclasses.dataclass(frozen=True)
 class MicroBatch:
-    """Which images one forward pass sees: `indices` into the data set, at `positions` of the epoch's order."""
+    """The images of one forward pass: `indices` into the data set, at `positions` of the epoch's order."""
 
     epoch: int
     step: int
@@ -45,10 +45,11 @@ class MicroBatch:
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """Which micro-batches a process sees, from any step on.
+    """The micro-batches of a process, from any step on.
 
-    size: images in the subset. draws: images an epoch shows. rank, processes: this process among all that share the
-    batch; micro-batches are dealt out whole, so pixels and random choices do not depend on their number.
+    size: number of images in the subset. draws: number of images in an epoch. rank, processes: this process among all
+    that share the batch. Each process gets whole micro-batches, so pixels and random choices do not depend on the
+    number of processes.
     """
 
     size: int
@@ -94,7 +95,8 @@ class Schedule:
 class Decisions:
     """A teacher's hard labels, computed ahead (`labels.py`).
 
-    shards: by number, (epochs, draws) uint16: the label of each position of an epoch's order. epochs: of a shard.
+    shards: for each shard number, (epochs, draws) uint16: the label of each position of an epoch's order. epochs: of a
+    shard.
     """
 
     shards: dict[int, np.ndarray]
@@ -110,7 +112,7 @@ class Decisions:
 
 
 class TrainingImages(torch.utils.data.Dataset):
-    """Augmented micro-batches: `__getitems__` takes a MicroBatch, so that workers decode and augment whole ones."""
+    """Augmented micro-batches. `__getitems__` takes a MicroBatch, so that a worker decodes and augments it whole."""
 
     def __init__(
         self, images: Images, data: Data, augment: Augment, seed: int, device: torch.device = torch.device("cpu")
@@ -127,7 +129,7 @@ class TrainingImages(torch.utils.data.Dataset):
         return len(self.images)
 
     def __getitems__(self, batch: MicroBatch) -> "tuple[MicroBatch, Tensor, Tensor] | InputError":
-        """(batch, normalised images, labels); an InputError comes back as a value, to cross from worker to trainer."""
+        """(batch, normalised images, labels). An InputError is returned as a value, to pass from worker to trainer."""
         try:
             pixels = self._per_image(batch) if self.transform else self._whole(batch)
         except InputError as error:
@@ -158,7 +160,7 @@ class TrainingImages(torch.utils.data.Dataset):
 
 
 def whole_pixels(images: Images, indices: Sequence[int], data: Data) -> Float[Tensor, "batch channels height width"]:
-    """Images in [0, 1] at the data's size, not augmented."""
+    """The images in [0, 1] at the data set's size, without augmentation."""
     if images.pixels is not None and images.pixels.shape[1] == data.image_size:
         return torch.from_numpy(images.pixels[list(indices)]).permute(0, 3, 1, 2).float() / 255
     transform = _evaluation_transform(data)
@@ -168,9 +170,9 @@ def whole_pixels(images: Images, indices: Sequence[int], data: Data) -> Float[Te
 def affine(
     pixels: Float[Tensor, "batch channels height width"], augment: Augment, generator: torch.Generator
 ) -> Float[Tensor, "batch channels height width"]:
-    """Each image shifted, rotated and zoomed by its own uniform draw; what comes from outside is 0.
+    """Shift, rotate and zoom each image by its own uniform draw. Pixels from outside the image are 0.
 
-    `generator` is the CPU's, whatever device the pixels are on, so that the draws are the same everywhere.
+    `generator` is on the CPU for pixels on any device, so that the draws are the same everywhere.
     """
     batch, _, side, _ = pixels.shape
     angle, zoom, down, right = 2 * torch.rand(4, batch, generator=generator) - 1
@@ -192,10 +194,10 @@ def training_loader(
     workers: int,
     device: torch.device = torch.device("cpu"),
 ) -> Iterator[tuple[MicroBatch, Tensor, Tensor]]:
-    """Micro-batches of a span of steps, decoded by `workers` processes; their number does not change a pixel.
+    """Micro-batches of a span of steps, decoded by `workers` processes. The number of workers changes no pixel.
 
-    Images that are in memory live on the `device` and are augmented there; others arrive in memory that it can fetch
-    from by itself.
+    Images in memory are kept and augmented on the `device`. Others arrive in pinned memory, from which the device can
+    copy by itself.
     """
     batches = schedule.batches(first_step, last_step)
     made: Iterable[tuple[MicroBatch, Tensor, Tensor] | InputError]
@@ -216,7 +218,7 @@ def training_loader(
 
 
 class EvaluationImages(torch.utils.data.Dataset):
-    """Images resized and centre-cropped as at test time; `__getitems__` takes a range of indices."""
+    """Images resized and centre-cropped for evaluation. `__getitems__` takes a range of indices."""
 
     def __init__(self, images: Images, data: Data) -> None:
         self.images, self.data = images, data
@@ -250,7 +252,7 @@ def _moments(data: Data) -> tuple[Tensor, Tensor]:
 
 
 def _evaluation_transform(data: Data) -> Any:
-    """Resize and centre crop, to [0, 1]: DeiT's 256 and 224 at crop 0.875."""
+    """Resize, centre crop and scale to [0, 1]. At crop 0.875 these are DeiT's 256 and 224."""
     from torchvision.transforms import v2
 
     side = round(data.image_size / data.crop)

@@ -20,18 +20,18 @@ from dearkd.plan.stage import Data
 from dearkd.schema import InputError, to_json
 
 QUALITY = 90
-"""Of the copy's JPEG files; chroma has half the resolution, which makes them a third quicker to decode."""
+"""Quality of the copy's JPEG files. Chroma has half the resolution, so that they decode a third faster."""
 SAVED = {"JPEG": {"quality": QUALITY, "subsampling": "4:2:0"}, "WEBP": {"quality": QUALITY}}
-"""What is told to the encoder of a format."""
+"""Arguments of the encoder of a format."""
 SPAN = 1000
-"""Images between two looks for a failure."""
+"""Number of images between two checks for a failure."""
 
 
 def presize(plan: Plan, name: str) -> None:
-    """Copy the training images of data set `name`, shorter side `presize` pixels, and write what that gave.
+    """Copy the training images of data set `name` with a shorter side of `presize` pixels, and write the record.
 
-    Files whose original has not changed stay, so a killed job goes on where it was. Raises InputError naming the first
-    image that cannot be read, or the scale's key where it asks for no copy.
+    Files whose original has not changed stay, so a killed job resumes where it was. Raises InputError naming the first
+    image that cannot be read, or the scale's key where the scale asks for no copy.
     """
     spec = plan.scale.data[name]
     if not spec.presize:
@@ -64,7 +64,7 @@ def presize(plan: Plan, name: str) -> None:
 
 
 def copy(plan: Plan, name: str, images: Images) -> Images:
-    """The same training images in the copy; InputError when it is not finished, of others, changed or gone."""
+    """The same training images in the copy. Raises InputError when it is unfinished, of others, changed or gone."""
     spec = plan.scale.data[name]
     folder, path = plan.paths.presized_images(name, spec.presize), plan.paths.presized(name)
     again = f"run `python -m dearkd presize {name} --scale {plan.scale.name}`"
@@ -87,12 +87,12 @@ def copy(plan: Plan, name: str, images: Images) -> Images:
 
 
 def _list(folder: Path) -> Path:
-    """The list of what a finished copy holds and of what, beside its folder."""
+    """The list of a finished copy's files and their originals, beside its folder."""
     return folder.with_name(f"{folder.name}.csv")
 
 
 def _listed(folder: Path) -> dict[str, tuple[str, str]]:
-    """sha256 of original and copy by name, as they were when the copy was last finished; empty: it never was."""
+    """sha256 of original and copy by name, from when the copy was last finished; empty where it never was."""
     if not _list(folder).is_file():
         return {}
     with _list(folder).open(newline="") as file:
@@ -106,9 +106,9 @@ def _contents(plan: Plan, name: str, names: Sequence[str]) -> dict[str, str]:
 
 
 def shrink(source: Path, target: Path, spec: Data) -> None:
-    """Copy one image at its size under a temporary name, then rename: a file that is there is whole.
+    """Copy one image at its size under a temporary name, then rename it, so that every file is whole.
 
-    It has the time of its original: one that is there with another time is made again.
+    The copy has the time of its original. A copy with another time is made again.
     """
     with named(source):
         written = source.stat().st_mtime_ns
@@ -120,9 +120,9 @@ def shrink(source: Path, target: Path, spec: Data) -> None:
 
 
 def _resized(source: Path, spec: Data) -> bytes:
-    """The file as it is where its shorter side is small enough, otherwise resized, in the same format."""
+    """The file unchanged where its shorter side is small enough, otherwise resized, in the same format."""
     with opened(source) as image:
-        image.load()  # so that a damaged one is found here, even if it stays as it is
+        image.load()  # so that a damaged image is found here, even if it is copied unchanged
         whole, scale = eight_bit(image, spec.channels), spec.presize / min(image.size)
         if scale >= 1:
             return source.read_bytes()

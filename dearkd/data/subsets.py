@@ -21,7 +21,7 @@ from dearkd.plan.stage import Data, subset_name
 from dearkd.schema import InputError, build, to_json
 
 DECIDES = ("kind", "classes", "validation", "label_noise", "task", "order", "test_share")
-"""Fields of `Data` that decide which images and labels there are; `image_size` does for digits."""
+"""Fields of `Data` that decide which images and labels there are. `image_size` decides it for digits."""
 
 
 def choose(
@@ -32,12 +32,12 @@ def choose(
     draws: Sequence[int] = (),
     classes: Mapping[int, str] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Indices of the validation split and of each fraction of the rest: class-balanced, and 10 % within 25 % and so on.
+    """Indices of the validation split and of each fraction of the rest, class-balanced. The 10 % are part of the 25 %.
 
-    Each class is shuffled once by (seed, class), or left in order (`order: first`); its first images are the
-    validation split's, and a fraction takes the first int(n fraction) of the others. Each of `draws` shuffles those
-    others once more, for fractions of its own. Keys: validation, train-10, ..., train-10-seed0, ...
-    classes: their names, for sentences. Raises InputError where a class would have no image in one of them.
+    Each class is shuffled once by (seed, class), or left in order (`order: first`). Its first images are the
+    validation split. A fraction takes the first int(n fraction) of the others. Each of `draws` shuffles those others
+    once more, for fractions of its own. Keys: validation, train-10, ..., train-10-seed0, ...
+    classes: names of the classes, for messages. Raises InputError where a class would have no image in a subset.
     """
     fractions = tuple(dict.fromkeys(fractions))
     per_class, rest = divmod(data.validation, data.classes)
@@ -74,9 +74,9 @@ def choose(
 def write(
     images: Images, chosen: Mapping[str, np.ndarray], folder: Path, others: Mapping[str, str] | None = None
 ) -> None:
-    """One file a subset, a sample's name per line, and SHA256SUMS as `sha256sum -c` reads it.
+    """Write one file a subset, with a sample's name per line, and SHA256SUMS as `sha256sum -c` reads it.
 
-    others: texts of further files, by name.
+    others: texts of other files, by name.
     """
     texts = {f"{name}.txt": "".join(f"{images.names[i]}\n" for i in indices) for name, indices in chosen.items()}
     texts |= others or {}
@@ -87,7 +87,7 @@ def write(
 
 
 def read(images: Images, folder: Path, name: str) -> tuple[Images, str]:
-    """The images listed in a subset file and the file's sha256; InputError when it and the data do not agree."""
+    """The images listed in a subset file, and the file's sha256. Raises InputError when file and data do not agree."""
     path = folder / f"{name}.txt"
     text = files.verified(path)
     position = {n: i for i, n in enumerate(images.names)}
@@ -119,7 +119,7 @@ def folders(spec: Data, sets: Mapping[str, Images]) -> dict[str, str]:
 
 
 def survey(spec: Data, found: Mapping[str, Mapping[str, str]]) -> str:
-    """A line on the files of a data set: how many, what is left out and why, and which are copies of others."""
+    """A line on the files of a data set: their number, which are left out and why, and which are copies of others."""
     root = files.root_of(spec.root)
     line = f"{root}: " + " and ".join(f"{len(names):,} {split} images" for split, names in found.items())
     if spec.kind == "folder" and (out := folder.read(dataclasses.replace(spec, root=root))[1]):
@@ -132,7 +132,7 @@ def survey(spec: Data, found: Mapping[str, Mapping[str, str]]) -> str:
 
 
 def list_files(plan: Plan, name: str, sets: Mapping[str, Images]) -> tuple[str, dict[str, Any]]:
-    """(images.csv of a data set of files, what its record says of them)."""
+    """(images.csv of a data set of files, the fields of its record that describe them)."""
     spec, found = plan.scale.data[name], sha256s(plan, name, sets)
     rows = [
         files.Listed(split, image, int(label), found[split][image])
@@ -148,8 +148,8 @@ def list_files(plan: Plan, name: str, sets: Mapping[str, Images]) -> tuple[str, 
 def splits(plan: Plan, name: str) -> dict[str, Images]:
     """`train`, `validation` and `test` images of a data set, as they were when its subsets were written.
 
-    Where no validation split is carved out (ImageNet), it is the test images. Noise is in the labels of `train` alone.
-    Raises InputError naming what has been added, removed or changed since.
+    Where there is no validation split (ImageNet), `validation` is the test images. Only the labels of `train` have
+    noise. Raises InputError naming the files that were added, removed or changed since.
     """
     spec, lists = plan.scale.data[name], plan.paths.subsets(name)
     described, again = _described(plan, name), _again(plan, name)
@@ -182,7 +182,7 @@ def _again(plan: Plan, name: str) -> str:
 
 
 def _described(plan: Plan, name: str) -> dict[str, Any]:
-    """The record of a data set; InputError when there is none, or the scale gives another."""
+    """The record of a data set. Raises InputError when there is none, or when it is of other data than the scale's."""
     path, spec = plan.paths.subsets(name) / "data.json", plan.scale.data[name]
     if not path.is_file():
         raise InputError(f"{path}: missing; write it with `python -m dearkd subset {name} --scale {plan.scale.name}`")

@@ -1,6 +1,6 @@
 """Aligners, of which Figure 3 is DearKD's: content tokens of a student block beside a teacher's feature map.
 
-They exist in stage I only; their weights never reach the exported student.
+They exist in stage I only. Their weights never reach the exported student.
 """
 
 import torch.nn.functional as F
@@ -13,14 +13,14 @@ from torch.nn.utils.parametrizations import orthogonal
 class Aligner(nn.Module):
     """Reshape, depth-wise convolution, LayerNorm, ReLU, bilinear interpolation, depth-wise convolution, LayerNorm.
 
-    Figure 3 names these layers; none of them maps d to c channels, so we add one point-wise convolution. It stands
-    before the interpolation, with which it commutes, because that is 4 x cheaper at twice the side.
+    Figure 3 names these layers. None of them maps d to c channels, so we add one point-wise convolution. It commutes
+    with the interpolation. It is before it, where it is 4 x cheaper at twice the side.
 
     Args:
         dim: width d of the student's tokens.
         grid: patches per column and row of the student.
         channels: channels c of the teacher's feature map.
-        size: its height and width. Smaller than the grid: average pooling, which does not alias.
+        size: height and width of that map. Where it is smaller than the grid, average pooling avoids aliasing.
         nonnegative: end with a ReLU, for teachers whose features are never negative (ResNet, RegNet after a stage).
     """
 

@@ -10,7 +10,7 @@ QK^T / sqrt(d_h) that the text describes.
 
 The bias has rank 4 with a class token, so it folds into queries and keys as four more dimensions of each head; any
 fused attention kernel then computes it without a tokens x tokens tensor. `MHCA.path` says which of four computations of
-Eq. 3 is taken, and why; what only a CPU does is in `attention_cpu`.
+Eq. 3 is taken, and why. `attention_cpu` has the kernels for a CPU.
 """
 
 import contextlib
@@ -87,9 +87,9 @@ class QuadraticBias(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Centres as `rpe.init` says and width `rpe.alpha`; convit heads beyond the grid start global (alpha 0).
+        """Set centres by `rpe.init` and the width to `rpe.alpha`; convit heads beyond the grid start global (alpha 0).
 
-        Positions are made anew too: `to_empty` leaves a model of the meta device without any.
+        Positions are computed again too, because `to_empty` leaves a model of the meta device without them.
         """
         self.set_grid(self.grid)
         heads = (self.v if self.knobs.param == "free" else self.alpha).shape[0]
@@ -107,7 +107,7 @@ class QuadraticBias(nn.Module):
             self.delta.copy_(delta)
 
     def set_grid(self, grid: tuple[int, int]) -> None:
-        """Positions for `grid` patches; distances stay in patches, or in those of the first grid (`rpe.coord`)."""
+        """Set positions for `grid` patches. Distances are in patches, or in patches of the first grid (`rpe.coord`)."""
         self.grid = grid
         own = next(self.parameters())
         axes = [torch.arange(n, device=own.device) - (n - 1) / 2 for n in grid]
@@ -141,9 +141,9 @@ class QuadraticBias(nn.Module):
         return self._from(self._stacked())
 
     def remembered(self) -> Float[Tensor, "heads tokens tokens"]:
-        """`dense()` for evaluation, without gradients: made anew only where alpha, Delta or the grid have changed.
+        """`dense()` for evaluation, without gradients. It is computed only after alpha, Delta or the grid have changed.
 
-        At 197 tokens it takes a tenth of the time that attention itself does, for every batch anew.
+        At 197 tokens `dense()` for every batch would take a tenth of the time of attention itself.
         """
         given = self._stacked()
         if captured():
@@ -186,8 +186,8 @@ class QuadraticBias(nn.Module):
     def dropped(self, samples: int) -> Float[Tensor, "*samples heads tokens tokens"]:
         """The dense bias after the dropout that follows the adaptive RPE (Sec. 3.1).
 
-        A dropped entry becomes 0: that pair is no longer told apart by position, the way out of 'the local optimum
-        where the attention highly focuses on the local information'. One mask serves the batch unless `per_sample`.
+        A dropped entry becomes 0, so the logit of that pair does not depend on position. This avoids 'the local optimum
+        where the attention highly focuses on the local information'. The batch has one mask unless `per_sample`.
         """
         knobs = self.knobs
         if not self.training and not torch.is_grad_enabled() and self.terms.device.type == "cpu":
@@ -203,7 +203,7 @@ class QuadraticBias(nn.Module):
 
     @property
     def drops(self) -> bool:
-        """Whether the dropout of the bias is at work."""
+        """Whether the bias is dropped now."""
         return self.training and self.knobs.drop > 0 and self.knobs.drop_mode != "none"
 
     def drop_mask(self, samples: int, like: Tensor) -> Float[Tensor, "samples #heads #tokens 1"]:
@@ -247,7 +247,7 @@ class MHCA(Attention):
     def forward(
         self, x: Float[Tensor, "batch tokens dim"], attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Attend; a mask is added to the bias, as timm adds it to the logits."""
+        """Attention of the tokens. A mask is added to the bias, as timm adds it to the logits."""
         batch, tokens, _ = x.shape
         q, k, v = self.project(x)
         if self.fused_attn:
@@ -313,7 +313,7 @@ class MHCA(Attention):
         return "shared" if slow and cpu and not (masked or by_image or dropout or captured()) else "dense"
 
     def logits(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch heads tokens tokens"]:
-        """Attention logits without dropout, in fp32: what the attention distance and the notebooks look at."""
+        """Attention logits without dropout, in fp32, for the attention distance and the notebooks."""
         q, k, _ = self.project(x)
         return q.float() @ k.float().transpose(-2, -1) * self.scale + self.rpe.dense()
 
@@ -349,13 +349,13 @@ class MHCA(Attention):
 def _attend(
     layer: MHCA, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
 ) -> Tensor:
-    """`MHCA.attend` as one node of torch.fx, which cannot follow its choice of a path."""
+    """`MHCA.attend` as one node of torch.fx, because torch.fx cannot trace its choice of a path."""
     return layer.attend(q, k, v, attn_mask, is_causal)
 
 
 @torch.fx.wrap
 def _additive(rpe: QuadraticBias, q: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-    """What is added to the logits of the queries `q`: the bias after its dropout and any mask; one node of torch.fx."""
+    """The sum of the bias after its dropout and any mask, for the logits of the queries `q`; one node of torch.fx."""
     bias = rpe.dropped(q.shape[0]).to(q.dtype)
     mask = resolve_self_attn_mask(q.shape[2], bias, attn_mask, is_causal)
     return bias if mask is None else bias + mask

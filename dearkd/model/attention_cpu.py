@@ -1,6 +1,6 @@
-"""What a CPU computes faster than PyTorch's own kernels: the same numbers as `attention`, in another order.
+"""Attention that a CPU computes faster than by PyTorch's kernels: the numbers of `attention`, in another order of sums.
 
-At the paper's scale, on a GPU, none of this runs. Timings: docs/performance.md.
+None of this runs on a GPU, so none at the paper's scale. Timings: docs/performance.md.
 """
 
 from typing import Any
@@ -13,8 +13,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 FEW = 48
-"""Tokens up to which a CPU attends faster without PyTorch's fused kernel: 37 tokens and 9 heads of 8 take a layer 5.7
-ms forward and backward instead of 8.4, 17 tokens 2.6 instead of 3.3."""
+"""Number of tokens up to which a CPU attends faster without PyTorch's fused kernel. A layer with 9 heads of 8 takes 5.7
+ms instead of 8.4 for 37 tokens, forward and backward, and 2.6 instead of 3.3 for 17."""
 
 SMALL = 2**16
 """Entries of a bias below which calls cost more than the cache gains, so that the batch is taken at once."""
@@ -23,9 +23,9 @@ SMALL = 2**16
 class SharedBiasAttention(torch.autograd.Function):
     """softmax(scale q kᵀ + bias) v, where the whole batch shares the bias and its gradient; for training on a CPU.
 
-    There PyTorch has no fused kernel once the bias learns: 8 images of 197 tokens and 12 heads of 16 take
-    `scaled_dot_product_attention` 48 ms forward and backward, this 23, and attention without a bias 15. Both keep the
-    probabilities; everything else is made image by image and stays in the cache.
+    PyTorch has no fused kernel for a CPU once the bias learns. 8 images of 197 tokens and 12 heads of 16 take 48 ms
+    forward and backward with `scaled_dot_product_attention`, 23 with this function, and 15 without a bias. Both keep
+    the probabilities. All other values are computed image by image and stay in the cache.
     """
 
     @staticmethod
@@ -68,9 +68,9 @@ class SharedBiasAttention(torch.autograd.Function):
 
 
 def _apart(result: Tensor, parts: int) -> Tensor:
-    """Where a softmax reads what it turns into `result`: there, when it is large, which saves a pass over memory.
+    """The input of a softmax into `result`: `result` itself when it is large, which saves a pass over memory.
 
-    With rows of 17 numbers reading and writing in one place takes twice as long: loads wait for the stores before them.
+    With rows of 17 numbers, reading and writing one tensor takes twice as long, because loads wait for stores.
     """
     return result if parts > 1 else torch.empty_like(result)
 
@@ -78,8 +78,8 @@ def _apart(result: Tensor, parts: int) -> Tensor:
 def dropped_entries(x: Float[Tensor, "*shape"], p: float) -> Float[Tensor, "*shape"]:
     """Inverted dropout of single numbers, `p` rounded to 1/65536 where there are many on a CPU.
 
-    There 16 random bits decide on each: 12 x 197 x 197 of them and their gradient take 1.5 ms on one thread,
-    `F.dropout` 3.4.
+    On a CPU 16 random bits decide on each number. 12 x 197 x 197 numbers and their gradient take 1.5 ms on one thread,
+    and 3.4 with `F.dropout`.
     """
     if x.device.type != "cpu" or x.numel() < SMALL or captured():
         return F.dropout(x, p)
@@ -90,13 +90,13 @@ def dropped_entries(x: Float[Tensor, "*shape"], p: float) -> Float[Tensor, "*sha
 
 
 def unfuse_few_tokens(student: VisionTransformer) -> None:
-    """Let the plain attention of a student of up to `FEW` tokens, trained on a CPU, do without the fused kernel."""
+    """Turn the fused kernel off in the plain attention of a student with up to `FEW` tokens that trains on a CPU."""
     if student.patch_embed.num_patches + student.num_prefix_tokens <= FEW:
         for block in student.blocks:
-            if type(block.attn) is Attention:  # MHCA has its own way, see `MHCA.path`
+            if type(block.attn) is Attention:  # MHCA chooses by itself, see `MHCA.path`
                 block.attn.fused_attn = False
 
 
 def captured() -> bool:
-    """Whether PyTorch is recording this call (torch.compile, torch.export, torch.jit.trace): nothing may be kept."""
+    """Whether PyTorch records this call (torch.compile, torch.export, torch.jit.trace); then nothing may be cached."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()

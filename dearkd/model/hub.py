@@ -1,4 +1,4 @@
-"""timm's networks, and the weights that a hub delivers, or does not: then one sentence says so at once."""
+"""timm's networks and the weights from a hub. A hub that does not answer is one sentence at once."""
 
 import contextlib
 import functools
@@ -17,7 +17,7 @@ PATIENCE = 5.0
 
 
 def create(name: str, pretrained: bool, args: dict[str, Any], key: str) -> nn.Module:
-    """A network of timm, with the weights of its tag where `pretrained`; errors name the `key` that takes a file."""
+    """A network of timm, with its tag's weights if `pretrained`. Errors name the `key` that takes a local file."""
     try:
         with asked_once() if pretrained else contextlib.nullcontext():
             return timm.create_model(name, pretrained=pretrained, **args)
@@ -54,7 +54,7 @@ def reachable() -> bool:
 
 @contextlib.contextmanager
 def asked_once() -> Iterator[None]:
-    """Inside, a hub that does not answer is not asked again and again: its cache is read, nothing is printed."""
+    """Context in which a hub that does not answer is asked once only. Its cache is read and nothing is printed."""
     offline = constants.HF_HUB_OFFLINE or not reachable()
     logger = logging.getLogger("huggingface_hub")
     level = logger.level

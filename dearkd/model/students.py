@@ -1,7 +1,7 @@
 """The students, registered in timm, and what training wraps around one.
 
-`import dearkd.models`, then `timm.create_model("dearkd_tiny_patch16_224")`. A DearKD model is timm's VisionTransformer
-whose first blocks attend by `MHCA`; everything timm does with a ViT works on it.
+After `import dearkd.models`, `timm.create_model("dearkd_tiny_patch16_224")` works. A DearKD is timm's VisionTransformer
+with `MHCA` in its first blocks, and timm can use it as any ViT.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ class DearKD(VisionTransformer):
     Args:
         n_mhca: blocks with MHCA; 0 gives plain DeiT with this number of heads.
         rpe: knobs of the position encoding, as `stage.Rpe` or a mapping of its fields.
-        All else as timm's VisionTransformer; image sizes vary through `img_size` and `set_input_size`.
+        Others: those of timm's VisionTransformer; `img_size` and `set_input_size` change the image size.
 
     Raises InputError for an argument that MHCA cannot serve: dynamic_img_size, patch_drop_rate, another attn_layer or
     block_fn, n_mhca beyond the depth, an unknown knob.
@@ -98,13 +98,13 @@ class DearKD(VisionTransformer):
     def set_input_size(
         self, img_size: tuple[int, int] | None = None, patch_size: tuple[int, int] | None = None
     ) -> None:
-        """Change the image size: positions are resampled by timm, distances stay in patches (`rpe.coord`)."""
+        """Change the image size. timm resamples positions; distances stay in patches (`rpe.coord`)."""
         super().set_input_size(img_size, patch_size)
         for block in self.blocks[: self.n_mhca]:
             block.attn.rpe.set_grid(self.patch_embed.grid_size)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As torch's, so that timm's `checkpoint_path` and `pretrained` take what fits a ViT; a warning says so.
+        """Load as torch does, and also weights that fit a ViT only after a change, with a warning.
 
         Positions of another grid and patches of another size are resampled as timm does. The weights of a plain ViT
         have no position encoding: alpha and Delta of all MHCA blocks keep their values.
@@ -133,7 +133,7 @@ _RESAMPLED = ("pos_embed", "patch_embed.proj.weight")
 
 
 def _refuse(n_mhca: int, kwargs: Mapping[str, Any]) -> None:
-    """InputError for an argument of timm's VisionTransformer that MHCA cannot serve."""
+    """Raise InputError for an argument of timm's VisionTransformer that MHCA cannot serve."""
     if kwargs.get("dynamic_img_size"):
         raise InputError("dynamic_img_size: the position encoding is built for one grid; call set_input_size instead")
     if not n_mhca:
@@ -224,7 +224,7 @@ def create(model: Model, seed: int) -> nn.Module:
 
 
 def sketch(model: Model) -> nn.Module:
-    """The same network without values, on torch's `meta` device: whether it can be built, and its shapes."""
+    """The same network on torch's `meta` device, without values, to see its shapes and whether it can be built."""
     with torch.device("meta"):
         return _from_timm(model)
 
@@ -272,9 +272,9 @@ def _initialise(net: nn.Module, init: str, seed: int) -> None:
 
 
 def adopt(student: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Take over the weights of a trained student but for its classifiers; positions are resampled to its own grid.
+    """Take over the weights of a trained student, except its classifiers. Positions are resampled to this grid.
 
-    timm's bicubic resampling, as DeiT fine-tunes at another resolution. A CNN takes over all that it is given.
+    The resampling is timm's bicubic one, as in DeiT's fine-tuning at another resolution. A CNN takes over all weights.
     """
     own = student.state_dict()
     if not isinstance(student, VisionTransformer):
@@ -288,21 +288,21 @@ def adopt(student: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 class Outputs(NamedTuple):
-    """What a student says about a batch."""
+    """The outputs of a student for a batch."""
 
     logits: Float[Tensor, "batch classes"]
-    """From the class token: the prediction."""
+    """The prediction, from the class token."""
     taught: Float[Tensor, "batch classes"] | None
     """Logits that learn the teacher's decision: pooled content tokens (DearKD) or the distillation token (DeiT).
 
-    Without a teacher (fine-tuning) the distillation token's learn the true labels.
+    Without a teacher (fine-tuning) the distillation token learns the true labels.
     """
     hidden: tuple[Float[Tensor, "batch channels height width"], ...]
     """Aligned block outputs, in the order of the pairs."""
 
 
 class Trainee(nn.Module):
-    """A student with what stage I adds to it, as one module to train; `auxiliary` is dropped at the stage's end.
+    """A student and the parts that stage I adds, as one module to train. `auxiliary` is dropped at the stage's end.
 
     Args:
         student: ViT or CNN.
@@ -337,19 +337,19 @@ class Trainee(nn.Module):
                 self.auxiliary[f"aligner{block}"] = made
 
     def no_weight_decay(self) -> set[str]:
-        """The student's, by the names they have here, and what an orthogonal projector is made of."""
+        """Parameters without weight decay, by their names here: the student's, and those of an orthogonal projector."""
         names = {
             name for name, _ in self.auxiliary.named_parameters(prefix="auxiliary") if ".parametrizations." in name
         }
         return names | {f"student.{name}" for name in getattr(self.student, "no_weight_decay", set)()}
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
-        """timm's layer of a parameter: the student's, `auxiliary` being in the last one."""
+        """timm's layer of a parameter, as in the student; `auxiliary` is in the last layer."""
         layers = group_parameters(self.student, self.student.group_matcher(coarse), reverse=True)
         return lambda name: layers.get(name.removeprefix("student."), max(layers.values()))
 
     def forward(self, images: Float[Tensor, "batch rgb height width"]) -> Outputs:
-        """One pass; hidden block outputs come back from timm's `forward_intermediates`, not from hooks."""
+        """One forward pass. timm's `forward_intermediates` returns the hidden block outputs; there are no hooks."""
         student = self.student
         if not isinstance(student, VisionTransformer):
             return Outputs(student(images), None, ())

@@ -1,8 +1,8 @@
 """T2T-ViT-7, -14 and -19 (Yuan et al., ICCV 2021), the rows of Tables 3 and 4 that timm lacks.
 
-`import dearkd.models`, then `timm.create_model("t2t_vit_14")`. Three soft splits with Performer attention between them
-take the place of timm's patch embedding; the rest is timm's VisionTransformer. Weights have the names and shapes of the
-checkpoints at github.com/yitu-tech/T2T-ViT.
+After `import dearkd.models`, `timm.create_model("t2t_vit_14")` works. Three soft splits with Performer attention
+between them replace timm's patch embedding. All other parts are timm's VisionTransformer. Weights have the names and
+shapes of the checkpoints at github.com/yitu-tech/T2T-ViT.
 """
 
 import math
@@ -23,7 +23,7 @@ SIZES = {
     "t2t_vit_14": {"embed_dim": 384, "depth": 14, "num_heads": 6, "mlp_ratio": 3.0},
     "t2t_vit_19": {"embed_dim": 448, "depth": 19, "num_heads": 7, "mlp_ratio": 3.0},
 }
-"""Table 1 of the T2T-ViT paper, but for its depth 8 of T2T-ViT-7: 4.3 M parameters and the authors' code mean 7."""
+"""Table 1 of the T2T-ViT paper, except depth 8 of T2T-ViT-7: its 4.3 M parameters and the authors' code have 7."""
 Split = tuple[int, int, int]
 """Kernel, stride and padding of a soft split, in pixels or tokens."""
 SPLITS = ((7, 4, 2), (3, 2, 1), (3, 2, 1))
@@ -44,9 +44,9 @@ def sinusoid(positions: int, dim: int) -> Float[Tensor, "positions dim"]:
 class TokenPerformer(nn.Module):
     """The T2T transformer layer (Sec. 3.1) with one head of Performer attention, linear in the number of tokens.
 
-    The residual starts at the values, since the input is wider than the output. The m = dim / 2 random features of
+    The residual starts at the values, because the input is wider than the output. The m = dim / 2 random features of
     FAVOR+ (Choromanski et al., ICLR 2021) are drawn once. As published, their directions `w` have length sqrt(m), where
-    FAVOR+ has sqrt(dim), and dropout is 0.1 whatever the rest of the model has.
+    FAVOR+ has sqrt(dim), and dropout is 0.1 in every model.
     """
 
     def __init__(self, in_dim: int, dim: int, drop: float = 0.1) -> None:
@@ -66,7 +66,7 @@ class TokenPerformer(nn.Module):
     def attend(self, k: Tensor, q: Tensor, v: Tensor) -> Float[Tensor, "batch tokens dim"]:
         """Mean of the values weighted by phi(q) . phi(k), in fp32.
 
-        Features reach exp(m / 2), 9e6 for m = 32: too much for fp16, under which the authors report NaN losses.
+        Features reach exp(m / 2), which is 9e6 for m = 32: too large for fp16, with which the authors report NaN.
         """
         device = "cpu" if k.is_meta else k.device.type  # autocast knows no meta device
         with torch.autocast(device, enabled=False):
@@ -101,7 +101,7 @@ class TokensToToken(nn.Module):
         return self.project(_soft_split(x.transpose(1, 2).unflatten(2, self.grids[1]), self.splits[2]))
 
     def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
-        """Tokens per column and row, asked for by timm's `forward_intermediates`; the image's size is fixed."""
+        """Tokens per column and row, for timm's `forward_intermediates`. The image size is fixed."""
         return self.grid_size
 
 
@@ -121,7 +121,7 @@ class T2TViT(VisionTransformer):
     Args:
         token_dim: width inside the tokens-to-token module.
         splits: its three soft splits.
-        All else as timm's VisionTransformer, for one image size.
+        All other arguments are those of timm's VisionTransformer, for one image size.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class T2TViT(VisionTransformer):
 
     @property
     def patch_embed(self) -> TokensToToken:
-        """timm's name for it; the checkpoints have the other one."""
+        """timm's name of this module; checkpoints have the other name."""
         return self.tokens_to_token
 
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:

@@ -26,27 +26,27 @@ from dearkd.plan import stage
 from dearkd.schema import InputError, home, unknown
 
 PROBED = 300
-"""Side in pixels up to which `probe` looks for one that a network takes."""
+"""Largest side in pixels that `probe` tries on a network."""
 CHANNELS_LAST = 64
-"""Side of the images, in pixels, from which a teacher's weights lie channels last: RegNetY-16GF's early stages take a
-fifth less time at 224 on a CPU, and a GPU's bf16 kernels want it so. Small images lose by it."""
+"""Side of the images, in pixels, from which a teacher's weights are stored channels last. RegNetY-16GF's early stages
+then take a fifth less time at 224 on a CPU, and a GPU's bf16 kernels need this order. Small images take longer."""
 Moments = tuple[tuple[float, ...], tuple[float, ...]]
 """(mean, std) of each channel."""
 
 
 class Seen(NamedTuple):
-    """What a teacher says about a batch."""
+    """The outputs of a teacher for a batch."""
 
     decisions: Int[Tensor, " batch"]
-    """argmax of its logits, y_t of Eq. 5."""
+    """The argmax of the logits, y_t of Eq. 5."""
     features: tuple[Float[Tensor, "batch channels height width"], ...]
-    """Feature maps H^T of Eq. 4 at the stages asked for."""
+    """Feature maps H^T of Eq. 4 at the wanted stages."""
     logits: Float[Tensor, "batch classes"] | None = None
-    """Its answer in full, what soft labels are made of; None where only decisions were computed ahead."""
+    """The logits, for soft labels; None where only decisions were computed ahead."""
 
 
 class Teacher(nn.Module):
-    """A CNN in evaluation mode, without gradients, whatever is done to the module that holds it.
+    """A CNN that stays in evaluation mode and has no gradients.
 
     Args:
         net: a timm CNN with `forward_intermediates`.
@@ -76,11 +76,11 @@ class Teacher(nn.Module):
         self.register_buffer("offset", offset, persistent=False)
 
     def train(self, mode: bool = True) -> "Teacher":
-        """Stays in evaluation mode: BatchNorm statistics must not move."""
+        """Stay in evaluation mode, because BatchNorm statistics must not change."""
         return super().train(False)
 
     def normalised(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch own high wide"]:
-        """The student's pixels as the network was trained on them: channels, mean and std, side."""
+        """The student's pixels with the channels, mean, std and side that the network was trained on."""
         if self.grey is not None:
             images = (images * self.grey).sum(1, keepdim=True)
         if self.gain is not None:
@@ -119,7 +119,7 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def features(self, images: Float[Tensor, "batch rgb height width"]) -> tuple[Tensor, ...]:
-        """The features alone: no stage beyond the last of them runs, and none at all where none is wanted."""
+        """The wanted features only. No later stage runs, and no stage at all where no features are wanted."""
         if not self.stages:
             return ()
         wanted = sorted(set(self.stages))
@@ -132,16 +132,16 @@ class Teacher(nn.Module):
     def codes_and_logits(
         self, images: Float[Tensor, "batch rgb height width"]
     ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch classes"]]:
-        """Pooled penultimate features and logits, with gradients to the images: what synthesis looks at."""
+        """Pooled penultimate features and logits, with gradients to the images, for synthesis."""
         images = self.normalised(images)
         codes = self.net.forward_head(self.net.forward_features(images), pre_logits=True).flatten(1)
         classifier = self.net.get_classifier()
-        if isinstance(classifier, nn.Conv2d):  # of one pixel, as in DLA, DPN and ResNetV2
+        if isinstance(classifier, nn.Conv2d):  # maps of one pixel, as in DLA, DPN and ResNetV2
             return codes, classifier(codes[:, :, None, None]).flatten(1)
         return codes, classifier(codes)
 
     def feature_shapes(self, images: Float[Tensor, "batch rgb height width"]) -> list[FeatureShape]:
-        """Shape and sign of every stage's features, read off real images."""
+        """Shape and sign of every stage's features, measured on real images."""
         _, features = self.net.forward_intermediates(self.normalised(images))
         return [FeatureShape(f.shape[1], (f.shape[2], f.shape[3]), bool((f >= 0).all())) for f in features]
 
@@ -174,7 +174,7 @@ def probe(model: stage.Model, side: int, channels: int) -> list[tuple[int, int, 
 
 
 class Classifier(nn.Module):
-    """A teacher as what it was trained to be, images to logits; gradients reach the images."""
+    """A teacher as a classifier from images to logits. Gradients reach the images."""
 
     def __init__(self, teacher: Teacher) -> None:
         super().__init__()
@@ -246,7 +246,7 @@ def moments(teacher: stage.Teacher, net: nn.Module, channels: int) -> Moments | 
 def start(model: stage.Model) -> dict[str, Tensor]:
     """Weights from which a CNN's training starts (`stage.Teacher.start`), without its classifier.
 
-    Raises InputError as `build`.
+    Raises InputError as `build` does.
     """
     net = hub.create(model.name, model.start == "timm", dict(model.args), "start")
     names = net.pretrained_cfg["classifier"]
@@ -275,7 +275,7 @@ def weights_sha256(net: nn.Module) -> str:
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:
-    """sha256 over names and values."""
+    """sha256 over names and values of a state dict."""
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
@@ -285,10 +285,10 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
 def load_weights(
     net: nn.Module, path: Path, rename: Callable[[str], str] | None = None, but: tuple[str, ...] = ()
 ) -> None:
-    """Load a state dict strictly, from safetensors or a plain tensor file; nothing is ever unpickled.
+    """Load a state dict strictly, from safetensors or a plain file of tensors. Nothing is ever unpickled.
 
     `rename` turns the file's names into the network's. Names that begin as one of `but` are left as they are.
-    Raises InputError as `read_weights`, and when the weights are of another network.
+    Raises InputError as `read_weights` does, and when the weights are of another network.
     """
     state = read_weights(path)
     if rename is not None:

@@ -14,13 +14,13 @@ from dearkd.report import figures, records
 from dearkd.schema import InputError
 
 OTHERS = ("lr", "validation_top1", "attention_distance")
-"""Quantities of a curve that are no loss terms."""
+"""Quantities of a curve that are not loss terms."""
 
 
 def write(plan: Plan, name: str) -> str:
     """Draw figures/<scale>/curves/<run>.pdf and .png, and .csv with the numbers; returns the PNG's path.
 
-    Raises InputError for an unknown run, and for one none of whose seeds has been trained to the end.
+    Raises InputError for an unknown run, and for a run of which no seed has been trained to the end.
     """
     run = plan.run(name)
     frame = records.curves(plan, [run])
@@ -36,7 +36,7 @@ def write(plan: Plan, name: str) -> str:
 
 
 def draw(frame: pd.DataFrame, run: Run) -> Figure:
-    """A panel for each quantity over the epochs; a line is the mean over the seeds, its band from least to most."""
+    """Draw a panel for each quantity over the epochs. A line is the mean over the seeds; its band is their range."""
     has_distance = (frame["name"] == "attention_distance").any()
     drawn, axes = plt.subplots(2, 2, figsize=(7.2, 5.0), squeeze=False)
     losses, top1, rate, distance = axes.flat
@@ -65,7 +65,7 @@ def draw(frame: pd.DataFrame, run: Run) -> Figure:
 
 
 def over_seeds(ax: Axes, frame: pd.DataFrame, label: str) -> Axes:
-    """A line of means over the seeds, and a band from the least to the greatest."""
+    """Draw a line of the means over the seeds, and a band from the least to the greatest."""
     values = frame.groupby("epoch")["value"].agg(["mean", "min", "max"])
     (line,) = ax.plot(values.index, values["mean"], marker="", label=label)
     ax.fill_between(values.index, values["min"], values["max"], color=line.get_color(), alpha=0.2, linewidth=0)

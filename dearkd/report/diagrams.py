@@ -14,7 +14,7 @@ from dearkd.plan.stage import SIZES, Model, Source, Stage, Synthesis
 Number = float | int
 Point = tuple[Number, Number]
 STUDENT, TEACHER, TRAINING, LOSS, PLAIN = "#dbe7f0", "#f3ddd9", "#e9efdc", "#f6ecd4", "#ffffff"
-"""Fill of what belongs to the student, to the teacher, to stage I only, to a loss, and of data."""
+"""Fill colours: of the student, the teacher, parts of stage I only, losses, and data."""
 
 
 def width_and_depth(model: Model) -> tuple[int, int]:
@@ -102,7 +102,7 @@ def _canvas(ax: Axes, width: Number, height: Number) -> None:
 
 
 def pipeline(ax: Axes, run: Run, teacher: dict[str, Any]) -> Axes:
-    """Figure 2. (a) stage I: losses of Eq. 6 with their weights; (b) stage II: Eq. 7, the same student alone."""
+    """Draw Figure 2: (a) stage I, the losses of Eq. 6 with their weights; (b) stage II, Eq. 7 and the student alone."""
     _canvas(ax, 104, 62)
     first, weights = run.stages[0], dict(run.stages[0].losses)
     args, data = dict(first.model.args), first.data
@@ -184,7 +184,7 @@ def pipeline(ax: Axes, run: Run, teacher: dict[str, Any]) -> Axes:
 
 
 def aligner(ax: Axes, run: Run, teacher: dict[str, Any]) -> Axes:
-    """Figure 3: the layers of `aligner.Aligner`, each with the shape that leaves it."""
+    """Draw Figure 3: the layers of `aligner.Aligner`, each with the shape of its output."""
     _canvas(ax, 118, 25)
     stage = run.stages[0]
     dim, _ = width_and_depth(stage.model)
@@ -232,15 +232,15 @@ TERMS = {
     "triplet": ("$L_{triplet}$", "margin {margin:g}"),
     "competition": ("$R_{compete}$", "1 − JS divergence"),
 }
-"""Symbol and meaning of what synthetic images minimise, in the order in which Figure 5 stacks it."""
+"""Symbol and meaning of each term that synthetic images minimise, in the order of Figure 5."""
 LOSSES = {"ce": "$L_{CE}$", "logit": "$L_{logit}$", "soft_logit": "$L_{KL}$", "hidden": "$L_{hidden}$"}
 
 
 def data_free_pipeline(ax: Axes, source: Source, stages: Sequence[Stage] = ()) -> Axes:
-    """Figure 5. (a) a batch of images from the teacher, by this source's terms; (b) the student that learns from them.
+    """Draw Figure 5. (a) The source's terms make a batch of images from the teacher. (b) A student learns from them.
 
     Args:
-        stages: the student's; without them its two stages are only named.
+        stages: the student's stages; without them the figure only names the two stages.
     """
     _canvas(ax, 106, 72)
     recipe, data = source.recipe, source.data
@@ -256,7 +256,7 @@ def data_free_pipeline(ax: Axes, source: Source, stages: Sequence[Stage] = ()) -
     }
 
     ax.text(0, 70, "(a) synthesis, each batch by itself", fontsize=9, weight="bold", va="center")
-    # The competing student stands below the teacher, so its loss takes two rows.
+    # The competing student is drawn below the teacher, so its loss takes two rows.
     pitch = 35 / (len(weights) + ("competition" in weights))
     height = min(pitch - 0.9, 6)
     losses, level = {}, {}
@@ -336,7 +336,7 @@ def data_free_pipeline(ax: Axes, source: Source, stages: Sequence[Stage] = ()) -
 
 
 def _views(recipe: Synthesis) -> str:
-    """What happens to images before the teacher sees them, a line each; empty: nothing."""
+    """The steps that change images before the teacher sees them, one a line; empty where there are none."""
     if recipe.augment is None:
         sizes = {"roll ≤ {:g} px": recipe.jitter, "flip, p = {:g}": recipe.flip}
         unit = "each batch"

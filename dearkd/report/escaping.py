@@ -14,9 +14,9 @@ LATEX = {
     **{c: f"\\{c}" for c in "{}$&#%_"},
 }
 _MARKS = re.compile(r"[\\`*\[\]<|&~$]|(?<![^\W_])_|_(?![^\W_])")
-"""What Markdown, on GitHub too, takes for more than a letter anywhere; an underscore within a word is none."""
+"""Characters that Markdown, on GitHub too, does not read as letters. An underscore within a word is a letter."""
 _STARTS = re.compile(r"^(?:[-+#=>]|\d+(?=[.)]))")
-"""What begins a list, a heading or a rule where it stands first in a line."""
+"""Text that begins a list, a heading or a rule where it is first in a line."""
 
 
 def line(text: object) -> str:
@@ -25,15 +25,15 @@ def line(text: object) -> str:
 
 
 def markdown(text: object) -> str:
-    """The text as Markdown shows it letter by letter, in a cell of a table too."""
+    """The text escaped so that Markdown shows every letter as it is, in a cell of a table too."""
     return _MARKS.sub(lambda mark: f"\\{mark[0]}", line(text))
 
 
 def paragraph(text: object) -> str:
-    """As `markdown`, where the text stands first in a line."""
+    """The text escaped as by `markdown`, for text that is first in a line."""
     return _STARTS.sub(lambda mark: mark[0][:-1] + f"&#{ord(mark[0][-1])};", markdown(text))
 
 
 def latex(text: object) -> str:
-    """The text as LaTeX prints it letter by letter."""
+    """The text escaped so that LaTeX prints every letter as it is."""
     return line(text).translate(str.maketrans(LATEX))

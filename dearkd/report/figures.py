@@ -1,6 +1,6 @@
 """Figures of the paper: a function per kind, from tidy frames or specs to axes; only `write` touches files.
 
-Fonts, sizes and colours stand in paper.mplstyle.
+Fonts, sizes and colours are in paper.mplstyle.
 """
 
 import io
@@ -24,7 +24,7 @@ from dearkd.schema import InputError, unknown
 
 STYLE = Path(__file__).with_name("paper.mplstyle")
 PLAIN = {"text.parse_math": False}
-"""For figures whose text people supply: a `$` is a dollar."""
+"""Settings for figures with text that people supply: a `$` is a dollar."""
 
 
 def write(whole: plan.Plan, name: str) -> None:
@@ -37,7 +37,7 @@ def write(whole: plan.Plan, name: str) -> None:
 
 
 def save(whole: plan.Plan, name: str, drawn: Figure, numbers: pd.DataFrame | None) -> None:
-    """Write a drawn figure, without times and versions in it, and the numbers in it."""
+    """Write a drawn figure, without times and versions, and a CSV of its numbers."""
     for suffix, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
         drawn.savefig(buffer := io.BytesIO(), format=suffix, metadata=metadata)
         disk.write(whole.paths.figures / f"{name}.{suffix}", buffer.getbuffer())
@@ -50,7 +50,7 @@ def save(whole: plan.Plan, name: str, drawn: Figure, numbers: pd.DataFrame | Non
 
 
 def accuracy_against_data(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, pd.DataFrame]:
-    """Figure 1: top-1 against the share of real training images, ours beside the paper's."""
+    """Draw Figure 1: top-1 against the share of real training images, ours and the paper's."""
     table = whole.tables[figure.table]
     frame = tables.tidy(table, tables.values_of(whole, figure.table))
     frame = frame[frame["metric"] == table.metric]
@@ -65,7 +65,7 @@ def accuracy_against_data(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure
 
 
 def lines_against_data(ax: Axes, frame: pd.DataFrame, value: str, spread: str | None) -> Axes:
-    """A line per method over the share of images (log scale), error bars of one standard deviation."""
+    """Draw a line per method over the share of images (log scale), with error bars of one standard deviation."""
     for label, rows in frame.groupby("row", sort=False):
         rows = rows.dropna(subset=[value])
         shown = f" {label}" if label.startswith("_") else label  # matplotlib's legends leave such labels out
@@ -83,7 +83,7 @@ def lines_against_data(ax: Axes, frame: pd.DataFrame, value: str, spread: str | 
 
 
 def attention_distance(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, pd.DataFrame]:
-    """Figure 4: average attention distance of each layer over the epochs, a panel per model, mean over seeds."""
+    """Draw Figure 4: average attention distance of each layer over the epochs, one panel a model, mean over seeds."""
     drawn, axes = plt.subplots(1, len(figure.rows), sharey=True, squeeze=False)
     frames = []
     for ax, row in zip(axes[0], figure.rows, strict=True):
@@ -98,7 +98,7 @@ def attention_distance(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, p
 
 
 def distance_per_layer(ax: Axes, frame: pd.DataFrame, run: plan.Run) -> Axes:
-    """A line per layer, dark for the first to light for the last, its name at its end; a line at the stage switch."""
+    """Draw a line per layer, from dark (first) to light (last), named at its end, and a line at the stage switch."""
     model = run.stages[0].model
     if frame.empty:
         raise InputError(f"{run.name}: no attention distance is recorded; train it, with attention_images above 0")
@@ -151,7 +151,7 @@ def distance_per_layer(ax: Axes, frame: pd.DataFrame, run: plan.Run) -> Axes:
 
 
 def _apart(values: list[float], distance: float) -> list[float]:
-    """The values moved as little as it takes to stand `distance` apart, order kept."""
+    """The values moved as little as possible until they are `distance` apart, in the same order."""
     order = sorted(range(len(values)), key=values.__getitem__)
     placed = list(values)
     for before, after in itertools.pairwise(order):
@@ -164,7 +164,7 @@ def _apart(values: list[float], distance: float) -> list[float]:
 
 
 def pipeline(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, None]:
-    """Figure 2: both stages of DearKD with this scale's shapes, weights and epochs."""
+    """Draw Figure 2: both stages of DearKD with this scale's shapes, weights and epochs."""
     drawn, ax = plt.subplots(figsize=(7.2, 4.2))
     run = whole.runs[figure.rows[0].cells[0].run]
     diagrams.pipeline(ax, run, verify.teacher(whole, run.stages[0].teacher_name))
@@ -172,7 +172,7 @@ def pipeline(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, None]:
 
 
 def aligner(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, None]:
-    """Figure 3: the aligner's layers with this scale's shapes."""
+    """Draw Figure 3: the aligner's layers with this scale's shapes."""
     drawn, ax = plt.subplots(figsize=(7.2, 1.6))
     run = whole.runs[figure.rows[0].cells[0].run]
     diagrams.aligner(ax, run, verify.teacher(whole, run.stages[0].teacher_name))
@@ -183,7 +183,7 @@ def aligner(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, None]:
 
 
 def data_free_pipeline(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, None]:
-    """Figure 5: how DF-DearKD makes its images, with this scale's terms, weights and schedule."""
+    """Draw Figure 5: how DF-DearKD makes its images, with this scale's terms, weights and schedule."""
     drawn, ax = plt.subplots(figsize=(7.2, 5.0))
     run = whole.runs[figure.rows[0].cells[0].run]
     diagrams.data_free_pipeline(ax, run.stages[0].source, run.stages)
@@ -191,7 +191,7 @@ def data_free_pipeline(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, N
 
 
 def latent_space(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, pd.DataFrame]:
-    """Figure 6: latent codes of real and synthetic images in one plane, with easiest positives; the first seed's."""
+    """Draw Figure 6: latent codes of the first seed's real and synthetic images in a plane, with easiest positives."""
     records.diversity(whole, whole.images_of(figure.name))
     frames = {label: latent.read_codes(_beside(whole, name, "latents.csv")) for label, name in _sets(figure)}
     classes = latent.shown_classes(frames)
@@ -206,7 +206,7 @@ def latent_space(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, pd.Data
 
 
 def image_grid(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, None]:
-    """Synthetic images beside real ones, a class in a row; the first seed's."""
+    """Draw synthetic images beside real ones, one class a row, of the first seed."""
     records.diversity(whole, whole.images_of(figure.name))
     sheets = {label: latent.read_sheet(_beside(whole, name, "sample.png")) for label, name in _sets(figure)}
     classes = {tuple(latent.read_codes(_beside(whole, n, "latents.csv"))["label"].unique()) for _, n in _sets(figure)}
@@ -227,7 +227,7 @@ def _sets(figure: plan.Figure) -> list[tuple[str, str]]:
 
 
 def _beside(whole: plan.Plan, name: str, file: str) -> Path:
-    """A file beside the description of a set of images, of the first seed."""
+    """The path of a file beside the first seed's description of a set of images."""
     path = whole.paths.images(name, whole.scale.seeds[0]) / file
     if not path.is_file():
         raise InputError(
@@ -250,4 +250,4 @@ KINDS = {
     )
 }
 FORMULAS = ("pipeline", "aligner", "data_free_pipeline")
-"""Kinds with formulas in them; all their text is ours or a name of timm."""
+"""Kinds of figures with formulas. All their text is ours or a name of timm."""

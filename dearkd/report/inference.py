@@ -1,4 +1,4 @@
-"""What a mean over a few seeds says: Student's interval, a bootstrap beside it, Holm's correction."""
+"""Statistics of a mean over a few seeds: Student's interval, a bootstrap, Holm's correction."""
 
 import math
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from scipy import stats
 
 LEVEL = 0.95
 RESAMPLES = 10_000
-"""Draws of the bootstrap."""
+"""Number of draws of the bootstrap."""
 
 
 class Interval(NamedTuple):
@@ -21,7 +21,7 @@ class Interval(NamedTuple):
 
 
 def interval(values: pd.Series) -> Interval:
-    """Of one value a seed; with one seed `half` and `p` are not a number."""
+    """The mean, interval and p-value of one value a seed. With one seed `half` and `p` are not a number."""
     mean, n = round(float(values.mean()), 9), len(values)
     if n < 2:
         return Interval(mean, math.nan, math.nan)
@@ -31,7 +31,7 @@ def interval(values: pd.Series) -> Interval:
 
 
 def bootstrap(values: pd.Series) -> tuple[float, float]:
-    """The 95 % percentile interval of the mean, seeds drawn with replacement; the same draws every time."""
+    """The 95 % percentile interval of the mean, with seeds drawn with replacement. Every call draws the same."""
     drawn = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
     low, high = np.quantile(values.to_numpy()[drawn].mean(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

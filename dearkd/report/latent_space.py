@@ -1,4 +1,4 @@
-"""Figure 6 and the grid of images: what sets of images look like to the teacher and to the eye."""
+"""Figure 6 and the grid of images: sets of images as the teacher and the eye see them."""
 
 import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -21,15 +21,15 @@ COLOURS = ("#332288", "#cc6677", "#117733", "#ddaa33", "#4aa0d5", "#882255", "#4
 """Paul Tol's muted scheme, for colour-blind readers; markers and numbers say the same in grey."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 FEW = 4
-"""Classes shown where there are more than colours."""
+"""Number of classes shown where there are more classes than colours."""
 NEIGHBOURS = 15
-"""Images that vote on the class of a place in the plane."""
+"""Number of images that vote on the class of a place in the plane."""
 PIXELS = 260_000
-"""Pixels of all tiles of a grid: noise takes 3 bytes for each in a PNG, and a figure should stay below 1 MB."""
+"""Pixels of all tiles of a grid. Noise takes 3 bytes a pixel in a PNG, and a figure should stay below 1 MB."""
 
 
 def read_codes(path: Path) -> pd.DataFrame:
-    """Latent codes of a set of images: image, label, f0, f1, ... InputError when the file is no such table."""
+    """Latent codes of a set of images: image, label, f0, f1, ... Raises InputError when the file has other columns."""
     try:
         frame = pd.read_csv(path, dtype={"image": str})
         if not {"image", "label", "f0"} <= set(frame.columns):
@@ -42,7 +42,7 @@ def read_codes(path: Path) -> pd.DataFrame:
 
 
 def read_sheet(path: Path) -> UInt8[np.ndarray, "height width *channels"]:
-    """Pixels of a contact sheet, grey or RGB; InputError when it cannot be decoded."""
+    """Pixels of a contact sheet, grey or RGB. Raises InputError when it cannot be decoded."""
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("L" if image.mode == "L" else "RGB"))
@@ -54,7 +54,7 @@ def read_sheet(path: Path) -> UInt8[np.ndarray, "height width *channels"]:
 
 
 def shown_classes(frames: Mapping[str, pd.DataFrame]) -> list[int]:
-    """The classes that every set has; the first `FEW` of them where there are more than colours.
+    """The classes that every set has, or the first `FEW` of them where there are more classes than colours.
 
     Raises InputError when there is none.
     """
@@ -67,7 +67,7 @@ def shown_classes(frames: Mapping[str, pd.DataFrame]) -> list[int]:
 def easy_positives(
     codes: Float[np.ndarray, "n dim"], labels: Int[np.ndarray, " n"]
 ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """(row, distance) of the nearest *other* image of the same class in latent space; (-1, nan) for one alone."""
+    """(row, distance) of the nearest *other* image of the same class in latent space; (-1, nan) where there is none."""
     nearest, distance = np.full(len(codes), -1), np.full(len(codes), np.nan)
     for label in np.unique(labels):
         mine = np.flatnonzero(labels == label)
@@ -79,12 +79,12 @@ def easy_positives(
 
 
 def embed(frames: Mapping[str, pd.DataFrame], classes: Collection[int]) -> dict[str, pd.DataFrame]:
-    """Each set's images of some classes, with a place in the plane and the easiest positive.
+    """Give each image of some classes a place in the plane and its easiest positive.
 
-    One t-SNE of all sets together, from their principal components: a place means the same in every panel. t-SNE,
-    because it keeps neighbours, which easy positives are; the two best directions of LDA leave ten classes on top of
-    each other. Neighbourhoods are wide, a third of all images, so that a set that is tight in latent space is tight in
-    the plane too. Distances in the plane mean little all the same: `distance` is one in latent space. Deterministic.
+    One t-SNE of all sets together, from their principal components, gives a place the same meaning in every panel.
+    t-SNE keeps neighbours, and easy positives are neighbours. The two best directions of LDA leave ten classes on top
+    of each other. Neighbourhoods are wide, a third of all images, so that a set that is tight in latent space is tight
+    in the plane too. Distances in the plane mean little, so `distance` is that in latent space. Deterministic.
 
     Returns frames with columns image, label, x, y, nearest (row of the easiest positive in the frame) and distance.
     """
@@ -103,9 +103,9 @@ def embed(frames: Mapping[str, pd.DataFrame], classes: Collection[int]) -> dict[
 
 
 def latent_space(axes: Iterable[Axes], embedded: Mapping[str, pd.DataFrame], classes: Sequence[int]) -> None:
-    """Figure 6, a panel per set: a line ties each image to its easiest positive, shading shows where classes lie.
+    """Draw Figure 6, one panel a set. A line joins each image to its easiest positive; shading shows where classes are.
 
-    A place belongs to the class of most images near it, those of all sets, so regions are the same in all panels.
+    A place belongs to the class of most images near it in all sets, so regions are the same in all panels.
     `embedded` and `classes` are those of `embed`; the first axes have the handles of a legend.
     """
     everything = pd.concat(embedded.values())
@@ -128,7 +128,7 @@ def latent_space(axes: Iterable[Axes], embedded: Mapping[str, pd.DataFrame], cla
         ax.add_collection(LineCollection(pairs, colors="0.25", linewidths=0.6, zorder=2))
         for c, colour, marker in zip(classes, COLOURS, MARKERS, strict=False):
             mine = places[frame["label"].to_numpy() == c]
-            # A star of the same extent has half the ink.
+            # A star of the same extent has half the area.
             look = {"color": colour, "marker": marker, "s": 28 if marker == "*" else 15}
             ax.scatter(*mine.T, edgecolors="white", linewidths=0.3, zorder=3, label=str(c), **look)
             number = {"fontsize": 20, "weight": "bold", "color": _thinned(colour, 0.45)}
@@ -148,12 +148,12 @@ def _thinned(colour: str, share: float) -> tuple[float, ...]:
 
 
 def image_grid(axes: Iterable[Axes], sheets: Mapping[str, np.ndarray], side: int, names: Sequence[object]) -> None:
-    """A panel per set of images: a class in a row, named at the left, thin white gaps between the tiles.
+    """Draw a panel per set of images: one class a row, named at the left, with thin white gaps between the tiles.
 
     Args:
         sheets: contact sheets in uint8, grey or RGB: a row of square tiles per class, no gaps.
-        side: of a tile, in pixels. Tiles are shrunk where all of them have more than `PIXELS` pixels.
-        names: of the classes, row by row, the same in all sheets.
+        side: side of a tile in pixels. Tiles are shrunk where all of them have more than `PIXELS` pixels.
+        names: names of the classes, row by row, the same in all sheets.
     """
     for label, sheet in sheets.items():
         height, width = sheet.shape[:2]
@@ -180,7 +180,7 @@ def image_grid(axes: Iterable[Axes], sheets: Mapping[str, np.ndarray], side: int
 def _spaced(
     sheet: UInt8[np.ndarray, "height width *channels"], side: int, small: int, gap: int
 ) -> UInt8[np.ndarray, "high wide 3"]:
-    """The sheet's tiles at their new side, `gap` white pixels apart."""
+    """The sheet's tiles at their new side, with `gap` white pixels between them."""
     rows, columns = sheet.shape[0] // side, sheet.shape[1] // side
     pitch = small + gap
     spaced = np.full((rows * pitch - gap, columns * pitch - gap, 3), 255, dtype=np.uint8)

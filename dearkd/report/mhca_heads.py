@@ -1,4 +1,4 @@
-"""What the heads of MHCA look at: centres and widths that they have learned, and attention of one query.
+"""Drawings of MHCA's heads: the centres and widths that they have learned, and the attention of one query.
 
 The notebooks draw with it.
 """
@@ -20,7 +20,7 @@ def widths(alpha: Float[np.ndarray, " heads"]) -> Float[np.ndarray, " heads"]:
 
 
 def centres(ax: Axes, alpha: Float[np.ndarray, " heads"], delta: Float[np.ndarray, "heads 2"], reach: float) -> Axes:
-    """Each head's centre Delta (row, column) as a dot and its width as a circle, around the query at the cross.
+    """Draw each head's centre Delta (row, column) as a dot and its width as a circle. The query is the cross.
 
     Heads without a place (alpha near 0, or repelling) are counted in the title.
     """
@@ -40,7 +40,7 @@ def attention_of_a_query(
     attention: Float[np.ndarray, "layers patches patches"],
     query: tuple[int, int],
 ) -> None:
-    """The image with the query's patch framed, then for each layer what that patch attends to (mean over heads)."""
+    """Draw the image with the query's patch framed, then what that patch attends to in each layer (mean over heads)."""
     axes = list(axes)
     side = round(attention.shape[-1] ** 0.5)
     step = image.shape[0] / side

@@ -1,7 +1,6 @@
 """One HTML page of a scale: tables, figures, claims, cost and every record, readable without server or internet.
 
-It shows the Markdown tables and PNG figures that lie in results/ and figures/, as they are, and reads nothing else but
-records.
+It shows the Markdown tables and PNG figures of results/ and figures/ as they are. Beside them it reads only records.
 """
 
 import base64
@@ -37,21 +36,21 @@ class Shown(NamedTuple):
     caption: Markup
     body: Markup
     files: tuple[tuple[str, str], ...]
-    """(suffix, link from the page) of what there is to download."""
+    """(suffix, link from the page) of each file to download."""
 
 
 class Claims(NamedTuple):
-    """The claims as the page shows them: a line each for what was measured, the rest behind a fold."""
+    """The claims as the page shows them: one line for each measured claim, the others behind a fold."""
 
     counts: str
     measured: tuple[tuple[str, str, str, str], ...]
-    """(id, what the paper says, verdict, our margin) of each."""
+    """(id, the paper's statement, verdict, our margin) of each claim."""
     figure: Markup
     shown: Shown
 
 
 class Spent(NamedTuple):
-    """What jobs of one kind cost. Hours; `lost`: since the last checkpoint, where jobs were interrupted."""
+    """The hours that jobs of one kind took. `lost`: hours since the last checkpoint of interrupted jobs."""
 
     kind: str
     jobs: int
@@ -69,7 +68,7 @@ class Trained(NamedTuple):
     """mean ± standard deviation over the seeds, on test images; empty: never evaluated."""
     minutes: float
     seeds: tuple[tuple[int, tuple[tuple[str, str], ...]], ...]
-    """(seed, (name of the record, link from the page) of each)."""
+    """(seed, (name, link from the page) of each of its records)."""
 
 
 def write(plan: Plan) -> Path:
@@ -183,7 +182,7 @@ def _savings(plan: Plan) -> Markup:
 
 
 def _teachers(plan: Plan) -> list[str]:
-    """Each teacher with the accuracy that it was let in with."""
+    """Each teacher with the accuracy that its gate measured."""
     found = []
     for name, teacher in plan.scale.teachers.items():
         path = plan.paths.teacher(name)
@@ -242,7 +241,7 @@ def _image(path: Path, alternative: str) -> Markup:
 
 
 def _caption(name: str) -> Markup:
-    """What the workflow's own report says of it; words in backticks are code."""
+    """The caption of the workflow's own report, as HTML; words in backticks become code."""
     path = shipped(CAPTIONS / f"{name}.rst")
     text = " ".join(path.read_text().split()) if path.is_file() else ""
     text = re.sub(r"^(Table|Figure) \d: ", "", text)
@@ -255,7 +254,7 @@ def _downloads(plan: Plan, name: str) -> tuple[tuple[str, str], ...]:
 
 
 def _link(plan: Plan, path: Path) -> str:
-    """From the page in results/<scale> to a file of the project."""
+    """The link from the page in results/<scale> to a file of the project."""
     return urllib.parse.quote(Path(os.path.relpath(path, plan.paths.results)).as_posix())
 
 

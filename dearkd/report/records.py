@@ -15,7 +15,7 @@ REFERENCE = re.compile(r"deit_(tiny|small|base)_patch16_224")
 def load(plan: Plan, runs: list[Run]) -> pd.DataFrame:
     """One line per run and seed that has been evaluated: run, seed, dirty, tested (number of images), and each metric.
 
-    Raises InputError as `verify.evaluation`. A run that has no record is left out.
+    Raises InputError as `verify.evaluation` does. A run without a record is left out.
     """
     lines = []
     for run in runs:
@@ -42,8 +42,8 @@ def pretrained(plan: Plan, labels: list[str]) -> pd.DataFrame:
 def architectures(plan: Plan, names: list[str]) -> pd.DataFrame:
     """One line per architecture: run (its name), seed 0, dirty, parameters, gmacs, input_size, throughput and ratio.
 
-    throughput: images/s, median of the timed passes, bf16 on a GPU and fp32 elsewhere. ratio: to that of the DeiT
-    nearest in parameters; `_dense`: DearKD's with the bias stored as a matrix.
+    throughput: images/s, median of the timed passes, bf16 on a GPU and fp32 elsewhere. ratio: throughput divided by
+    that of the DeiT nearest in parameters. ratio_dense: the same for DearKD with the bias stored as a matrix.
     """
     if not names or not plan.paths.throughput.is_file():
         return pd.DataFrame(columns=["run", "seed", "dirty"])
@@ -69,8 +69,8 @@ def architectures(plan: Plan, names: list[str]) -> pd.DataFrame:
 def diversity(plan: Plan, names: list[str]) -> pd.DataFrame:
     """One line per set of images and seed that has been described: run (the set), seed, dirty, and each metric.
 
-    A control of a set, what LPIPS makes of it blurred or noisy, has a line of its own: run `set~control`. A set without
-    a record is left out. Raises InputError as `verify.diversity`.
+    A control of a set, which is LPIPS of the blurred or noisy images, has a line of its own: run `set~control`. A set
+    without a record is left out. Raises InputError as `verify.diversity` does.
     """
     lines = []
     for name in names:
@@ -79,7 +79,7 @@ def diversity(plan: Plan, names: list[str]) -> pd.DataFrame:
                 values = verify.diversity(plan, name, seed)
                 line = {"run": name, "seed": seed, "dirty": values["git"]["dirty"]}
                 lines.append({**line, **values["metrics"]})
-                # records made before there were controls have none
+                # older records have no controls
                 lines += [{**line, "run": f"{name}~{k}", **v} for k, v in values.get("controls", {}).items()]
     return pd.DataFrame(lines, columns=None if lines else ["run", "seed", "dirty"])
 

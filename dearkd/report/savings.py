@@ -1,7 +1,7 @@
-"""What DearKD saved: on which share of the images it beats each other method of Table 2 on all of them.
+"""How many images DearKD saved: the share on which it beats each other method of Table 2 on all images.
 
 A difference is taken seed by seed, as claims are, and its 95 % interval has two parts: Student's t over the seeds, and
-the error of a test set of finite size. What lies within it is no difference.
+the error of a test set of finite size. A difference whose interval contains 0 is called none.
 """
 
 import itertools
@@ -21,11 +21,11 @@ from dearkd.schema import InputError
 
 TABLE = "table2"
 FEW = 5
-"""Test images: with fewer wrong ones an accuracy is too close to 100 % to compare."""
+"""Number of wrong test images below which an accuracy is too close to 100 % to compare."""
 
 
 class Difference(NamedTuple):
-    """Points of top-1 by which DearKD lies above another method, with its interval."""
+    """Points of top-1 by which DearKD is above another method, with the interval."""
 
     mean: float
     low: float
@@ -36,7 +36,7 @@ class Difference(NamedTuple):
 
 
 def write(plan: Plan) -> str:
-    """Write results/<scale>/savings.md; returns its text. InputError where the scale has no Table 2."""
+    """Write results/<scale>/savings.md; returns its text. Raises InputError where the scale has no Table 2."""
     if TABLE not in plan.tables:
         raise InputError(f"scale {plan.scale.name}: savings are read off {TABLE}, which its `only` leaves out")
     lines = [*describe(plan, tables.values_of(plan, TABLE)), *_teacher(plan)]
@@ -90,9 +90,10 @@ def _sentence(student: dict[int, pd.Series], whole: pd.Series, tested: int, ours
 def difference(ours: pd.Series, others: pd.Series, tested: int) -> Difference:
     """Mean of ours - others over the seeds that both have, and its interval.
 
-    Seeds share the test images, so their error does not shrink with the number of seeds: it is that of two independent
-    accuracies, which is more than that of two methods on the same images. With one seed it is all there is; `tested` 0:
-    the number of test images is not known, and the seeds are.
+    All seeds have the same test images, so the error of the test set does not shrink with the number of seeds. It is
+    taken as for two independent accuracies, which is more than for two methods on the same images. With one seed the
+    interval has only this error. With `tested` 0 the number of test images is unknown, and the interval has only the
+    seeds' spread.
     """
     each = (ours - others).dropna()
     if each.empty:
@@ -105,7 +106,7 @@ def difference(ours: pd.Series, others: pd.Series, tested: int) -> Difference:
 
 
 def _variance(top1: float, tested: int) -> float:
-    """Of an accuracy in percent on `tested` images, two right and two wrong ones added to them (Agresti, Coull)."""
+    """Variance of an accuracy in percent on `tested` images, plus two right and two wrong ones (Agresti, Coull)."""
     if not tested:
         return 0.0
     share = (top1 / 100 * tested + 2) / (tested + 4)
@@ -119,7 +120,7 @@ def near_chance(top1: float, classes: int) -> bool:
 
 
 def _incomparable(ours: float, other: float, classes: int, tested: int) -> str:
-    """Why no difference between two accuracies says anything; empty where it may."""
+    """Why two accuracies cannot be compared; empty where they can."""
     low = min(ours, other)
     if near_chance(max(ours, other), classes):
         return f"with {ours:.1f} and {other:.1f} % both are close to chance, {100 / classes:.1f} %; train longer"
@@ -131,7 +132,7 @@ def _incomparable(ours: float, other: float, classes: int, tested: int) -> str:
 def share(accuracies: Sequence[float], fractions: Sequence[int], wanted: float) -> float:
     """Percent of the images at which the accuracy first reaches `wanted`; straight lines between logarithms of shares.
 
-    The least fraction where that one is enough, nan where none is, or where the accuracy just below is missing.
+    The least fraction where its accuracy is enough; nan where no accuracy is, or where the one just below is missing.
     """
     if accuracies[0] >= wanted:
         return float(fractions[0])

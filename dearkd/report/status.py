@@ -1,4 +1,4 @@
-"""Where the runs of a scale stand: done, running, stopped, stale or missing, how far, for how long yet."""
+"""The state of a scale's runs: done, running, stopped, stale or missing, how far, and the time left."""
 
 import collections
 import contextlib
@@ -24,19 +24,19 @@ class Standing(NamedTuple):
     seed: int
     stage: str
     state: str
-    """done, stale, running, stopped (a checkpoint, and nobody who goes on) or missing."""
+    """done, stale, running, stopped (a checkpoint exists and no job runs) or missing."""
     step: int = 0
     steps: int = 0
-    """Counted over the whole run; 0: not known before the subsets are written."""
+    """Steps of the whole run; 0 before the subsets are written."""
     seconds_left: float | None = None
-    """None: not running, or not yet known."""
+    """Seconds left; None where the stage does not run, or the pace is not known yet."""
     note: str = ""
 
 
 def standings(plan: Plan, runs: list[Run], held: set[Path]) -> list[Standing]:
-    """Every stage of every seed of the runs. held: folders of checkpoints that a living job has.
+    """Every stage of every seed of the runs. held: folders of checkpoints on which a job works now.
 
-    A stage whose images have been added to, removed or changed on this machine is stale.
+    A stage is stale when some of its images were added, removed or changed on this machine.
     """
     data = dict.fromkeys(s.data_name for run in runs for s in run.stages)
     changed = {name: files.changes(plan, name) for name in data if files.here(plan, name)}
@@ -46,8 +46,8 @@ def standings(plan: Plan, runs: list[Run], held: set[Path]) -> list[Standing]:
 def describe(found: list[Standing], shown: Mapping[str, set[str]] | None = None) -> str:
     """A line for each stage that is not done, one for all seeds that miss it, then the counts.
 
-    shown: names of runs by table or figure. With it a line for each of those counts what is missing, in the place of
-    a line for each missing stage.
+    shown: names of runs by table or figure. With it a line for each table or figure counts the missing stages,
+    instead of a line for each missing stage.
     """
     missing: dict[tuple[str, str], list[int]] = {}
     for s in found:
@@ -98,7 +98,7 @@ def _stage(plan: Plan, run: Run, seed: int, name: str, held: set[Path], changed:
 
 
 def _steps(plan: Plan, run: Run, name: str) -> int:
-    """Steps when a stage has ended; 0 where the size of its data is not known yet."""
+    """Number of steps at the end of a stage; 0 where the size of its data is not known yet."""
     stage, listed = run.stage(name), plan.paths.subsets(run.stage(name).data_name) / "data.json"
     if not listed.is_file():
         return 0
@@ -112,7 +112,7 @@ def _steps(plan: Plan, run: Run, name: str) -> int:
 def _saved(folder: Path, fingerprint: str, steps: int) -> list[tuple[int, float]]:
     """(step, time) of the checkpoints of this recipe, oldest first.
 
-    A checkpoint is of the attempt that had begun last when it was written. One beyond the last step is of other data.
+    A checkpoint belongs to the last attempt that began before it. One beyond the last step is of other data.
     """
     attempts = sorted(_attempts(folder))
     found = []
@@ -142,7 +142,7 @@ def _left(saved: list[tuple[int, float]], steps: int) -> float | None:
 
 
 def _seeds(seeds: list[int]) -> str:
-    """seed 3, or seeds 1, 2, 3, 7 in order, those in a row as 1 to 3, 7."""
+    """Seeds as text: `seed 3`, or `seeds 1 to 3, 7` for 1, 2, 3, 7."""
     spans: list[list[int]] = []
     for seed in seeds:
         if spans and seed == spans[-1][-1] + 1:

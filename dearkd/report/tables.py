@@ -1,6 +1,6 @@
 """Tables of the paper from the tidy frame: CSV for machines, Markdown and LaTeX for readers.
 
-Every number of ours comes from a record; the paper's own stand in their own column.
+Every number of ours comes from a record. The paper's numbers have their own column.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ PLACES = {
 
 
 CONTROLS = {"blurred": "real images, blurred", "noisy": "real images, noisy"}
-"""Rows that Table 6 has below the matrix's where the records have them: what LPIPS makes of blur and of noise."""
+"""Rows of Table 6 below those of the matrix, where the records have them: LPIPS of blurred and of noisy images."""
 
 
 def write(plan: Plan, name: str) -> None:
@@ -106,7 +106,7 @@ def tidy(table: Table, values: pd.DataFrame) -> pd.DataFrame:
                     continue
                 other = reference.cells[i]
                 difference = sign * (by_seed(values, other.run, table.metric) - ours).dropna()
-                # + 0.0: a difference of nothing is 0, not -0.
+                # + 0.0 turns -0 into 0
                 known = None not in (other.paper, cell.paper)
                 paper = round(sign * (other.paper - cell.paper), 4) + 0.0 if known else None
                 lines.append(_line(table, row, i, metric, difference, paper))
@@ -170,7 +170,7 @@ def arrange(table: Table, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _empty(table: Table, field: str) -> list[dict[str, Any]]:
-    """Keys of the columns of numbers that no row of the matrix fills."""
+    """Keys of the columns that have no number in any row of the matrix."""
     columns = zip(*(row.cells for row in table.rows), strict=True)
     return [dict(cells[0].keys) for cells in columns if not any(getattr(cell, field) for cell in cells)]
 
@@ -193,7 +193,7 @@ def _switch(value: Any) -> str:
 
 
 def to_markdown(plan: Plan, table: Table, shown: pd.DataFrame, dirty: bool) -> str:
-    """Markdown with a caption that says what the numbers are; names and captions of others are escaped."""
+    """The table as Markdown, with a caption that explains the numbers. Text that people supply is escaped."""
     lines = [[*map(escaping.markdown, shown.columns)], ["---"] * len(shown.columns)]
     lines += [[*map(escaping.markdown, row)] for row in shown.itertuples(index=False)]
     notes = (

@@ -33,12 +33,12 @@ from dearkd.schema import InputError, build, spec, unknown
 
 CLAIMS = experiments.PAPER / "claims.csv"
 PAPERS_SCALE = "imagenet"
-"""Where the matrix has all the paper's rows and columns."""
+"""The scale at which the matrix has all the paper's rows and columns."""
 FAILS, NOT_MEASURED, NOISE, HOLDS = VERDICTS = ("fails", "not measured", "within noise", "holds")
-"""Worst first: of a conjunction's verdicts the first decides, as in Kleene's logic."""
+"""Verdicts, the worst first. The worst verdict of a conjunction decides, as in Kleene's logic."""
 T = TypeVar("T")
 UNITS = {"table6": "LPIPS", "parameters": "M", "throughput": "images/s"}
-"""Unit of a table's own number or of another number of its rows; all else are points: percent of the test images."""
+"""Unit of a table's own number or of another number of its rows. All others are points: percent of the test images."""
 
 
 @spec
@@ -47,10 +47,10 @@ class Claim:
 
     id: str
     source: str
-    """Tables with its numbers, as T1/T3."""
+    """Tables with the claim's numbers, as T1/T3."""
     statement: str
     predicate: str
-    """As first written down; `comparisons` says the same in the language that is judged."""
+    """The claim in words; `comparisons` says the same in the language that is judged."""
     holds_on_paper_numbers: str
     note: str
     comparisons: str
@@ -58,28 +58,28 @@ class Claim:
 
 @spec
 class Judgement:
-    """A verdict and the comparison that decides it: of those with the verdict, the one with the smallest margin."""
+    """A verdict and the comparison that decides it: the one with the smallest margin among those with the verdict."""
 
     verdict: str = NOT_MEASURED
     margin: float = math.nan
     low: float = math.nan
     high: float = math.nan
     seeds: int = 0
-    """0: numbers that have none."""
+    """Number of seeds; 0 for numbers without seeds."""
     unit: str = ""
     decided_by: str = ""
     measured: int = 0
-    """How many of the comparisons could be made."""
+    """Number of comparisons that could be made."""
     comparisons: int = 1
     boot_low: float = math.nan
     boot_high: float = math.nan
     """95 % percentile interval of the margin when seeds are drawn again with replacement."""
     p: float = math.nan
-    """Two-sided: how rarely margins as large, of either sign, come by chance. Not a number without seeds."""
+    """Two-sided p-value: how rarely margins as large, of either sign, occur by chance. Not a number without seeds."""
 
 
 def read_claims(papers: Numbers, path: Path = CLAIMS) -> list[tuple[Claim, Comparisons]]:
-    """The claims; InputError naming the file and the claim for what cannot be read or names no number of the paper."""
+    """The claims. Raises InputError naming file and claim for one that is unreadable or names no paper number."""
     found: dict[str, tuple[Claim, Comparisons]] = {}
     for claim in read_lines(path, Claim):
         where = f"{path}: {claim.id}"
@@ -97,7 +97,7 @@ def read_claims(papers: Numbers, path: Path = CLAIMS) -> list[tuple[Claim, Compa
 
 
 def read_lines(path: Path, cls: type[T]) -> list[T]:
-    """The lines of a CSV file as `cls`; InputError naming the file, and the line, for what cannot be read."""
+    """The lines of a CSV file as `cls`. Raises InputError naming file and line for one that cannot be read."""
     try:
         with shipped(path).open(newline="", encoding="utf-8") as file:
             return [build(cls, line, f"{path}, line {i}") for i, line in enumerate(csv.DictReader(file), 2)]
@@ -106,7 +106,7 @@ def read_lines(path: Path, cls: type[T]) -> list[T]:
 
 
 def spelt_out(compared: Comparisons, papers: Numbers, where: str) -> list[Comparison]:
-    """Every comparison made on the paper's numbers; InputError where `each` or `others` finds nothing there."""
+    """Every comparison, on the paper's numbers. Raises InputError where `each` or `others` finds none."""
     groups = compared.groups(papers)
     if not all(groups):
         raise InputError(f"{where}: the paper has no numbers for `each` or `others`")
@@ -117,9 +117,9 @@ def spelt_out(compared: Comparisons, papers: Numbers, where: str) -> list[Compar
 
 
 def our_numbers(plan: Plan, values: dict[str, pd.DataFrame]) -> Numbers:
-    """What the records of a scale have; `values`: of each table, as `tables.values_of` reads them.
+    """The numbers that the records of a scale have. values: of each table, as `tables.values_of` reads them.
 
-    Weights that others have trained give one number without seeds, and so do size and speed of an architecture.
+    Weights that others have trained have one number without seeds. So have size and speed of an architecture.
     """
     found: dict[Cell, Value] = {}
     for name, table in plan.tables.items():
@@ -162,9 +162,9 @@ def _column(cell: PlannedCell) -> str | int | None:
 
 
 def judge(compared: Comparisons, numbers: Numbers) -> Judgement:
-    """The verdict on a claim: that of its weakest comparison, or of the weakest in the best `at_least` columns.
+    """The verdict on a claim. It is that of the weakest comparison, or of the weakest in the best `at_least` columns.
 
-    Where a conjunction mixes units, a margin in the unit that it names first is shown before others.
+    Where a conjunction mixes units, a margin in the first unit is shown before others.
     """
     units = list(dict.fromkeys(_unit(pair) for pair in compared.general))
 
@@ -217,8 +217,9 @@ def judge_one(pair: Comparison, numbers: Numbers) -> Judgement:
 def of_claim(groups: Sequence[Sequence[Judgement]], at_least: int) -> float:
     """The two-sided p-value of a claim that wants `at_least` of its groups of comparisons to hold.
 
-    That a group holds is as unlikely by chance as its least sure comparison; that it fails, as its surest, times their
-    number (Bonferroni). Of n groups at least k hold with n - k + 1 times the k-th smallest p-value (Benjamini, Heller).
+    A group holds with the p-value of its least sure comparison. It fails with the p-value of its surest comparison
+    times the number of comparisons (Bonferroni). At least k of n groups hold with n - k + 1 times the k-th smallest
+    p-value (Benjamini, Heller).
     """
     every = [one for group in groups for one in group]
     if not any(one.seeds > 1 for one in every) or any(one.seeds == 1 for one in every):
@@ -232,7 +233,7 @@ def of_claim(groups: Sequence[Sequence[Judgement]], at_least: int) -> float:
 
 
 def _holds_by_chance(one: Judgement) -> float:
-    """One-sided p-value of a comparison that holds; a number without seeds leaves nothing to chance."""
+    """One-sided p-value of a comparison that holds. Numbers without seeds give 0 or 1: they have no chance."""
     if one.seeds > 1 and one.low < one.high:
         return one.p / 2 if one.margin > 0 else 1 - one.p / 2
     return 0.0 if one.verdict == HOLDS else 1.0

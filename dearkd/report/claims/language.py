@@ -27,15 +27,15 @@ ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.m
 
 DEEPEST = 50
 LARGEST = 1e12
-"""How deep a claim's expressions are nested, and how large its numbers are, at most."""
+"""Greatest depth of a claim's expressions, and greatest number in them."""
 
 
 class Cell(NamedTuple):
-    """Where a number stands; None: in no column, or, in a question, anywhere."""
+    """Column of the number. None: it has no column, or, in a question, any column."""
 
     table: str
     metric: str
-    """Empty: the table's own, which is what it compares."""
+    """Empty: the number that the table itself compares."""
     row: str | None
     column: str | int | None = None
 
@@ -45,12 +45,12 @@ class Cell(NamedTuple):
 
 
 Value = pd.Series | float
-"""Of each seed, or one number where seeds have no say."""
+"""A number for each seed, or one number that does not depend on seeds."""
 Numbers = Mapping[Cell, Value]
 
 
 class Comparison(NamedTuple):
-    """One comparison of a claim, of two sides."""
+    """One comparison of a claim. It has two sides."""
 
     left: ast.expr
     op: ast.cmpop
@@ -60,12 +60,12 @@ class Comparison(NamedTuple):
         return ast.unparse(ast.Compare(self.left, [self.op], [self.right]))
 
     def places(self) -> dict[Cell, None]:
-        """The cells that it names, in order; None in place of `each` and `others`."""
+        """The cells that the comparison names, in order; None in place of `each` and `others`."""
         nodes = [n for side in (self.left, self.right) for n in ast.walk(side) if isinstance(n, ast.Subscript)]
         return dict.fromkeys(_place(node) for node in nodes)
 
     def uses(self, word: str) -> bool:
-        """Whether `each` or `others` stands in it."""
+        """Whether the comparison has `each` or `others`."""
         nodes = itertools.chain(ast.walk(self.left), ast.walk(self.right))
         return any(isinstance(node, ast.Name) and node.id == word for node in nodes)
 
@@ -75,7 +75,7 @@ class Comparison(NamedTuple):
         return Comparison(put.visit(copy.deepcopy(self.left)), self.op, put.visit(copy.deepcopy(self.right)))
 
     def margin(self, numbers: Numbers) -> Value:
-        """By how much it holds, of each seed that all its cells have; not a number where one of them has none."""
+        """By how much the comparison holds, for each seed that all its cells have; nan where a cell has none."""
         sides = (self.left, self.right) if isinstance(self.op, ast.Gt | ast.GtE) else (self.right, self.left)
         more, less = (_evaluate(side, numbers) for side in sides)
         margin = more - less
@@ -90,18 +90,18 @@ class Comparison(NamedTuple):
 
     @property
     def relative(self) -> bool:
-        """Whether it compares a ratio."""
+        """Whether the comparison is of a ratio."""
         return any(isinstance(n, ast.Div) for side in (self.left, self.right) for n in ast.walk(side))
 
 
 class Comparisons(NamedTuple):
-    """All comparisons of a claim, and in how many columns they must hold; 0: wherever they can be made."""
+    """All comparisons of a claim, and the number of columns in which they must hold; 0: in every column."""
 
     general: tuple[Comparison, ...]
     at_least: int = 0
 
     def groups(self, numbers: Numbers) -> list[list[Comparison]]:
-        """The comparisons with `each` and `others` spelt out, a group for each column; empty where there is none."""
+        """The comparisons with `each` and `others` written out, one group a column; empty where there is no column."""
         groups = []
         for general in self.general:
             for comparison in _columns(general, numbers):
@@ -113,7 +113,7 @@ class Comparisons(NamedTuple):
 
 
 def read(text: str) -> Comparisons:
-    """The comparisons of a claim, from their text; InputError, without the place, when it is not in this language."""
+    """The comparisons of a claim, from their text. Raises InputError, without the place, for any other text."""
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -128,7 +128,7 @@ def read(text: str) -> Comparisons:
 
 
 def _check_size(tree: ast.expr, text: str) -> None:
-    """InputError for nesting and numbers that nothing after this could take; without recursion."""
+    """Raise InputError for nesting and numbers that later code could not take. Does not recurse."""
     level: list[ast.AST] = [tree]
     for _ in range(DEEPEST):
         level = [child for node in level for child in ast.iter_child_nodes(node)]
@@ -141,7 +141,7 @@ def _check_size(tree: ast.expr, text: str) -> None:
 
 
 def _chain(node: ast.expr) -> Iterator[Comparison]:
-    """a > b > c as a > b and b > c."""
+    """Split a > b > c into a > b and b > c."""
     match node:
         case ast.Compare(left, operators, rights):
             sides = [left, *rights]
@@ -156,7 +156,7 @@ def _chain(node: ast.expr) -> Iterator[Comparison]:
 
 
 def _check(comparison: Comparison) -> None:
-    """InputError for whatever the language does not have; numbers do not matter."""
+    """Raise InputError for what the language does not have. Numbers do not matter."""
     if not comparison.places():
         raise InputError(f"compares no cell of a table: {str(comparison)!r}")
     try:
@@ -199,7 +199,7 @@ def _name(node: ast.expr, words: tuple[str, ...]) -> str | int | None:
 
 
 class _Put(ast.NodeTransformer):
-    """Constants in place of names."""
+    """Replace names by constants."""
 
     def __init__(self, chosen: Mapping[str, str | int]) -> None:
         self.chosen = chosen

@@ -1,4 +1,4 @@
-"""Judged claims for readers: CSV for machines, a Markdown page, and a figure with a row for each claim."""
+"""Judged claims as CSV, as a Markdown page, and as a figure with a row for each claim."""
 
 import itertools
 import math
@@ -30,7 +30,7 @@ MARKS = {
     FAILS: ("C1", "X", "C1"),
     NOT_MEASURED: ("0.5", "", "0.5"),
 }
-"""A verdict's colour and marker, which grey print keeps apart too, and the colour of its words."""
+"""A verdict's colour and marker, which differ in grey print too, and the colour of its words."""
 EXPLAINED = (
     "*margin*: by how much the comparison that decides holds, the claim's weakest, beyond the threshold where it "
     "has one; in points of top-1 (or LPIPS, %, million parameters), with the 95 % interval of Student's t over the "
@@ -79,7 +79,7 @@ def write(plan: Plan, judged: pd.DataFrame) -> None:
 
 
 def to_markdown(plan: Plan, judged: pd.DataFrame) -> str:
-    """The claims with both verdicts, what the words mean, and the paper's inconsistencies with what we did of each."""
+    """The page: claims with both verdicts, the meaning of the words, the paper's inconsistencies with our choices."""
     here, there = (judged[column].value_counts() for column in ("verdict", "paper_verdict"))
     failing = ", ".join(judged.loc[judged["paper_verdict"] == FAILS, "id"])
     text = escaping.markdown
@@ -121,12 +121,12 @@ def to_markdown(plan: Plan, judged: pd.DataFrame) -> str:
 
 
 def counted(verdicts: pd.Series) -> str:
-    """How many claims have each verdict, in words; `verdicts`: counts by verdict."""
+    """The number of claims with each verdict, in words. verdicts: counts by verdict."""
     return ", ".join(f"{verdicts[verdict]} {words}" for verdict, words in COUNTED.items() if verdict in verdicts)
 
 
 def statistics(judged: pd.DataFrame) -> list[str]:
-    """What the corrected p-values and the bootstrap say, a paragraph; nothing where no claim has an interval."""
+    """A paragraph on the corrected p-values and the bootstrap; empty where no claim has an interval."""
     tested = judged.dropna(subset=["p"])
     if tested.empty:
         return []
@@ -155,7 +155,7 @@ def chance(p: float) -> str:
 
 
 def spoken(claim: Any) -> str:
-    """The verdict, with what its reader should know: how much was measured, or that there is one seed."""
+    """The verdict, with how much was measured, or a note that there is one seed."""
     if claim.verdict == NOT_MEASURED and claim.measured:
         return f"{NOT_MEASURED} ({claim.measured} of {claim.comparisons} comparisons are)"
     return f"{claim.verdict} (one seed)" if claim.seeds == 1 else claim.verdict
@@ -172,7 +172,7 @@ def ours(claim: Any) -> str:
 
 
 def number(margin: float, unit: str) -> str:
-    """A margin with its sign, and its unit where that is no point."""
+    """A margin with its sign, and with its unit where the unit is not a point."""
     return f"{margin:+.{PLACES.get(unit, 2)}f}{_suffix(unit)}"
 
 
@@ -193,7 +193,7 @@ STATEMENT, INSIDE, HERE, PAPER = (0, -225), (0, 6), (1, 6), (1, 78)
 
 
 def draw(judged: pd.DataFrame, scale: str) -> Figure:
-    """A row for each claim: our margin with its interval, coloured by verdict, beside the paper's; LPIPS in a panel."""
+    """Draw a row for each claim: our margin with its interval, coloured by verdict, and the paper's."""
     small = judged["paper_unit"] == "LPIPS"
     panels = [rows for rows in (judged[~small], judged[small]) if len(rows)]
     heights = [len(rows) + rows["table"].nunique() for rows in panels]
@@ -241,7 +241,7 @@ def _panel(ax: Axes, rows: pd.DataFrame) -> None:
 def _row(ax: Axes, y: int, claim: Any) -> None:
     """A claim's statement, margins and verdicts; our margin is a text where it is in another unit than the paper's."""
     colour, marker, words = MARKS[claim.verdict]
-    statement = re.sub(r" \([^()]*\)$", "", claim.statement)  # the paper's number, which stands in the row
+    statement = re.sub(r" \([^()]*\)$", "", claim.statement)  # the paper's number is in the row
     ax.axhline(y, color=plt.rcParams["grid.color"], linewidth=plt.rcParams["grid.linewidth"])
     if claim.unit == claim.paper_unit and claim.verdict != NOT_MEASURED:
         bar = None if math.isnan(claim.low) else [[claim.margin - claim.low], [claim.high - claim.margin]]
