@@ -23,7 +23,7 @@ USUAL = 4 * [(500, 375)] + 2 * [(500, 333)] + [(375, 500), (640, 480), (400, 300
 """Sizes of ImageNet's images, 500 x 375 pixels above all; their mean area is that of 500 x 375 within 3 %."""
 LARGE = [(1600, 1200), (1200, 1600), (1280, 960)]
 JPEG = {"quality": 96, "subsampling": "4:4:4"}
-"""Of most of ImageNet (terryalanunlimited.com/compression-in-the-imagenet-dataset), whose files have 110 KB."""
+"""Settings of most files of ImageNet (terryalanunlimited.com/compression-in-the-imagenet-dataset): 110 KB each."""
 DATA = Data(kind="folder", classes=2, image_size=224)
 PRESIZE = 320
 

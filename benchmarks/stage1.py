@@ -29,7 +29,7 @@ from dearkd.train import optimise
 BATCH, CLASSES, SIDE = 16, 1000, 224
 """Below 16 images one thread would take PyTorch's slow path for pointwise convolutions."""
 STAGE = 2
-"""Of the teacher: 448 channels at 28 x 28, the default pair of block 4."""
+"""Stage of the teacher: 448 channels at 28 x 28, the default pair of block 4."""
 ROUNDS = 3
 
 

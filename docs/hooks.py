@@ -51,7 +51,7 @@ def on_page_markdown(markdown, page, config, files):
 
 
 def _folder(uri: str) -> str:
-    """Of the repository, against which a page's links are written."""
+    """Folder of the repository against which the links of a page are written."""
     if uri in PAGES:
         return "."
     if uri.startswith("files/"):

@@ -14,7 +14,7 @@ from dearkd.plan.stage import Data
 from dearkd.schema import InputError
 
 PIXELS = (3, 32, 32)
-"""Of an image in both layouts: channels, rows, columns."""
+"""Shape of an image in both layouts: channels, rows, columns."""
 
 
 class Binary(NamedTuple):
@@ -22,12 +22,12 @@ class Binary(NamedTuple):
 
     folder: str
     files: dict[str, tuple[str, ...]]
-    """By split."""
+    """Files of each split."""
     labels: int
     """Bytes before an image's pixels; the last is the class, which CIFAR-100's coarse one precedes."""
     url: str
     sha256: str
-    """Of the archive at the URL."""
+    """sha256 of the archive at the URL."""
 
 
 BINARY = {

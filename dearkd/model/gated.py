@@ -25,7 +25,7 @@ class GatedBias(QuadraticBias):
         self.gate = nn.Parameter(torch.ones_like(self.coefficients()[0]))
 
     def reset_parameters(self) -> None:
-        """As MHCA's; gates start at 1, so that position has 73 % of the attention, as in ConViT."""
+        """Reset as MHCA does. Gates start at 1, so that position has 73 % of the attention, as in ConViT."""
         super().reset_parameters()
         if hasattr(self, "gate"):  # torch's constructor of the bias calls this before there is one
             nn.init.ones_(self.gate)

@@ -84,7 +84,7 @@ class FeatureScale(nn.Module):
         self.register_buffer("mean_square", torch.zeros(pairs))
 
     def load_state_dict(self, state: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-        """As torch's; a scale that has seen features goes on from theirs."""
+        """Load as torch does. A scale that has seen features continues from theirs."""
         self.known = bool(state["mean_square"].any())
         return super().load_state_dict(state, *args, **kwargs)
 

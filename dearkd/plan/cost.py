@@ -18,7 +18,7 @@ from dearkd.schema import InputError
 TRAIN = 3
 """Cost of a training pass in forward passes; an upper bound for synthesis, where no weight gets a gradient."""
 EARLY = 0.36
-"""Of a teacher's forward pass, what a run still does whose labels are computed ahead: RegNetY-16GF's stem and first two
+"""Share of a teacher's forward pass that remains when its labels are computed ahead: RegNetY-16GF's stem and first two
 stages, 140 of 391 ms."""
 LABEL_BYTES = 2
 SIDE = 224

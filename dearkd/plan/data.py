@@ -34,7 +34,7 @@ class Data:
     crop: Annotated[float, Within(0, 1, above=True)] = 0.875
     """Centre crop at evaluation, as a share of the resized side (DeiT: 224/256)."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    """Of the resize at evaluation."""
+    """Interpolation of the resize at evaluation."""
     label_noise: Part = 0.0
     """Share of the training labels replaced by another class; validation and test stay clean."""
     task: Literal["digit", "upside_down", "parity", "textured", "left_of_two"] = "digit"
@@ -42,7 +42,7 @@ class Data:
     order: Literal["shuffled", "first"] = "shuffled"
     """How a fraction picks images per class: seeded and nested, or the first files as ConViT does."""
     test_share: Part = 0.0
-    """Of a folder without train/: share of each class that is held out as test images."""
+    """Share of each class that is held out as test images, in a folder without train/."""
     presize: Whole = 0
     """Shorter side in pixels of a copy that training reads in place of the files; 0: none. An approximation."""
 

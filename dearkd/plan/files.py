@@ -38,9 +38,9 @@ class Found:
 
     images: list[str] = dataclasses.field(default_factory=list)
     folders: list[str] = dataclasses.field(default_factory=list)
-    """Those directly below, links to folders included."""
+    """Folders directly below, links to folders included."""
     left_out: dict[str, list[str]] = dataclasses.field(default_factory=dict)
-    """Why, and which files or folders."""
+    """For each reason, the files or folders that were left out."""
 
     def leave(self, why: str, name: str) -> None:
         self.left_out.setdefault(why, []).append(name)

@@ -11,14 +11,14 @@ from dearkd.schema import InputError, Matches, Name, Several, build, spec, unkno
 MATRIX = Path("workflow/experiments.yaml")
 RULES = ("all", "subset", "presize", "teacher", "labels", "train", "synthesize", "diversity", "evaluate", "pretrained")
 RULES += ("throughput", "table", "figure", "curve", "curves", "savings", "claims", "report", "notebook", "notebooks")
-"""Of the workflow, whose targets tables and figures are too."""
+"""Rules of the workflow. Tables and figures are targets too, so none may have such a name."""
 Entry = dict[str, object]
 """A row as the file has it: what describes it, its method, the method's switches and dotted keys of the scale."""
 
 
 @spec
 class Numbers:
-    """Where a table's paper numbers are."""
+    """The place of a table's paper numbers."""
 
     file: Annotated[str, Matches(r"[\w-]+\.csv", "a file of paper/")]
     value: str

@@ -84,7 +84,7 @@ DEFAULTS: dict[type, dict[str, str]] = {
     },
     Scale: {OURS: "subset_draw", CODE: "subset_seed attention_images"},
 }
-"""Of each spec: who chose the defaults of which fields."""
+"""For each spec, who chose the defaults of which fields."""
 
 
 def of_default(spec: type, name: str) -> str:
@@ -106,7 +106,7 @@ def idle(spec: Any) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Origins:
-    """Of the values of one run. written: by path, the scale whose file has the value. settings: the run's own."""
+    """Origins of one run's values. written: by path, the scale whose file has the value. settings: the run's own."""
 
     scale: Scale
     written: Mapping[Path, str]
@@ -115,7 +115,7 @@ class Origins:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def of(self, path: Path, value: Any) -> str:
-        """Where `value` comes from, which a stage has in the place of the scale's value at `path`."""
+        """The origin of `value`, which a stage has in the place of the scale's value at `path`."""
         holder = self.holder(path)
         if ".".join(path) in self.settings or (len(path) == 1 and path[0] in self.settings):
             return "its row of workflow/experiments.yaml"
@@ -137,7 +137,7 @@ class Origins:
         return found
 
     def _changed(self, path: Path) -> str:
-        """Where a value comes from that is not the scale's at its path."""
+        """The origin of a value that is not the scale's at its path."""
         if self.settings.get("long") and path[-1] in ("epochs", "stage1_epochs"):
             return f"scale {self.written.get(('long',), self.scale.name)}: long"
         if path == ("training", "lr"):

@@ -1,4 +1,4 @@
-"""Where the files of a scale are."""
+"""The places of a scale's files."""
 
 import dataclasses
 from pathlib import Path
@@ -8,7 +8,7 @@ from dearkd.schema import slug
 
 @dataclasses.dataclass(frozen=True)
 class Paths:
-    """Where everything of a scale lies, relative to the project's folder."""
+    """The place of every file of a scale, relative to the project's folder."""
 
     scale: str
     checkpoints: str = "checkpoints"

@@ -80,7 +80,7 @@ class Labels:
 
     @classmethod
     def of(cls, stage: Stage) -> "Labels":
-        """Those that a stage with a teacher learns from."""
+        """The labels that a stage with a teacher learns from."""
         from_stage = ("teacher_name", "teacher", "data", "data_name", "fraction", "subset_seed", "subset_draw")
         from_recipe = ("batch", "micro_batch", "subset_schedule", "precision", "augment")
         return cls(

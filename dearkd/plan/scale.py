@@ -101,7 +101,7 @@ class Peer:
     weights: str = ""
     """Without training: a local file; empty: timm's hub."""
     sha256: Sha256 = ""
-    """As a teacher's."""
+    """sha256 of the weights, as for a teacher."""
     training: Training | None = None
 
 

@@ -51,7 +51,7 @@ class Loss(NamedTuple):
 
     what: str
     formula: str
-    """Of one image; a batch has the mean."""
+    """The loss of one image; a batch has the mean."""
     teacher: bool = False
     """Whether it needs a teacher in the stage."""
     decided: bool = False
@@ -61,7 +61,7 @@ class Loss(NamedTuple):
     soft: bool = False
     """Whether its target is the teacher's logits, which labels computed ahead do not have."""
     aligner: str = ""
-    """Of `aligner.ALIGNERS`: what brings a block's tokens to the teacher's features; empty: it compares none."""
+    """Name in `aligner.ALIGNERS` of what maps a block's tokens to the teacher's features; empty: it compares none."""
 
 
 LABEL = "-sum_c y_c log p_c, y mixed and smoothed"
@@ -168,7 +168,7 @@ class Source:
     """(term of `priors.py`, weight)."""
     recipe: Synthesis
     data: Data
-    """Whose pixel range, size and classes the images have; none of its images are used."""
+    """The data set whose pixel range, size and classes the images have; none of its images are used."""
     teacher_name: str
     teacher: Teacher
     student: tuple[Stage, ...] = ()

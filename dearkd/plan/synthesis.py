@@ -6,7 +6,7 @@ from dearkd.plan.training import Augment, Betas
 from dearkd.schema import Count, InputError, Positive, Several, Share, Weight, Whole, Within, spec
 
 MOST_SHARDS = 10_000
-"""Of a set of images or of labels: four digits number them, and each is a job."""
+"""Largest number of shards of a set of images or labels: a shard's number has four digits, and each shard is a job."""
 
 
 @spec

@@ -54,7 +54,7 @@ class Row:
     columns: Pairs
     """Values of the table's own columns, for example the switches of Table 1."""
     architecture: str = ""
-    """timm name of the true architecture, whose size and throughput stand in the row; empty: none."""
+    """timm name of the true architecture, whose size and throughput are in the row; empty: none."""
     cells: tuple[Cell, ...]
 
 

@@ -20,7 +20,7 @@ class Distillation:
     kind: Literal["hard", "soft"] = "hard"
     """What of the teacher's answer is learned: its decision (Eq. 5), or its distribution at `temperature`."""
     temperature: Positive = 3.0
-    """Of `kind: soft`, by which logits are divided; DeiT's soft distillation has 3."""
+    """Divisor of the logits for `kind: soft`; 3 in DeiT's soft distillation."""
     pairs: Annotated[tuple[tuple[Count, Annotated[int, Within(-9)]], ...], Several(1)] = ((4, 2),)
     """(student block, counted from 1; teacher stage, the stem being 0, or from the end, the last one being -1)."""
     hidden_norm: Literal["rms", "none", "ln"] = "rms"
@@ -59,7 +59,7 @@ class Teacher:
     """Weights from which that training starts, the classifier being new: `timm` for those of its tag, or a local file;
     empty: none."""
     mean: tuple[Annotated[float, Within(-255, 255)], ...] = ()
-    """Of the pixels, in [0, 1], that weights from elsewhere were trained on; empty: that of its timm tag."""
+    """Mean of the pixels, in [0, 1], that weights from elsewhere were trained on; empty: that of its timm tag."""
     std: tuple[Annotated[float, Within(0, 255, above=True)], ...] = ()
     """Their standard deviation, given together with `mean`."""
     image_size: Annotated[int, Within(0, 8192)] = 0

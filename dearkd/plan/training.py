@@ -71,7 +71,7 @@ class Training:
     betas: Betas = (0.9, 0.999)
     momentum: Part = 0.9
     nesterov: bool = False
-    """Of sgd."""
+    """Whether SGD has Nesterov's momentum."""
     clip: Weight = 0.0
     """Largest gradient norm; 0: not clipped."""
     warmup_epochs: Whole = 5

@@ -19,7 +19,7 @@ class Meters:
         self.names = names
         self.total = torch.zeros(len(names), dtype=torch.float64, device=device)
         self.step = torch.zeros((), dtype=torch.int64, device=device)
-        """Of the terms that are added next; counted here because a CUDA graph sees no number of the host."""
+        """Step of the terms that are added next. It is counted here because a CUDA graph sees no number of the host."""
         self.bad_step = torch.full((), -1, dtype=torch.int64, device=device)
         self.bad_terms = torch.zeros_like(self.total)
 

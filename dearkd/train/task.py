@@ -171,7 +171,7 @@ class DearKDTask(TrainingTask):
         return inner.student if isinstance(inner, Trainee) else resolved
 
     def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
-        """Those of the student, without its classifier if so asked, and of what stage I adds."""
+        """Parameters of the student, without its classifier if `exclude_head`, and of the parts that stage I adds."""
         trainee = self._trainee()
         student = list(trainee.student.parameters())
         return [*(student[:-2] if exclude_head else student), *trainee.auxiliary.parameters()]

@@ -59,3 +59,29 @@ def documented(path):
             if isinstance(inner, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(inner):
                 found.add(prefix + inner.name)
     return found
+
+
+# ------------------------------------------------------------------------------------------------------ plain English
+
+PROSE = [p for p in PAGES if p.name not in ("convergence.md", "results.md", "rivals.md")]
+AMERICAN = re.compile(
+    r"\b(colors?|center(s|ed)?|behavior|gray|\w+(al|im|min|mmar|ular|tim)iz(e|es|ed|er|ers|ing|ation))\b"
+)
+SLIPPERY = re.compile(r"\b(stands (in|beside)|lies (in|beside|above|below)|goes on|comes up|takes up|at hand)\b")
+FRAGMENT = re.compile(r"(Of|As|Those|That|Than|Whose)\b(?! (if|in|of) )")
+
+
+@pytest.mark.parametrize("page", PROSE, ids=str)
+def test_a_page_says_is_and_has_and_spells_as_the_british_do(page):
+    text = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", "", page.read_text(), flags=re.DOTALL)
+    for habit in (AMERICAN, SLIPPERY):
+        found = [match[0] for match in habit.finditer(text)]
+        assert not found, f"{page}: {found}"
+
+
+@pytest.mark.parametrize("room", [*rooms.rooms()[0]], ids=str)
+def test_a_docstring_does_not_begin_in_mid_sentence(room):
+    for path in Path("dearkd").glob("*.py") if room == "ground" else Path("dearkd", room).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            said = node.value.value if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) else ""
+            assert not (isinstance(said, str) and FRAGMENT.match(said)), f"{path}:{node.lineno}: {said}"
