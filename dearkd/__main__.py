@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     args = _parser().parse_args(arguments, argparse.Namespace(arguments=arguments))
-    args.gpu = given(args.gpu) if args.verb in HEAVY else 0
+    args.gpu = given(args.gpu, args.gpu_percent) if args.verb in HEAVY else 0
     arithmetic.ask()
     try:
         with claimed(args.gpu):
@@ -196,8 +196,10 @@ def _parser() -> argparse.ArgumentParser:
         "--seed", type=_seed, required=True
     )
     for name in HEAVY:
-        help = "GPUs to take; train: a process for each, which share the batch"
-        verbs.choices[name].add_argument("--gpu", type=int, default=0, help=help)
+        help = "GPUs to take; 0.25: a share of one, beside other jobs; train: a process for each, which share the batch"
+        verbs.choices[name].add_argument("--gpu", type=float, default=0, help=help)
+        help = "of the GPU that --gpu 1 takes, as Snakemake counts it"
+        verbs.choices[name].add_argument("--gpu-percent", type=int, default=100, help=help)
     verb(_warm, "run a command whose jobs share one import of torch").add_argument("command", nargs=argparse.REMAINDER)
     verb(_table, "write a table from the records", "name")
     verb(_figure, "draw a figure from the records", "name")
@@ -302,7 +304,7 @@ def _teacher(args: argparse.Namespace) -> None:
 
 def _train(args: argparse.Namespace) -> None:
     if args.gpu > 1 and "RANK" not in os.environ:
-        become_processes(args.gpu, args.arguments)
+        become_processes(int(args.gpu), args.arguments)
     from dearkd.jobs.train import train_stage
 
     plan = _load(args)

@@ -188,6 +188,10 @@ def test_mistakes_in_the_matrix(matrix, edit, message):
         ("training: {augment: {repeats: 0}}", r"training: augment: repeats is 0; at least 1 and at most 1,000"),
         ("synthesis: {together: 0}", r"synthesis: together is 0; at least 1"),
         ("resources: {trian: {gpu: 1}}", r"unknown kind of job 'trian'; did you mean 'train'"),
+        (
+            "resources: {train: {gpu: 1.5}}",
+            r"gpu is 1.5; several GPUs are a whole number, and a share of one is below 1",
+        ),
         ("seeds: 3", r"seeds: expected a list, got 3; write \[3\]$"),
         ("synthesis: {flip: false}", r"synthesis: flip: expected float, got False; write 0$"),
         ("synthesis: {flip: yes}", r"synthesis: flip: expected float, got True; the default is 0.5$"),

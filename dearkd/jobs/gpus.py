@@ -1,23 +1,33 @@
 """Which GPUs a job takes, and a process for each of them. Standard library only.
 
-On a cluster the scheduler gives a job its own GPUs. On one machine with several, where Snakemake only counts them
-(`--resources gpu=4`), jobs take them by locks, so that no two share one.
+On a cluster the scheduler gives a job its own GPUs. Elsewhere Snakemake only counts them
+(`--resources gpu_percent=400`), and jobs take them by locks: whole GPUs, or a share of one beside other jobs. Each GPU
+has `SLOTS` locks, and a share takes its part of them, rounded up. Shares only say how many jobs run together: nothing
+limits the time or the memory that one of them uses.
 """
 
 import contextlib
 import fcntl
+import itertools
+import math
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from dearkd.schema import InputError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 ASK_SECONDS = 2.0
+SLOTS = 20
+"""Locks of a GPU: a share is a multiple of 5 %."""
+SHARE = "DEARKD_GPU_SHARE"
+"""Of a GPU, what this job has of it; not set where that is all."""
+SCHEDULED = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "KUBERNETES_SERVICE_HOST")
+"""Where one of these is set, a scheduler chose the visible GPUs for this job alone."""
 
 
 def visible() -> list[str]:
@@ -31,29 +41,43 @@ def visible() -> list[str]:
     return [str(i) for i, line in enumerate(listed.splitlines()) if line.startswith("GPU ")]
 
 
-def given(asked: int) -> int:
-    """How many GPUs a job takes: as many as `--gpu` says, or, where that is 0, as many as SLURM gave it by `--gres`."""
+def given(asked: int | float, percent: int = 100) -> int | float:
+    """GPUs that a job takes: `percent` of one where `--gpu 1` asks for one, or as many as `--gpu` says.
+
+    Where that is 0: as many as SLURM gave it by `--gres`.
+    """
+    if asked == 1 and 0 < percent < 100:
+        return percent / 100
     return asked or int(os.environ.get("SLURM_GPUS_ON_NODE") or 0)
 
 
+def spent(device_type: str, seconds: int | float, processes: int = 1) -> float:
+    """GPU-seconds of a job's `seconds`: times its processes, or its share of one GPU; 0 on a CPU."""
+    return round(seconds * processes * float(os.environ.get(SHARE, 1)), 2) if device_type == "cuda" else 0.0
+
+
 @contextlib.contextmanager
-def claimed(count: int, locks: Path | None = None) -> Iterator[None]:
+def claimed(count: int | float, locks: Path | None = None) -> Iterator[None]:
     """Within, `count` GPUs are the only visible ones and no other job has them; waits until so many are free.
 
-    Nothing is locked where exactly so many are visible, as in a job of a cluster, and in the processes that torchrun
-    has started. A job for one GPU runs on the CPU of a machine without any. Raises InputError where several are asked
-    for and fewer are visible.
+    A count below 1 is a share of one GPU: jobs whose shares make no more than 1 have it together. Nothing is locked
+    where a scheduler made exactly so many visible, and in the processes that torchrun has started. A job for one GPU
+    or a share runs on the CPU of a machine without any. Raises InputError where several are asked for and fewer are
+    visible, and where more than one is not a whole number.
     """
-    if count < 0:
-        raise InputError(f"--gpu {count}: 0 is the fewest")
+    if not 0 <= count < math.inf:
+        raise InputError(f"--gpu {count:g}: 0 is the fewest")
+    if count > 1 and count != int(count):
+        raise InputError(f"--gpu {count:g}: several GPUs are a whole number; a share of one is below 1, as 0.25")
+    cards = math.ceil(count)
     names = [] if count == 0 or "RANK" in os.environ else visible()
-    if count > max(len(names), 1) and "RANK" not in os.environ:
+    if cards > max(len(names), 1) and "RANK" not in os.environ:
         found = f"{len(names)} visible ({', '.join(names)})" if names else "none visible"
         raise InputError(
-            f"{count} GPUs asked for, {found}: lower `gpu` under `resources` in the scale, or --gpu; results do not "
+            f"{cards} GPUs asked for, {found}: lower `gpu` under `resources` in the scale, or --gpu; results do not "
             f"depend on the number beyond rounding"
         )
-    if not names or len(names) == count:
+    if not names or (len(names) == cards and any(name in os.environ for name in SCHEDULED)):
         yield
         return
     folder = locks or Path(tempfile.gettempdir()) / f"dearkd-gpus-{os.getuid()}"
@@ -61,42 +85,61 @@ def claimed(count: int, locks: Path | None = None) -> Iterator[None]:
     if folder.lstat().st_uid != os.getuid():
         raise InputError(f"{folder}: belongs to another user; set TMPDIR to a folder of your own")
     told = False
-    while len(taken := _take(names, count, folder)) < count:
-        _close(taken)
+    while not (taken := _take(names, count, folder)):
         if not told:
-            print(f"waiting for {count} of the GPUs {', '.join(names)}", flush=True)
+            print(f"waiting for {count:g} of the GPUs {', '.join(names)}", flush=True)
         told = True
         time.sleep(ASK_SECONDS)
-    before = os.environ.get(VISIBLE)
-    os.environ[VISIBLE] = ",".join(taken)
+    own = {VISIBLE: ",".join(taken), SHARE: str(min(count, 1))}
+    before = {name: os.environ.get(name) for name in own}
+    os.environ.update(own)
     try:
         yield
     finally:
-        _close(taken)
-        os.environ.pop(VISIBLE)
-        if before is not None:
-            os.environ[VISIBLE] = before
+        _close(taken.values())
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
-def _take(names: Sequence[str], count: int, folder: Path) -> dict[str, int]:
-    """Locked files of as many free GPUs as there are, up to `count`; locks outlive an exec and end with the process."""
-    taken: dict[str, int] = {}
-    for name in names:
-        file = os.open(folder / name.replace("/", "_"), os.O_RDWR | os.O_CREAT)
+def _take(names: Sequence[str], count: int | float, folder: Path) -> dict[str, list[int]]:
+    """Locked files by GPU, or nothing where too few are free; locks outlive an exec and end with the process.
+
+    A share goes to the fullest GPU that has room, which leaves whole GPUs to others. Who looks for locks holds the
+    gate, so that two jobs never hold half of what both need.
+    """
+    slots = math.ceil(round(min(count, 1) * SLOTS, 6))
+    gate = os.open(folder / "gate", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        free = {name: _lock(folder, name) for name in names}
+        fitting = sorted((name for name in names if len(free[name]) >= slots), key=lambda name: len(free[name]))
+        chosen = fitting[: math.ceil(count)] if len(fitting) >= count else []
+        for name, files in free.items():
+            _close([files[slots:] if name in chosen else files])
+        return {name: free[name][:slots] for name in names if name in chosen}
+    finally:
+        os.close(gate)
+
+
+def _lock(folder: Path, name: str) -> list[int]:
+    """Files of the slots of a GPU that were free, locked."""
+    taken = []
+    for slot in range(SLOTS):
+        file = os.open(folder / f"{name.replace('/', '_')}.{slot}", os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(file)
             continue
         os.set_inheritable(file, True)
-        taken[name] = file
-        if len(taken) == count:
-            break
+        taken.append(file)
     return taken
 
 
-def _close(taken: dict[str, int]) -> None:
-    for file in taken.values():
+def _close(files: Iterable[list[int]]) -> None:
+    for file in itertools.chain.from_iterable(files):
         os.close(file)
 
 

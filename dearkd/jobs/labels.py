@@ -12,6 +12,7 @@ import torch
 
 from dearkd import disk, record
 from dearkd.data.loader import Schedule, training_loader
+from dearkd.jobs import gpus
 from dearkd.jobs.inputs import available_device, real_images, teacher_weights
 from dearkd.keys import seed_all
 from dearkd.model import teachers
@@ -114,7 +115,7 @@ def label_shard(
             "agreement": round(100 * state["right"] / (steps * spec.batch), 3),
             "seconds": round(seconds, 2),
             **costs,
-            "gpu_seconds": round(costs["seconds_all"], 2) if device.type == "cuda" else 0.0,
+            "gpu_seconds": gpus.spent(device.type, costs["seconds_all"]),
             **record.provenance(),
         }
         checkpoints.keep(identity, path, made)

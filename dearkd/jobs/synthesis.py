@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dearkd import disk, record
 from dearkd.data import image_archive
+from dearkd.jobs import gpus
 from dearkd.jobs.inputs import available_device, teacher_weights, trained_student
 from dearkd.jobs.inversion import Inversion, advice, classes_of, doubt, groups
 from dearkd.model import teachers
@@ -175,7 +176,7 @@ def make(
         verdict, sure = _verdict(teacher.to(device), pixels, source, device)
         rows = zip(names, labels.tolist(), verdict.tolist(), sure.tolist(), strict=True)
         archive_sha256 = image_archive.write(path, pixels.permute(0, 2, 3, 1).numpy(), names)
-        seconds, costs, cuda = before + time.monotonic() - started, lease.costs(), device.type == "cuda"
+        seconds, costs = before + time.monotonic() - started, lease.costs()
         believed = 100 * (verdict == labels).float().mean().item()
         if warning := doubt(source, believed):
             print(f"{title}: {warning}", flush=True)
@@ -190,7 +191,7 @@ def make(
             "archive_sha256": archive_sha256,
             "seconds": round(seconds, 2),
             **costs,
-            "gpu_seconds": costs["seconds_all"] if cuda else 0.0,
+            "gpu_seconds": gpus.spent(device.type, costs["seconds_all"]),
             **record.provenance(),
             "terms": state["terms"],
         }

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from dearkd import disk, record
+from dearkd.jobs import gpus
 from dearkd.jobs.inputs import gather
 from dearkd.plan.plan import Plan, Run
 from dearkd.schema import to_json
@@ -58,7 +59,7 @@ def train_stage(
                 "steps": state["step"],
                 "seconds": round(state["seconds"], 2),
                 **costs,
-                "gpu_seconds": round(costs["seconds_all"] * processes, 2) if device.type == "cuda" else 0.0,
+                "gpu_seconds": gpus.spent(device.type, costs["seconds_all"], processes),
                 "processes": processes,
                 "threads": torch.get_num_threads(),
                 "attention_distance_heads": state["heads"],

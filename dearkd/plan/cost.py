@@ -41,8 +41,8 @@ Figures = Mapping[str, int | float]
 @dataclasses.dataclass(frozen=True)
 class Cost:
     """jobs: of training, labels and synthesis. gpu_hours: of one device, all jobs. longest_hours: jobs that wait for
-    each other, each on as many devices as the scale gives it; labels, made side by side, are left out. disk_gb:
-    checkpoints, labels and synthetic images, in 1e9 bytes."""
+    each other, each on as many devices as the scale gives it; with a share of one, as slow as that share. Labels, made
+    side by side, are left out. disk_gb: checkpoints, labels and synthetic images, in 1e9 bytes."""
 
     jobs: int
     gpu_hours: float
@@ -111,13 +111,13 @@ class _Books:
         """Seconds from nothing to the end of a run, on as many devices as its jobs have."""
         sets = {(s.source, s.shards or s.source.recipe.shards) for s in run.stages if s.source}
         waits = [self.chain(r) for r in self.before(run) if isinstance(r, Run)] + [self.made(*s) for s in sets]
-        own = sum(map(self.stage_seconds, run.stages)) / max(self.plan.resources("train").gpu, 1)
+        own = sum(map(self.stage_seconds, run.stages)) / (self.plan.resources("train").gpu or 1)
         return max(waits, default=0.0) + own
 
     def made(self, source: Source, shards: int) -> float:
         """Seconds from nothing to the first `shards` shards, those of a round side by side."""
         first = (self.plan.teacher_run(source.teacher_name), self.plan.competitor(source.name, shards - 1))
-        own = source.recipe.made(1) * self.image_seconds(source) / max(self.plan.resources("synthesize").gpu, 1)
+        own = source.recipe.made(1) * self.image_seconds(source) / (self.plan.resources("synthesize").gpu or 1)
         return max((self.chain(r) for r in first if r), default=0.0) + own
 
 

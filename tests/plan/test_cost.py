@@ -6,6 +6,7 @@ import json
 import pytest
 
 from dearkd.plan import cost, experiments
+from dearkd.plan.scale import JOBS, Resources
 from dearkd.schema import InputError, override
 
 SPEED = {
@@ -44,6 +45,16 @@ def test_one_run_by_hand(plan):
     assert found.gpu_hours == pytest.approx(3 * one / 3600) == pytest.approx(2333.333, abs=1e-3)
     assert found.longest_hours == pytest.approx(one / 8 / 3600)
     assert found.disk_gb == pytest.approx(3 * 2 * STAGE_GB)
+
+
+def test_a_share_of_a_gpu_makes_a_job_longer_and_costs_the_same(plan):
+    whole, quarter = (
+        experiments.load(dataclasses.replace(plan.scale, resources=dict.fromkeys(JOBS, Resources(gpu=n))))
+        for n in (1.0, 0.25)
+    )
+    for name in ("dearkd-Ti", "dearkd-Ti-images~adi"):
+        one, four = estimate(whole, name), estimate(quarter, name)
+        assert four.gpu_hours == one.gpu_hours and four.longest_hours == pytest.approx(4 * one.longest_hours)
 
 
 def test_labels_are_paid_for_once(plan):

@@ -1,5 +1,6 @@
 """One job at a time for a run, whatever happens to it; what its attempts cost; and GPUs that no two jobs share."""
 
+import contextlib
 import errno
 import json
 import multiprocessing
@@ -7,11 +8,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dearkd.jobs import gpus
 from dearkd.schema import InputError
@@ -228,7 +232,8 @@ def test_an_attempt_that_ends_in_peace_has_lost_nothing(tmp_path):
 # -------------------------------------------------------------------------------------------------- GPUs
 
 
-def held(path, count, seconds):
+def held(path, count, seconds, visible="0,1,2"):
+    """A process that holds so many GPUs for so long; it says which."""
     code = (
         "import os, sys, time; from pathlib import Path; from dearkd.jobs import gpus\n"
         f"with gpus.claimed({count}, Path(sys.argv[1])):\n"
@@ -238,7 +243,7 @@ def held(path, count, seconds):
         [sys.executable, "-c", code, str(path)],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "0,1,2"},
+        env={k: v for k, v in os.environ.items() if k not in gpus.SCHEDULED} | {"CUDA_VISIBLE_DEVICES": visible},
     )
 
 
@@ -266,10 +271,73 @@ def test_too_few_gpus_is_said_and_one_on_a_machine_without_is_a_cpu(monkeypatch)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(InputError, match="8 GPUs asked for, none visible: lower"), gpus.claimed(8):
         pass
-    with pytest.raises(InputError, match="--gpu -1: 0 is the fewest"), gpus.claimed(-1):
+    for count, said in ((-1, "--gpu -1: 0 is the fewest"), (float("nan"), "--gpu nan"), (float("inf"), "--gpu inf")):
+        with pytest.raises(InputError, match=said), gpus.claimed(count):
+            pass
+    with pytest.raises(InputError, match=r"--gpu 1\.5: several GPUs are a whole number"), gpus.claimed(1.5):
         pass
-    with gpus.claimed(1):
-        pass
+    for count in (1, 0.25):
+        with gpus.claimed(count):
+            pass
+
+
+def test_shares_fill_a_gpu_and_a_whole_one_waits_for_all_of_them(tmp_path):
+    """Half, 0.3 and 0.2 fit on one GPU of which a quarter more does not; a killed job gives its share back."""
+    shares = [held(tmp_path, share, 600, "7") for share in (0.5, 0.3, 0.2)]
+    assert [process.stdout.readline().strip() for process in shares] == ["7"] * 3
+    quarter, whole = held(tmp_path, 0.25, 600, "7"), held(tmp_path, 1, 0, "7")
+    assert quarter.stdout.readline() == "waiting for 0.25 of the GPUs 7\n"
+    assert whole.stdout.readline() == "waiting for 1 of the GPUs 7\n"
+    shares[1].kill()
+    assert quarter.stdout.readline().strip() == "7"
+    for process in (shares[0], shares[2], quarter):
+        process.kill()
+    assert whole.stdout.readline().strip() == "7"
+    for process in (*shares, quarter, whole):
+        process.wait(30)
+
+
+def test_a_share_goes_where_others_are_and_leaves_whole_gpus_free(tmp_path, monkeypatch):
+    for name in gpus.SCHEDULED:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    with contextlib.ExitStack() as stack:
+        for count, expected in ((0.25, "0"), (0.5, "0"), (0.3, "1"), (0.2, "0"), (1, "2"), (0.7, "1")):
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+            stack.enter_context(gpus.claimed(count, tmp_path))
+            assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
+            assert gpus.spent("cuda", 100.0) == 100 * count and gpus.spent("cpu", 100.0) == 0
+    with gpus.claimed(3, tmp_path):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1,2" and gpus.spent("cuda", 10.0, 3) == 30
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.one_of(st.floats(0.001, 1), st.integers(1, 3)), max_size=8))
+def test_no_gpu_is_ever_given_out_twice(counts):
+    """Whatever is asked for: the locks of a GPU are exclusive, each job has its share in full or nothing at all."""
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = []
+        for count in counts:
+            taken = gpus._take(["0", "1", "2"], count, Path(folder))
+            assert not taken or len(taken) == max(int(count), 1)
+            jobs += [(count, taken)]
+        for name in "012":
+            used = [count for count, taken in jobs if name in taken]
+            assert sum(min(count, 1) for count in used) <= 1
+        for _, taken in jobs:
+            gpus._close(taken.values())
+        everything = gpus._take(["0", "1", "2"], 3, Path(folder))
+        assert len(everything) == 3, "a lock was left behind"
+        gpus._close(everything.values())
+
+
+def test_what_a_scheduler_gave_is_not_locked(tmp_path, monkeypatch):
+    """On a node of SLURM each job may call its own GPU `0`."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    with gpus.claimed(0.75, tmp_path), gpus.claimed(1, tmp_path):
+        assert gpus.spent("cuda", 100.0) == 100, "a whole GPU of SLURM's"
+    assert not list(tmp_path.iterdir())
 
 
 def test_gpus_that_slurm_gave_by_gres_are_taken_though_none_is_asked_for(monkeypatch):
@@ -277,3 +345,4 @@ def test_gpus_that_slurm_gave_by_gres_are_taken_though_none_is_asked_for(monkeyp
     assert [gpus.given(n) for n in (0, 1, 8)] == [0, 1, 8]
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "4")
     assert [gpus.given(n) for n in (0, 1, 8)] == [4, 1, 8]
+    assert [gpus.given(*each) for each in ((1, 25), (1, 100), (0, 25), (8, 800), (2, 25))] == [0.25, 1, 4, 8, 2]

@@ -271,8 +271,12 @@ def test_the_snakefile_never_imports_torch(tmp_path):
 def test_a_machine_with_several_gpus_has_a_profile(tmp_path):
     """Snakemake counts them; a job's command says how many it takes."""
     folder = copy_project(tmp_path)
-    (folder / "gpus.yaml").write_text("extends: smoke\nname: gpus\nresources: {train: {gpu: 1}}\n")
+    (folder / "gpus.yaml").write_text(
+        "extends: smoke\nname: gpus\nresources: {train: {gpu: 2}, evaluate: {gpu: 0.15}}\n"
+    )
     done = snakemake(
         "-n", "--profile", "profiles/workstation", "--config", "scale=gpus.yaml", "--", "table1", cwd=folder
     )
-    assert "gpu=1" in done.stdout + done.stderr and "--gpu 1 " in done.stdout + done.stderr
+    said = done.stdout + done.stderr
+    assert "gpu=2, gpu_percent=200" in said and "--gpu 2 --gpu-percent 200 " in said
+    assert "gpu=1, gpu_percent=15" in said and "--gpu 1 --gpu-percent 15 " in said, "SLURM gives out whole ones"

@@ -1,6 +1,7 @@
 """The plan, where things lie, and what jobs ask for. Nothing here imports torch."""
 
 import functools
+import math
 import re
 import sys
 from pathlib import Path
@@ -57,6 +58,16 @@ wildcard_constraints:
 def asks(kind, field):
     """A resource of a kind of job, as the scale gives it."""
     return getattr(PLAN.resources(kind), field)
+
+
+def cards(kind):
+    """GPUs of a kind of job, of which a share counts as a whole one: what SLURM gives out."""
+    return math.ceil(asks(kind, "gpu"))
+
+
+def percent(kind):
+    """The same in hundredths of a GPU, shares included: what one machine counts. Snakemake's resources are integers."""
+    return math.ceil(round(100 * asks(kind, "gpu"), 6))
 
 
 def stage_of(wildcards):

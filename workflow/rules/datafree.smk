@@ -42,10 +42,12 @@ rule synthesize:
     resources:
         mem_mb=asks("synthesize", "mem_mb"),
         runtime=asks("synthesize", "runtime"),
-        gpu=asks("synthesize", "gpu"),
+        gpu=cards("synthesize"),
+        gpu_percent=percent("synthesize"),
     shell:
         "{PYTHON:q} -m dearkd synthesize {wildcards.source:q} --scale {SCALE:q} --seed {wildcards.seed}"
-        " --shard {wildcards.shard} --fingerprint {params.fingerprint} --wait --gpu {resources.gpu} > {log:q} 2>&1"
+        " --shard {wildcards.shard} --fingerprint {params.fingerprint} --wait"
+        " --gpu {resources.gpu} --gpu-percent {resources.gpu_percent} > {log:q} 2>&1"
 
 
 rule diversity:
@@ -63,7 +65,8 @@ rule diversity:
     resources:
         mem_mb=asks("diversity", "mem_mb"),
         runtime=asks("diversity", "runtime"),
-        gpu=asks("diversity", "gpu"),
+        gpu=cards("diversity"),
+        gpu_percent=percent("diversity"),
     shell:
         "{PYTHON:q} -m dearkd diversity {wildcards.images:q} --scale {SCALE:q} --seed {wildcards.seed}"
-        " --gpu {resources.gpu} > {log:q} 2>&1"
+        " --gpu {resources.gpu} --gpu-percent {resources.gpu_percent} > {log:q} 2>&1"

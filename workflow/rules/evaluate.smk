@@ -21,10 +21,12 @@ rule evaluate:
     resources:
         mem_mb=asks("evaluate", "mem_mb"),
         runtime=asks("evaluate", "runtime"),
-        gpu=asks("evaluate", "gpu"),
+        gpu=cards("evaluate"),
+        gpu_percent=percent("evaluate"),
     shell:
         "{PYTHON:q} -m dearkd evaluate {wildcards.run:q} --scale {SCALE:q} --seed {wildcards.seed}"
-        " --fingerprint {params.fingerprint} --gpu {resources.gpu} > {log:q} 2>&1"
+        " --fingerprint {params.fingerprint}"
+        " --gpu {resources.gpu} --gpu-percent {resources.gpu_percent} > {log:q} 2>&1"
 
 
 rule pretrained:
@@ -43,9 +45,11 @@ rule pretrained:
     resources:
         mem_mb=asks("evaluate", "mem_mb"),
         runtime=asks("evaluate", "runtime"),
-        gpu=asks("evaluate", "gpu"),
+        gpu=cards("evaluate"),
+        gpu_percent=percent("evaluate"),
     shell:
-        "{PYTHON:q} -m dearkd pretrained {params.label:q} --scale {SCALE:q} --gpu {resources.gpu} > {log:q} 2>&1"
+        "{PYTHON:q} -m dearkd pretrained {params.label:q} --scale {SCALE:q}"
+        " --gpu {resources.gpu} --gpu-percent {resources.gpu_percent} > {log:q} 2>&1"
 
 
 rule throughput:
@@ -64,6 +68,8 @@ rule throughput:
     resources:
         mem_mb=asks("throughput", "mem_mb"),
         runtime=asks("throughput", "runtime"),
-        gpu=asks("throughput", "gpu"),
+        gpu=cards("throughput"),
+        gpu_percent=percent("throughput"),
     shell:
-        "{PYTHON:q} -m dearkd throughput --scale {SCALE:q} --gpu {resources.gpu} > {log:q} 2>&1"
+        "{PYTHON:q} -m dearkd throughput --scale {SCALE:q}"
+        " --gpu {resources.gpu} --gpu-percent {resources.gpu_percent} > {log:q} 2>&1"

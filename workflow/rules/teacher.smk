@@ -21,9 +21,11 @@ rule teacher:
     resources:
         mem_mb=asks("teacher", "mem_mb"),
         runtime=asks("teacher", "runtime"),
-        gpu=asks("teacher", "gpu"),
+        gpu=cards("teacher"),
+        gpu_percent=percent("teacher"),
     shell:
-        "{PYTHON:q} -m dearkd teacher {wildcards.teacher:q} --scale {SCALE:q} --gpu {resources.gpu} > {log:q} 2>&1"
+        "{PYTHON:q} -m dearkd teacher {wildcards.teacher:q} --scale {SCALE:q}"
+        " --gpu {resources.gpu} --gpu-percent {resources.gpu_percent} > {log:q} 2>&1"
 
 
 def labels_inputs(wildcards):
@@ -47,7 +49,9 @@ rule labels:
     resources:
         mem_mb=asks("labels", "mem_mb"),
         runtime=asks("labels", "runtime"),
-        gpu=asks("labels", "gpu"),
+        gpu=cards("labels"),
+        gpu_percent=percent("labels"),
     shell:
         "{PYTHON:q} -m dearkd labels {wildcards.labels:q} --scale {SCALE:q} --seed {wildcards.seed}"
-        " --shard {wildcards.shard} --wait --gpu {resources.gpu} > {log:q} 2>&1"
+        " --shard {wildcards.shard} --wait"
+        " --gpu {resources.gpu} --gpu-percent {resources.gpu_percent} > {log:q} 2>&1"

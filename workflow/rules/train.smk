@@ -32,7 +32,9 @@ rule train:
     resources:
         mem_mb=asks("train", "mem_mb"),
         runtime=asks("train", "runtime"),
-        gpu=asks("train", "gpu"),
+        gpu=cards("train"),
+        gpu_percent=percent("train"),
     shell:
         "{PYTHON:q} -m dearkd train {wildcards.run:q} --scale {SCALE:q} --seed {wildcards.seed} --stage {wildcards.stage}"
-        " --fingerprint {params.fingerprint} --wait --gpu {resources.gpu} > {log:q} 2>&1"
+        " --fingerprint {params.fingerprint} --wait"
+        " --gpu {resources.gpu} --gpu-percent {resources.gpu_percent} > {log:q} 2>&1"
