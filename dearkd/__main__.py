@@ -122,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     plan = verb(_plan, "list the runs of tables and figures, all by default, and what they cost")
     plan.add_argument("targets", nargs="*")
     plan.add_argument("--gpus", type=int, default=8, help="how many GPUs share the work")
+    plan.add_argument("--gpu", dest="card", default="", help="which: v100 (the paper's), a100, 4090, h100, h200")
     show = verb(_show, "print a run, a teacher or a set of images as YAML: every value, and where it comes from")
     show.add_argument("name", help="as `plan` lists the runs; deepinversion, adi, df_dearkd; a key of `teachers`")
     stand = verb(_status, "say where the runs of tables and figures stand, by table, or one by one of those named")
@@ -235,7 +236,7 @@ def _plan(args: argparse.Namespace) -> None:
                 f"{run.name}  stage {stage.name}  epochs {stage.first_epoch} to {stage.last_epoch}  "
                 f"seeds {', '.join(map(str, run.seeds))}  {run.fingerprint(stage.name)}"
             )
-    _cost(plan, args.targets or [*plan.tables, *plan.figures], args.gpus)
+    _cost(plan, args.targets or [*plan.tables, *plan.figures], args.gpus, args.card.lower())
 
 
 def _show(args: argparse.Namespace) -> None:
@@ -244,17 +245,20 @@ def _show(args: argparse.Namespace) -> None:
     print(show(_load(args), args.name, args.scale), end="")
 
 
-def _cost(plan, targets: list[str], gpus: int) -> None:
+def _cost(plan, targets: list[str], gpus: int, gpu: str) -> None:
     from dearkd.plan import cost
+    from dearkd.plan.rates import rates
 
     if not cost.papers(plan):
         print("\nNo estimate: throughputs are known of the paper's architectures, and this scale's are smaller.")
         return
     sources = [name for name in plan.images_of(*targets) if name in plan.sources]
-    figures, origin = cost.throughputs(plan)
-    runs = plan.runs_of(*targets)
-    found = cost.estimate(plan, runs, figures, cost.images_of(plan), cost.paper_parameters(), sources)
-    print(f"\n{cost.describe(found, gpus, origin, cost.loading(plan, runs, figures))}")
+    speed, runs = rates(plan, gpu), plan.runs_of(*targets)
+    given = (plan, runs, speed.figures, cost.images_of(plan), cost.paper_parameters(), sources)
+    found, fed = cost.estimate(*given), cost.estimate(*given, fed=True)
+    print(f"\n{cost.describe(found, gpus, speed.origin, cost.loading(plan, runs, speed.figures), fed)}")
+    if gpu:
+        print(f"\nforward images/s\n{speed.describe(cost.models(plan, runs, sources))}")
 
 
 def _status(args: argparse.Namespace) -> None:

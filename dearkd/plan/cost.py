@@ -52,11 +52,15 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class _Books:
-    """A plan and the caller's figures. Seconds are of one device, but for `chain` and `made`."""
+    """A plan and the caller's figures. Seconds are of one device, but for `chain` and `made`.
+
+    fed: where a job's CPU cores load fewer images than its device trains, the cores decide.
+    """
 
     plan: Plan
     throughputs: Figures
     images_of: Figures
+    fed: bool = False
 
     def before(self, each: Run | Source) -> list[Run | Source]:
         """What a run or a set of images waits for itself."""
@@ -79,7 +83,14 @@ class _Books:
         taught = self.passes(stage.teacher.model, 1) if stage.teacher else 0.0
         if self.plan.labels_of(stage) is not None:
             taught *= EARLY if stage.pairs else 0.0
-        return self.passes(stage.model.name, TRAIN) + taught
+        computed = self.passes(stage.model.name, TRAIN) + taught
+        rate = loaded(stage)
+        return max(computed, 1 / (rate * self.cores())) if self.fed and rate else computed
+
+    def cores(self) -> float:
+        """CPU cores that a training has for each device."""
+        asked = self.plan.resources("train")
+        return asked.threads / max(asked.gpu, 1)
 
     def stage_seconds(self, stage: Stage) -> float:
         """Training a stage."""
@@ -129,16 +140,9 @@ def draws(stage: Stage, images_of: Figures) -> int | float:
     return images
 
 
-def gpu_hours(plan: Plan, run: Run) -> tuple[float, str]:
-    """(hours of one device that a seed of a run takes, what it waits for left out; where the throughputs come from).
-
-    Raises InputError where a throughput is not known.
-    """
-    if not papers(plan):
-        raise InputError("cost: throughputs are known of the paper's architectures, and this scale's are smaller")
-    figures, origin = throughputs(plan)
-    books = _Books(plan, figures, images_of(plan))
-    return sum(map(books.stage_seconds, run.stages)) / 3600, origin
+def run_seconds(plan: Plan, run: Run, throughputs: Figures) -> float:
+    """Seconds of one device that a seed of a run takes, what it waits for left out."""
+    return sum(map(_Books(plan, throughputs, images_of(plan)).stage_seconds, run.stages))
 
 
 def papers(plan: Plan) -> bool:
@@ -146,8 +150,22 @@ def papers(plan: Plan) -> bool:
     return bool(plan.scale.students) and not any(student.args for student in plan.scale.students.values())
 
 
+def models(plan: Plan, runs: Iterable[Run], sources: Iterable[str] = ()) -> set[str]:
+    """timm names of the students and teachers of runs and sets of images."""
+    stages = [stage for run in runs for stage in run.stages]
+    of_images = [plan.sources[name] for name in sources] + [stage.source for stage in stages if stage.source]
+    taught = [each.teacher for each in (*stages, *of_images) if each.teacher]
+    return {stage.model.name for stage in stages} | {teacher.model for teacher in taught}
+
+
 def estimate(
-    plan: Plan, runs: Iterable[Run], throughputs: Figures, images_of: Figures, parameters: Figures, sources=()
+    plan: Plan,
+    runs: Iterable[Run],
+    throughputs: Figures,
+    images_of: Figures,
+    parameters: Figures,
+    sources: Iterable[str] = (),
+    fed: bool = False,
 ) -> Cost:
     """What `runs` cost, with the teachers, first runs, synthetic images and competing students that they wait for.
 
@@ -155,10 +173,11 @@ def estimate(
         throughputs, parameters: forward images/s and number of parameters, by timm name without tag.
         images_of: training images of each data set, without those carved out for validation.
         sources: names of further sets of images to make, those of a table that no run learns from.
+        fed: training is no faster than the CPU cores that the scale asks for load its images.
 
     Raises InputError naming an architecture or data set without a figure.
     """
-    books, needed = _Books(plan, throughputs, images_of), {}
+    books, needed = _Books(plan, throughputs, images_of, fed), {}
     waiting = [*runs, *(plan.sources[name] for name in sources)]
     while waiting:
         each = waiting.pop()
@@ -189,57 +208,50 @@ def _figure(figures: Figures, name: str, what: str) -> int | float:
     return figures[name]
 
 
+def loaded(stage: Stage) -> int:
+    """Images/s that one CPU core loads for a stage; 0 where it reads no image files."""
+    augment = stage.training.augment
+    if stage.source or augment.kind != "timm" or stage.data.kind not in IN_FILES:
+        return 0
+    return LOADED["presized" if stage.data.presize and augment.decode == "reduced" else augment.decode]
+
+
 def loading(plan: Plan, runs: Iterable[Run], throughputs: Figures) -> str:
     """What loading the images takes where it takes most: the images/s that a GPU asks for, and the cores to give them.
 
-    Empty where no run reads image files.
+    It says whether the cores that the scale asks for are as many. Empty where no run reads image files.
     """
     books, found = _Books(plan, throughputs, {}), []
     for run in runs:
         for stage in run.stages:
-            augment = stage.training.augment
-            if stage.source or augment.kind != "timm" or stage.data.kind not in IN_FILES:
-                continue
-            passes = books.step_seconds(stage)
-            rate = LOADED["presized" if stage.data.presize and augment.decode == "reduced" else augment.decode]
-            found.append((1 / passes / rate, 1 / passes, rate, stage.model.name))
+            if rate := loaded(stage):
+                passes = books.step_seconds(stage)
+                found.append((1 / passes / rate, 1 / passes, rate, stage.model.name))
     if not found:
         return ""
     cores, wanted, rate, model = max(found)
-    return f"{model} takes {wanted:,.0f} images/s on a GPU: {cores:.1f} CPU cores at {rate} images/s each"
+    has = books.cores()
+    decides = f"the GPU decides, with {has:g}" if cores <= has else f"LOADING DECIDES: a GPU has {has:g}"
+    return f"{model} takes {wanted:,.0f} images/s on a GPU: {cores:.1f} CPU cores at {rate} images/s each; {decides}"
 
 
-def describe(cost: Cost, gpus: int, origin: str, loading: str = "") -> str:
-    """The estimate as aligned lines; `origin` says where the throughputs come from, `loading` what it says itself."""
-    hours = max(cost.gpu_hours / gpus, cost.longest_hours)
+def describe(cost: Cost, gpus: int, origin: str, loading: str = "", fed: Cost | None = None) -> str:
+    """The estimate as aligned lines; `origin` says where the throughputs come from, `loading` what it says itself.
+
+    fed: the cost where the cores of the scale load the images.
+    """
+    fed = fed or cost
+    hours = max(fed.gpu_hours / gpus, fed.longest_hours)
+    slower = f", {fed.gpu_hours:,.1f} with the CPU cores of the scale" if fed.gpu_hours > cost.gpu_hours else ""
     lines = (
         ("jobs", f"{cost.jobs:,}"),
-        ("GPU-hours", f"{cost.gpu_hours:,.1f}"),
+        ("GPU-hours", f"{cost.gpu_hours:,.1f}{slower}"),
         (f"on {gpus} GPU{'s' * (gpus > 1)}", f"{hours:,.1f} hours, {hours / 24:,.1f} days"),
         ("disk", f"{cost.disk_gb:,.1f} GB"),
         ("loading", loading),
         ("throughputs", origin),
     )
     return "\n".join(f"{name:<15}{value}" for name, value in lines if value)
-
-
-def throughputs(plan: Plan) -> tuple[dict[str, float], str]:
-    """Forward images/s by timm name without tag, and a sentence on where they come from.
-
-    Those measured at this scale, in bf16 on a GPU, where there is a record; otherwise the paper's. DearKD counts with
-    its bias as a matrix where training takes that path, see `rpe.drop_mode`.
-    """
-    values = record.read(plan.paths.throughput) if plan.paths.throughput.is_file() else {"architectures": {}}
-    rated = {name: rates for name, rates in values["architectures"].items() if "fp32" in rates}
-    if not rated:
-        return paper_throughputs(), "the paper's Table 3, on a V100"
-    dense = plan.scale.rpe.path == "dense" or (plan.scale.rpe.drop > 0 and plan.scale.rpe.drop_mode == "element")
-    found = {name: rate for name, (rate, _) in SMALL.items()}
-    for name, rates in rated.items():
-        precision = "bf16" if "bf16" in rates else "fp32"
-        rate = rates.get(f"{precision}_dense", rates[precision]) if dense else rates[precision]
-        found[name.partition(".")[0]] = rate["median"]
-    return found, f"{plan.paths.throughput}, {precision} on {values['hardware']['device']}"
 
 
 def images_of(plan: Plan) -> dict[str, int]:
@@ -258,6 +270,11 @@ def paper_throughputs() -> dict[str, float]:
     """Forward images/s by timm name without tag, from the paper's Table 3; `SMALL` beside them."""
     rates = {name: float(row["throughput_img_s_v100"]) for name, row in _table3().items()}
     return rates | {name: rate for name, (rate, _) in SMALL.items()}
+
+
+def paper_kinds() -> dict[str, str]:
+    """`cnn` or `transformer` by timm name without tag, of the same architectures."""
+    return {name: "cnn" if row["group"] == "cnn" else "transformer" for name, row in _table3().items()}
 
 
 def paper_parameters() -> dict[str, int]:

@@ -125,7 +125,7 @@ class Resources:
     mem_mb: Count = 2000
     runtime: Count = 60
     """Minutes."""
-    gpu: Annotated[float, Within(0, 1024)] = 0
+    gpu: Annotated[float, Within(0, 1024)] = 0.0
     """Whole GPUs, or a share of one below 1: jobs whose shares make no more than 1 use it together."""
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from dearkd.plan import cost, verify
+from dearkd.plan import cost, rates, verify
 from dearkd.plan.methods import PRIORS, UNSWITCHED
 from dearkd.plan.origins import OFF, Origins, Path, idle, of_default
 from dearkd.plan.plan import Plan, Run
@@ -262,7 +262,7 @@ def _cost(plan: Plan, run: Run) -> Iterator[Line]:
     except InputError:
         yield Line("  seconds: null", "not run, or its records are stale: python -m dearkd status")
     try:
-        hours, origin = cost.gpu_hours(plan, run)
+        hours, origin = rates.gpu_hours(plan, run)
         yield Line(f"  gpu_hours: {hours:.1f}", f"estimate; images/s from {origin}")
     except InputError as error:
         yield Line("  gpu_hours: null", str(error))

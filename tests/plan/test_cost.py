@@ -149,13 +149,33 @@ def test_the_cores_that_feed_a_gpu_by_hand(plan):
     """DeiT-Ti at 1000 images/s forward trains 333.3, of 300 a core; DearKD's stage I waits for its teacher too."""
     runs = [plan.runs[name] for name in ("deit-Ti", "dearkd-Ti")]
     assert cost.loading(plan, runs, SPEED) == (
-        "deit_tiny_patch16_224 takes 333 images/s on a GPU: 1.1 CPU cores at 300 images/s each"
+        "deit_tiny_patch16_224 takes 333 images/s on a GPU: "
+        "1.1 CPU cores at 300 images/s each; the GPU decides, with 12"
     )
     # 3/500 + 1/250 s an image in stage I, 3/500 in stage II: 166.7 images/s
     assert "takes 167 images/s on a GPU: 0.6 CPU" in cost.loading(plan, runs[1:], SPEED)
     main = dataclasses.replace(plan.scale.data["main"], presize=320)
     copied = experiments.load(dataclasses.replace(plan.scale, data={**plan.scale.data, "main": main}))
     assert "0.9 CPU cores at 390 images/s" in cost.loading(copied, [copied.runs["deit-Ti"]], SPEED)
+
+
+def test_where_the_cores_load_less_than_the_gpu_trains_they_decide(plan):
+    """Ten times as fast, DeiT-Ti trains 3,333 images/s of the 3,000 that 10 of 80 cores load; DearKD-Ti 1,667."""
+    fast = {name: 10 * rate for name, rate in SPEED.items()}
+    resources = {**plan.scale.resources, "train": Resources(threads=80, gpu=8.0)}
+    tight = experiments.load(dataclasses.replace(plan.scale, resources=resources))
+    runs = [tight.runs[name] for name in ("deit-Ti", "dearkd-Ti")]
+    assert cost.loading(tight, runs, fast).endswith(
+        "11.1 CPU cores at 300 images/s each; LOADING DECIDES: a GPU has 10"
+    )
+    both = [[cost.estimate(tight, [run], fast, MILLION, SIZE, fed=fed) for fed in (False, True)] for run in runs]
+    assert both[0][1].gpu_hours == pytest.approx(3 * 300e6 / 3000 / 3600)
+    assert both[0][1].gpu_hours == pytest.approx(10 / 9 * both[0][0].gpu_hours) and both[1][0] == both[1][1]
+    said = cost.describe(both[0][0], 8, "", "", both[0][1]).splitlines()
+    assert said[1:3] == [
+        "GPU-hours      75.0, 83.3 with the CPU cores of the scale",
+        "on 8 GPUs      10.4 hours, 0.4 days",
+    ]
 
 
 def test_digits_are_not_loaded_from_files():
@@ -186,32 +206,6 @@ def test_the_papers_figures():
     assert speed["deit_tiny_distilled_patch16_224"] == 2529.5 and size["dearkd_tiny_patch16_224"] == 5_717_704
     assert not [name for name in speed if "." in name or " " in name or name in ("not", "ours", "arch")]
     assert len(speed) == 36 - 3 - 3 - 3 + len(cost.SMALL), "three that timm lacks, six rows of 1000 epochs"
-
-
-def test_measured_throughputs_come_before_the_papers(plan, tmp_path, monkeypatch):
-    assert cost.throughputs(plan) == (cost.paper_throughputs(), "the paper's Table 3, on a V100")
-    monkeypatch.chdir(tmp_path)
-    rates = {key: {"median": value} for key, value in {"fp32": 1.0, "bf16": 2.0, "bf16_dense": 3.0}.items()}
-    record = {
-        "architectures": {"dearkd_tiny_patch16_224": rates, "resnet18.tv_in1k": {"fp32": {"median": 5.0}}},
-        "hardware": {"device": "some GPU"},
-    }
-    plan.paths.throughput.parent.mkdir(parents=True)
-    plan.paths.throughput.write_text(json.dumps(record))
-    found, origin = cost.throughputs(plan)
-    assert found.items() >= {"dearkd_tiny_patch16_224": 3.0, "resnet18": 5.0}.items() and "some GPU" in origin
-    assert found.keys() == {"dearkd_tiny_patch16_224", "resnet18", *cost.SMALL}
-    without = dataclasses.replace(plan, scale=override(plan.scale, {"rpe.drop": 0.0}, "test"))
-    assert cost.throughputs(without)[0]["dearkd_tiny_patch16_224"] == 2.0
-
-
-def test_a_record_of_sizes_alone_gives_no_throughput(plan, tmp_path, monkeypatch):
-    expected = cost.throughputs(plan)
-    monkeypatch.chdir(tmp_path)
-    plan.paths.throughput.parent.mkdir(parents=True)
-    plan.paths.throughput.write_text(json.dumps({"architectures": {"resnet18": {"parameters": 1, "gmacs": 1.0}}}))
-    monkeypatch.setattr(cost, "paper_throughputs", lambda: expected[0])
-    assert cost.throughputs(plan) == expected
 
 
 def test_sizes_of_data_sets(plan, tmp_path, monkeypatch):
