@@ -16,7 +16,8 @@ ROOMS = {
     "jobs": GROUND | {"plan", "model", "data", "train"},
     "report": GROUND | {"plan"},
 }
-FACES = {"models": {"model"}, "task": {"train"}, "__main__": GROUND | set(ROOMS), "__init__": set()}
+FACES = {"models": {"model"}, "task": {"train"}, "__init__": set()}
+FACES |= dict.fromkeys(("__main__", "command_line", "verbs"), GROUND | set(ROOMS) | {"command_line", "verbs"})
 """Modules beside the rooms that are not ground."""
 ALLOWED = {**dict.fromkeys(GROUND, GROUND), **ROOMS, **FACES}
 MODULES = sorted(Path("dearkd").rglob("*.py"))

@@ -1,7 +1,8 @@
 """A plan: which runs there are, which table or figure shows them, and where each lies. `experiments.load` makes one."""
 
+from collections.abc import Mapping
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeVar
 
 from dearkd.plan.methods import REAL
 from dearkd.plan.paths import Paths
@@ -11,6 +12,7 @@ from dearkd.plan.tables import Cell, Figure, Kind, Metric, Row, Table
 from dearkd.schema import InputError, Pairs, fingerprint, home, spec, unknown
 
 __all__ = ["Cell", "Figure", "Kind", "Labels", "Metric", "Paths", "Plan", "Row", "Run", "Table"]
+T = TypeVar("T")
 
 
 @spec
@@ -114,11 +116,45 @@ class Plan:
     def paths(self) -> Paths:
         return Paths(self.scale.name, home(self.scale.checkpoints))
 
+    def _named(self, name: str, known: Mapping[str, T], kind: str) -> T:
+        """What has a name; InputError with the nearest name where nothing has."""
+        if name not in known:
+            raise InputError(unknown(name, known, kind, f"scale {self.scale.name}"))
+        return known[name]
+
     def run(self, name: str) -> Run:
-        """The run of that name; InputError with the nearest when there is none."""
-        if name not in self.runs:
-            raise InputError(unknown(name, self.runs, "run", f"scale {self.scale.name}"))
-        return self.runs[name]
+        """The run of that name. InputError with the nearest when there is none; so in the following."""
+        return self._named(name, self.runs, "run")
+
+    def table(self, name: str) -> Table:
+        return self._named(name, self.tables, "table")
+
+    def figure(self, name: str) -> Figure:
+        return self._named(name, self.figures, "figure")
+
+    def data(self, name: str) -> Data:
+        return self._named(name, self.scale.data, "data set")
+
+    def teacher(self, name: str) -> Teacher:
+        return self._named(name, self.scale.teachers, "teacher")
+
+    def source(self, name: str) -> Source:
+        return self._named(name, self.sources, "source")
+
+    def images(self, name: str) -> Source | None:
+        """The set of images of that name; None for the real ones."""
+        return self._named(name, {REAL: None, **self.sources}, "set of images")
+
+    def system(self, label: str) -> Peer:
+        """The system of that label whose weights others have trained."""
+        return self._named(label, self.pretrained, "system")
+
+    def label_set(self, name: str) -> Labels:
+        return self._named(name, self.labels, "set of labels")
+
+    def shown(self, name: str) -> Table | Figure:
+        """The table or figure of that name."""
+        return self._named(name, {**self.tables, **self.figures}, "table or figure")
 
     def teacher_run(self, name: str) -> Run | None:
         """The run that trains teacher `name`, or None where its weights come from elsewhere."""
@@ -140,13 +176,6 @@ class Plan:
         """The architectures measured for the tables named."""
         rows = [row for name in names if name in self.tables for row in self.tables[name].rows]
         return list(dict.fromkeys(row.architecture for row in rows if row.architecture))
-
-    def shown(self, name: str) -> "Table | Figure":
-        """The table or figure of that name; InputError with the nearest when this scale has none."""
-        both = {**self.tables, **self.figures}
-        if name not in both:
-            raise InputError(unknown(name, both, "table or figure", f"scale {self.scale.name}"))
-        return both[name]
 
     def _cells(self, names: tuple[str, ...]) -> list[str]:
         shown = [self.shown(name) for name in names]

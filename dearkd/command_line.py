@@ -1,0 +1,233 @@
+"""The verbs of the command line and their arguments, as a table."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import dearkd
+from dearkd import verbs
+from dearkd.schema import LARGEST
+
+Argument = tuple[tuple[str, ...], dict[str, Any]]
+
+
+class Verb(NamedTuple):
+    """run: a function of the arguments, which returns an exit status or None for 0."""
+
+    run: Callable[[argparse.Namespace], int | None]
+    help: str
+    arguments: tuple[Argument, ...] = ()
+    heavy: bool = False
+    """Whether it needs torch, and may take GPUs."""
+    scale: bool = True
+    own: tuple[Argument, ...] = ()
+    """Of a CNN of one's own, without a scale."""
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or len(text) > 10 or int(text) > LARGEST:
+        raise argparse.ArgumentTypeError(f"{text[:20]}: a seed is a whole number from 0 to {LARGEST:,}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= LARGEST:
+        raise argparse.ArgumentTypeError(f"{text[:20]}: a number of seconds, from 0")
+    return seconds
+
+
+def _arg(*names: str, **how: Any) -> Argument:
+    return names, how
+
+
+TARGETS = _arg("targets", nargs="*")
+SEED, ANY_SEED = _arg("--seed", type=_seed, required=True), _arg("--seed", type=_seed, default=0)
+PLANNED = _arg("--fingerprint", default="", help="refuse when the plan has changed since the job was planned")
+RESUMED = (
+    _arg("--save-seconds", type=_seconds, help="longest time between two checkpoints; default: the scale's"),
+    _arg("--wait", action="store_true", help="wait while another job makes this, instead of refusing"),
+)
+SCALE = _arg("--scale", default="digits", help="a scale of workflow/scales, or a .yaml file of your own")
+GPUS = (
+    _arg(
+        "--gpu",
+        type=float,
+        default=0,
+        help="GPUs to take; 0.25: a share of one, beside other jobs; train: a process for each, which share the batch",
+    ),
+    _arg("--gpu-percent", type=int, default=100, help="of the GPU that --gpu 1 takes, as Snakemake counts it"),
+)
+BOARD = _arg(
+    "--tensorboard",
+    type=Path,
+    default=os.environ.get("DEARKD_TENSORBOARD") or None,
+    help="folder for TensorBoard's event files; default: the environment variable DEARKD_TENSORBOARD",
+)
+OWN_CNN = (
+    _arg("--teacher", default="", help="timm tag"),
+    _arg("--weights", default="", help="its weights: safetensors or a plain state dict; default: timm's hub"),
+    _arg("--classes", default="", help="a name for each output, in order: comma-separated, or a file of lines"),
+    _arg("--pick", default="", help="names or numbers of the classes wanted, comma-separated; default: all"),
+    _arg("--images", type=int, default=42, help="how many, rounded up to whole batches"),
+    _arg("--recipe", default="", help="YAML with the keys of `synthesis` in a scale"),
+    _arg("--quick", action="store_true", help="a tenth of the iterations, for a first look"),
+    _arg("--image-size", type=int, default=0, help="side in pixels; default: the recipe's, or the tag's"),
+    _arg("--mean", default="", help="mean of the pixels it learned from, comma-separated; default: the tag's"),
+    _arg("--std", default="", help="std of the pixels it learned from, comma-separated; default: the tag's"),
+    _arg("--out", default="synthetic", help="folder for images.zip, images.csv and images.json"),
+)
+VERBS = {
+    "init": Verb(
+        verbs.do_init,
+        "write a study of your own: Snakefile, scale, README",
+        (
+            _arg("folder"),
+            _arg("--images", type=Path, help="your images, a folder for each class; default: still to be added"),
+        ),
+        scale=False,
+    ),
+    "plan": Verb(
+        verbs.do_plan,
+        "list the runs of tables and figures, all by default, and what they cost",
+        (
+            TARGETS,
+            _arg("--gpus", type=int, default=8, help="how many GPUs share the work"),
+            _arg("--gpu", dest="card", default="", help="which: v100 (the paper's), a100, 4090, h100, h200"),
+        ),
+    ),
+    "show": Verb(
+        verbs.do_show,
+        "print a run, a teacher or a set of images as YAML: every value, and where it comes from",
+        (_arg("name", help="as `plan` lists the runs; deepinversion, adi, df_dearkd; a key of `teachers`"),),
+    ),
+    "status": Verb(verbs.do_status, "list where the runs of tables and figures stand, all by default", (TARGETS,)),
+    "fetch": Verb(
+        verbs.do_fetch,
+        "bring the weights and public data sets that a scale needs",
+        (_arg("--check", action="store_true", help="only list what is missing"),),
+    ),
+    "subset": Verb(
+        verbs.do_subset, "write the lists of a data set's fractions and validation split", (_arg("data"),), heavy=True
+    ),
+    "presize": Verb(
+        verbs.do_presize,
+        "copy a data set's training images at a smaller size, as its `presize` says",
+        (_arg("data"),),
+        heavy=True,
+    ),
+    "teacher": Verb(
+        verbs.do_teacher, "fetch or take over a teacher's weights and check its accuracy", (_arg("name"),), heavy=True
+    ),
+    "labels": Verb(
+        verbs.do_labels,
+        "compute a shard of a teacher's hard labels, ahead of the runs that share them",
+        (_arg("name"), SEED, _arg("--shard", type=int, required=True), *RESUMED),
+        heavy=True,
+    ),
+    "train": Verb(
+        verbs.do_train,
+        "train one stage of a run, or go on with it",
+        (_arg("run"), _arg("--stage", required=True), BOARD, SEED, PLANNED, *RESUMED),
+        heavy=True,
+    ),
+    "evaluate": Verb(
+        verbs.do_evaluate, "measure a finished run on the test images", (_arg("run"), SEED, PLANNED), heavy=True
+    ),
+    "export": Verb(
+        verbs.do_export,
+        "write a finished run as a folder that timm loads, with a model card",
+        (
+            _arg("run"),
+            ANY_SEED,
+            _arg("--out", type=Path, required=True, help="folder"),
+            _arg("--onnx", action="store_true", help="model.onnx too"),
+            _arg("--push", default="", metavar="ORG/NAME", help="send the folder to the hub too"),
+            _arg("--dry-run", action="store_true", help="write the folder, say what --push would send"),
+        ),
+    ),
+    "synthesize": Verb(
+        verbs.do_synthesize,
+        "make a shard of synthetic images, or (--teacher) invert a timm CNN of your own",
+        (
+            _arg("source", nargs="?", help="method of the matrix: deepinversion, adi, df_dearkd"),
+            ANY_SEED,
+            _arg("--shard", type=int, default=0),
+            PLANNED,
+            *RESUMED,
+        ),
+        heavy=True,
+        own=OWN_CNN,
+    ),
+    "distil": Verb(
+        verbs.do_distil,
+        "train a DearKD from a CNN of your own, on images made from it or on a folder",
+        (
+            _arg("--images", type=Path, required=True, help="images.zip of synthesize, or a folder of class folders"),
+            _arg("--teacher", default="", help="timm name of the CNN; default: the one in images.json"),
+            _arg("--weights", default="", help="its weights; default: those in images.json"),
+            _arg("--student", default="Ti", help="Ti (default), S or B"),
+            _arg("--epochs", type=int, default=100, help="a teacher teaches in the first five sixths of them"),
+            ANY_SEED,
+            _arg("--out", type=Path, required=True, help="folder for the student, its scale and its checkpoints"),
+        ),
+        heavy=True,
+        scale=False,
+    ),
+    "pretrained": Verb(
+        verbs.do_pretrained,
+        "evaluate weights that others have trained, a row of Table 3",
+        (_arg("label"),),
+        heavy=True,
+    ),
+    "throughput": Verb(
+        verbs.do_throughput, "size and images/s of every architecture of Table 3 on this machine", heavy=True
+    ),
+    "diversity": Verb(
+        verbs.do_diversity,
+        "LPIPS, latent codes and a sample of a set of images",
+        (_arg("images"), SEED),
+        heavy=True,
+    ),
+    "warm": Verb(
+        verbs.do_warm,
+        "run a command whose jobs share one import of torch",
+        (_arg("command", nargs=argparse.REMAINDER),),
+    ),
+    "table": Verb(verbs.do_table, "write a table from the records", (_arg("name"),)),
+    "figure": Verb(verbs.do_figure, "draw a figure from the records", (_arg("name"),)),
+    "savings": Verb(verbs.do_savings, "say on how many images DearKD equals the others on all, from Table 2's records"),
+    "curves": Verb(verbs.do_curves, "draw a run's training curves from its records", (_arg("run"),)),
+    "claims": Verb(verbs.do_claims, "judge the paper's claims on the records and on the paper's own numbers"),
+    "report": Verb(verbs.do_report, "write one HTML page of all tables, figures, claims, costs and records"),
+    "crate": Verb(
+        verbs.do_crate,
+        "describe all records of all scales as one RO-Crate, for an archive",
+        (_arg("--out", type=Path, default=Path("ro-crate-metadata.json")),),
+        scale=False,
+    ),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """Of the whole command line; `verb` is a key of `VERBS`."""
+    own = Path(sys.argv[0]).name == "dearkd"
+    about = "Every job of the workflow as a command that a person, a test and a cluster can run."
+    whole = argparse.ArgumentParser(prog="dearkd" if own else "python -m dearkd", description=about)
+    whole.add_argument("--version", action="version", version=f"dearkd {dearkd.__version__}")
+    subs = whole.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, verb in VERBS.items():
+        sub = subs.add_parser(name, help=verb.help, description=verb.help)
+        more = ((SCALE,) if verb.scale else ()) + (GPUS if verb.heavy else ())
+        for names, how in (*verb.arguments, *more):
+            sub.add_argument(*names, **how)
+        group = sub.add_argument_group("a CNN of your own, without a scale") if verb.own else sub
+        for names, how in verb.own:
+            group.add_argument(*names, **how)
+    return whole
