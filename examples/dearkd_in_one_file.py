@@ -10,7 +10,7 @@ A CNN is built that way. DearKD (CVPR 2022) hands this over early in training, t
 
     stage I    The student's early blocks attend like convolutions (MHCA) and imitate early features of the CNN. Its
                pooled tokens learn the CNN's decision, its class token learns the label.                       (Eq. 6)
-    stage II   The CNN is gone. The class token goes on learning the label.                                    (Eq. 7)
+    stage II   The CNN is gone. The class token keeps learning the label.                                      (Eq. 7)
 
 This is all of the method, in plain PyTorch. The package `dearkd` does the same at any size; a test compares the losses.
 """

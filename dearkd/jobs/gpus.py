@@ -25,7 +25,7 @@ ASK_SECONDS = 2.0
 SLOTS = 20
 """Locks of a GPU: a share is a multiple of 5 %."""
 SHARE = "DEARKD_GPU_SHARE"
-"""Of a GPU, what this job has of it; not set where that is all."""
+"""The share of a GPU that this job has; not set where it has whole GPUs."""
 SCHEDULED = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "KUBERNETES_SERVICE_HOST")
 """Where one of these is set, a scheduler chose the visible GPUs for this job alone."""
 

@@ -1,4 +1,4 @@
-"""Which images are whose: the lists of a data set's splits and fractions."""
+"""The job that lists the images of a data set's splits and fractions."""
 
 import dataclasses
 

@@ -70,7 +70,7 @@ class Paths:
         return Path(self.checkpoints) / self.scale / "teachers" / f"{name}.safetensors"
 
     def kept_weights(self, name: str) -> Path:
-        """A small teacher's weights beside its record, so that a clone can go on with the very same teacher."""
+        """A small teacher's weights beside its record, so that a clone has the same teacher."""
         return self.teacher(name).with_suffix(".safetensors")
 
     def labels(self, name: str, seed: int, shard: int) -> Path:

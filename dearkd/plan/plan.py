@@ -1,4 +1,4 @@
-"""A plan: which runs there are, which table or figure shows them, and where each lies. `experiments.load` makes one."""
+"""A plan: its runs, the tables and figures that show them, and the place of each. `experiments.load` makes one."""
 
 from collections.abc import Mapping
 from functools import cached_property

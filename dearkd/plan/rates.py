@@ -93,7 +93,7 @@ def gpu_hours(plan: Plan, run: Run) -> tuple[float, str]:
 
 
 def _recorded(plan: Plan) -> Rates | None:
-    """Those measured at this scale, in bf16 on a GPU.
+    """The rates measured at this scale, in bf16 on a GPU.
 
     DearKD counts with its bias as a matrix where training takes that path, see `rpe.drop_mode`.
     """
