@@ -112,7 +112,7 @@ def _recorded(plan: Plan) -> Rates | None:
 
 
 def _guessed() -> dict[str, Rate]:
-    """Of what no table has, on any GPU."""
+    """Rates of networks that no table has, on any GPU."""
     note = "derived: a guess for images of 32 pixels, of which a few percent of a run depend"
     return {name: Rate(rate, note) for name, (rate, _) in cost.SMALL.items()}
 
