@@ -203,6 +203,11 @@ VERBS = {
     "table": Verb(verbs.do_table, "write a table from the records", (_arg("name"),)),
     "figure": Verb(verbs.do_figure, "draw a figure from the records", (_arg("name"),)),
     "savings": Verb(verbs.do_savings, "say on how many images DearKD equals the others on all, from Table 2's records"),
+    "compare": Verb(
+        verbs.do_compare,
+        "hold results made again against the committed ones: the same bits, or how far from them",
+        (_arg("--to", metavar="SCALE", required=True, help="whose records are committed"),),
+    ),
     "curves": Verb(verbs.do_curves, "draw a run's training curves from its records", (_arg("run"),)),
     "claims": Verb(verbs.do_claims, "judge the paper's claims on the records and on the paper's own numbers"),
     "report": Verb(verbs.do_report, "write one HTML page of all tables, figures, claims, costs and records"),

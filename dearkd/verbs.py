@@ -264,6 +264,13 @@ def do_figure(args: Namespace) -> None:
     figures.write(plan, args.name)
 
 
+def do_compare(args: Namespace) -> None:
+    from dearkd.plan import experiments
+    from dearkd.report import compare
+
+    print(compare.write(_load(args), experiments.load(args.to)), end="")
+
+
 def do_savings(args: Namespace) -> None:
     from dearkd.report import savings
 

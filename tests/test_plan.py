@@ -438,10 +438,12 @@ def test_changing_how_images_are_made_changes_the_runs_that_see_them_and_no_othe
     assert moved == {n for n in before.runs if "images~" in n}
 
 
-def test_the_demo_is_the_digits_scale_by_another_name():
-    demo, digits = load("demo"), load("digits")
-    assert dataclasses.replace(demo.scale, name="digits", summary=digits.scale.summary) == digits.scale
-    assert demo.paths.results != digits.paths.results
+def test_the_demo_trains_by_the_very_recipe_of_what_is_committed():
+    demo, committed = load("demo"), load("converged")
+    assert demo.runs.keys() <= committed.runs.keys() and demo.paths.results != committed.paths.results
+    for name, run in demo.runs.items():
+        for stage in run.stages:
+            assert run.fingerprint(stage.name) == committed.runs[name].fingerprint(stage.name)
 
 
 @pytest.mark.parametrize(
