@@ -37,9 +37,11 @@ from dearkd.plan.paths import Paths
 from dearkd.plan.scale import Scale
 from dearkd.plan.stage import Data, Stage, subset_name
 from dearkd.schema import InputError, build, fingerprint, spec, unknown
-from dearkd.train.checkpoint import Checkpoints
-from dearkd.train.loop import Interrupted, train
-from dearkd.train.session import Work
+from dearkd.stop import Interrupted
+from dearkd.train.attempt import Attempt
+from dearkd.train.inputs import Inputs
+from dearkd.train.loop import train
+from dearkd.train.processes import Processes
 
 COLUMNS = ("trial", "row", "fraction", "seed", "epochs", "warmup_epochs", "lr", "validation_top1", "train_ce", "steps")
 COLUMNS += ("seconds", "cpu", "torch", "fingerprint")
@@ -113,11 +115,14 @@ def run(task: Task, until: float, checkpoints: Path) -> dict[str, Any] | None:
                 for i, stage in enumerate(chain):
                     if time.time() > until:
                         return None
-                    work = _work(task, stage, fingerprint(chain[: i + 1]), checkpoints)
-                    work.previous = state if i else None
-                    work.initial = state["student"] if stage.initial else None
-                    state = train(stage, task.seed, work)
-                    seconds += state["seconds"]
+                    identity = fingerprint(chain[: i + 1])
+                    inputs = _inputs(task, stage, identity, state if i else None)
+                    inputs = dataclasses.replace(inputs, initial=state["student"] if stage.initial else None)
+                    folder = checkpoints / identity / f"seed{task.seed}"
+                    title = f"{task.trial}: {task.row}, seed {task.seed}"
+                    with Attempt(folder, title, identity, save_seconds=300.0) as attempt:
+                        state = train(stage, task.seed, inputs, attempt, Processes(available_device()))
+                        seconds += attempt.seconds
     except Interrupted:
         return None
     recipe, last = task.stages[-1].training, state["curve"][-1]
@@ -151,23 +156,21 @@ def _alarm(until: float) -> Iterator[None]:
         timer.cancel()
 
 
-def _work(task: Task, stage: Stage, identity: str, checkpoints: Path) -> Work:
+def _inputs(task: Task, stage: Stage, identity: str, previous: dict[str, Any] | None) -> Inputs:
     """What a stage works on, as `inputs.gather` gathers it, but without any record of this scale."""
     images = _read(stage.data)
     clean = _read(dataclasses.replace(stage.data, label_noise=0.0))
     lists = subsets.choose(clean.labels, stage.data, (stage.fraction, 100), stage.subset_seed, (task.seed,))
     chosen, everything = images.take(lists[stage.subset(task.seed)]), len(lists[subset_name(100)])
     taught_by, features = _teacher(task, stage)
-    return Work(
+    return Inputs(
         train=chosen,
         validation=clean.take(lists["validation"]),
         draws=everything if stage.training.subset_schedule == "iterations" else len(chosen),
         teacher=taught_by,
         features=features,
-        checkpoints=Checkpoints(checkpoints / identity / f"seed{task.seed}"),
         fingerprint=identity,
-        device=available_device(),
-        title=f"{task.trial}: {task.row}, seed {task.seed}",
+        previous=previous,
     )
 
 

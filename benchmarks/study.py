@@ -28,7 +28,7 @@ from dearkd.jobs.teacher import admit_teacher
 from dearkd.jobs.train import train_stage
 from dearkd.plan import experiments
 from dearkd.schema import InputError, unknown
-from dearkd.train.loop import Interrupted
+from dearkd.stop import Interrupted
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -11,7 +11,6 @@ from dearkd.jobs.inputs import available_device, data_record, trained_student
 from dearkd.plan import files
 from dearkd.plan.plan import Plan, Run
 from dearkd.train.evaluate import accuracy, hits, predict
-from dearkd.train.session import precision
 
 
 def evaluate_run(plan: Plan, run: Run, seed: int) -> None:
@@ -25,7 +24,7 @@ def evaluate_run(plan: Plan, run: Run, seed: int) -> None:
         model.to(device),
         evaluation_loader(split, stage.data, 256, plan.scale.loader_workers),
         device,
-        precision(stage.training.precision, device),
+        stage.training.precision,
     )
     record.write(
         plan.paths.metrics(run.name, seed),

@@ -16,11 +16,11 @@ from dearkd.plan import commands, verify
 from dearkd.plan.plan import Labels, Plan, Run
 from dearkd.plan.stage import Stage, subset_name
 from dearkd.schema import InputError
-from dearkd.train.checkpoint import Checkpoints
-from dearkd.train.session import Work, packed
+from dearkd.train.checkpoint import Checkpoints, packed
+from dearkd.train.inputs import Inputs
 
 
-def gather(plan: Plan, run: Run, seed: int, stage: Stage) -> tuple[Work, dict[str, Any]]:
+def gather(plan: Plan, run: Run, seed: int, stage: Stage) -> tuple[Inputs, dict[str, Any]]:
     """(what a stage works on, what its record says of that)."""
     splits = subsets.splits(plan, stage.data_name)
     images, images_sha, everything = real_images(plan, stage, seed, splits["train"])
@@ -38,22 +38,20 @@ def gather(plan: Plan, run: Run, seed: int, stage: Stage) -> tuple[Work, dict[st
     previous, previous_record = _previous(plan, run, seed, stage)
     labels, labels_record = decisions(plan, stage, seed, images_sha)
     found = (teacher_record, initial_record, previous_record)
-    work = Work(
+    given = Inputs(
         train=images,
         validation=splits["validation"],
         draws=draws,
         teacher=taught_by,
         features=features,
-        checkpoints=Checkpoints(plan.paths.state(run.name, seed, stage.name)),
         fingerprint=run.fingerprint(stage.name),
         made_from="-".join([images_sha, *(r["weights_sha256"] for r in found if r is not None)]),
         previous=previous,
         initial=initial,
         decisions=labels,
         workers=plan.scale.loader_workers,
-        title=f"{run.name} seed {seed} stage {stage.name}",
     )
-    return work, {
+    return given, {
         "data": {
             "name": stage.data_name,
             "fraction": stage.fraction,
@@ -79,9 +77,9 @@ def _previous(plan: Plan, run: Run, seed: int, stage: Stage) -> tuple[dict[str, 
         return None, None
     before = run.stages[run.stages.index(stage) - 1]
     made, folder = verify.stages(plan, run, seed, before.name)[-1], plan.paths.state(run.name, seed, before.name)
-    wanted = (run.fingerprint(before.name), made["steps"])
+    wanted = (run.fingerprint(before.name), made["steps"], made["weights_sha256"])
     for state in Checkpoints(folder).states():
-        if (state["fingerprint"], state["step"]) == wanted and disk.sha256_of(packed(state)) == made["weights_sha256"]:
+        if (state["fingerprint"], state["step"], disk.sha256_of(packed(state["student"]))) == wanted:
             return state, made
     raise InputError(
         f"{folder}: stage {stage.name} starts from the final state of stage {before.name}, which is missing, damaged "

@@ -13,11 +13,12 @@ from dearkd import disk, record
 from dearkd.data.image_archive import folders_of
 from dearkd.jobs import inversion
 from dearkd.jobs.inputs import available_device
-from dearkd.jobs.synthesis import make
+from dearkd.jobs.synthesis import Shard, make
 from dearkd.model import efficientnet_lite0, hub, teachers
 from dearkd.plan import methods
 from dearkd.plan.stage import Data, Phase, Source, Synthesis, Teacher
 from dearkd.schema import InputError, fingerprint, to_json, unknown
+from dearkd.train.attempt import Attempt
 from dearkd.train.checkpoint import Checkpoints
 
 QUICK = 10
@@ -88,8 +89,8 @@ def invert(
     if len(set(names)) < len(names):
         print("Some classes have the same name, so each folder begins with the number of its output.", flush=True)
     _announce(source, seed, indices, loaded, quick)
-    title = f"{method} from {teacher.model}"
-    made = make(source, seed, 0, indices, loaded, None, path, identity, title, save_seconds, folders=folders)
+    attempt = Attempt(path.with_suffix(""), f"{method} from {teacher.model}", identity, save_seconds)
+    made = make(Shard(source, seed, 0, indices, folders), loaded, None, path, attempt)
     manifest = made.pop("manifest")
     described = {"identity": identity, "seed": seed, "classes": folders, "names": names, "state_sha256": state_sha256}
     record.write(out / "images.json", {"spec": to_json(source), **described, **made}, {"images.csv": manifest})

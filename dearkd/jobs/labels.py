@@ -5,25 +5,24 @@ epoch and position. With RegNetY-16GF it is 81 % of a step of stage I; here it c
 """
 
 import io
-import time
 
 import numpy as np
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from dearkd import disk, record
+from dearkd.data.images import Images
 from dearkd.data.loader import Schedule, training_loader
 from dearkd.jobs import gpus
 from dearkd.jobs.inputs import available_device, real_images, teacher_weights
 from dearkd.keys import seed_all
 from dearkd.model import teachers
-from dearkd.plan.plan import Plan
+from dearkd.plan.plan import Labels, Plan
 from dearkd.progress import Progress
 from dearkd.schema import InputError, fingerprint, to_json
-from dearkd.stop import Interrupted, stop_requests
 from dearkd.train import optimise
-from dearkd.train.checkpoint import Checkpoints
-from dearkd.train.lease import Lease
-from dearkd.train.session import precision
+from dearkd.train.attempt import Attempt
 
 LARGEST = np.iinfo(np.uint16).max + 1
 
@@ -50,73 +49,71 @@ def label_shard(
     images, images_sha256, everything = real_images(plan, spec, seed)
     draws = everything if spec.subset_schedule == "iterations" else len(images)
     schedule = Schedule(len(images), draws, spec.batch, spec.micro_batch, spec.augment.repeats, seed)
-    path, title = plan.paths.label_file(name, seed, index), f"labels {name} seed {seed} shard {index}"
-    target = plan.paths.labels(name, seed, index)
+    path, target = plan.paths.label_file(name, seed, index), plan.paths.labels(name, seed, index)
     identity = "-".join([fingerprint(spec), str(epochs), found["weights_sha256"], images_sha256])
-    with Lease(path.with_suffix(""), identity, wait) as lease, stop_requests() as stop:
-        checkpoints = Checkpoints(path.with_suffix(""), lease)
-        made = checkpoints.kept(identity, path)
-        if made is not None:
-            print(f"{title}: made already, only its record is written", flush=True)
-            record.write(target, made)
-            return
-        state = checkpoints.load()
-        if state is None or state["identity"] != identity:
-            checkpoints.discard()
-            empty = torch.zeros(epochs, draws, dtype=torch.int32)
-            state = {"identity": identity, "step": 0, "labels": empty, "right": 0, "seconds": 0.0}
-        before, started = state["seconds"], time.monotonic()
-        saved, interval = started, plan.scale.save_seconds if save_seconds is None else save_seconds
-        first, steps = index * epochs * schedule.steps_per_epoch, epochs * schedule.steps_per_epoch
-        mixup, dtype = optimise.mixing(spec.augment, spec.data.classes), precision(spec.precision, device)
-        batches = training_loader(
-            images,
-            spec.data,
-            spec.augment,
-            schedule,
-            first + state["step"],
-            first + steps,
-            plan.scale.loader_workers,
-            device,
-        )
-        with Progress(title, steps, state["step"]) as progress:
-            for batch, pixels, truth in batches:
-                seed_all(seed, "forward", batch.step, batch.group)
-                pixels, _ = optimise.mix(mixup, pixels.to(device), truth.to(device))
-                with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-                    decisions = teacher(pixels).decisions.cpu()
-                state["labels"][batch.epoch - index * epochs, list(batch.positions)] = decisions.int()
-                state["right"] += int((decisions == truth.cpu()).sum())
-                if batch.group + 1 < schedule.groups:
-                    continue
+    with Attempt(
+        path.with_suffix(""),
+        title=f"labels {name} seed {seed} shard {index}",
+        recipe=identity,
+        save_seconds=plan.scale.save_seconds if save_seconds is None else save_seconds,
+        wait=wait,
+    ) as attempt:
+        made = attempt.made(path)
+        if made is None:
+            labels, right = _decide(
+                spec, images, schedule, teacher, (index * epochs, epochs), attempt, plan.scale.loader_workers, device
+            )
+            buffer = io.BytesIO()
+            np.save(buffer, labels.numpy().astype(np.uint16))
+            disk.write(path, buffer.getbuffer())
+            made = {
+                "scale": plan.scale.name,
+                "labels": name,
+                "seed": seed,
+                "shard": index,
+                "epochs": [index * epochs, (index + 1) * epochs],
+                "spec": to_json(spec),
+                "fingerprint": fingerprint(spec),
+                "teacher": {k: found[k] for k in ("teacher", "top1", "weights_sha256")},
+                "images_sha256": images_sha256,
+                "sha256": disk.sha256(path),
+                "agreement": round(100 * right / (epochs * schedule.steps_per_epoch * spec.batch), 3),
+                **(costs := attempt.costs()),
+                "gpu_seconds": gpus.spent(device.type, costs["seconds_all"]),
+                **record.provenance(),
+            }
+            attempt.keep(path, made)
+        record.write(target, made)
+
+
+def _decide(
+    spec: Labels,
+    images: Images,
+    schedule: Schedule,
+    teacher: teachers.Teacher,
+    span: tuple[int, int],
+    attempt: Attempt,
+    workers: int,
+    device: torch.device,
+) -> tuple[Int[Tensor, "epochs draws"], int]:
+    """(the teacher's class at each position of (first epoch, epochs), how often it is the true one)."""
+    first_epoch, epochs = span
+    first, steps = first_epoch * schedule.steps_per_epoch, epochs * schedule.steps_per_epoch
+    empty = {"step": 0, "labels": torch.zeros(epochs, schedule.draws, dtype=torch.int32), "right": 0}
+    state = attempt.resume() or empty
+    mixup = optimise.mixing(spec.augment, spec.data.classes)
+    start = first + state["step"]
+    batches = training_loader(images, spec.data, spec.augment, schedule, start, first + steps, workers, device)
+    with Progress(attempt.title, steps, state["step"]) as progress:
+        for batch, pixels, truth in batches:
+            seed_all(schedule.seed, "forward", batch.step, batch.group)
+            pixels, _ = optimise.mix(mixup, pixels.to(device), truth.to(device))
+            with optimise.autocast(spec.precision, device):
+                decisions = teacher(pixels).decisions.cpu()
+            state["labels"][batch.epoch - first_epoch, list(batch.positions)] = decisions.int()
+            state["right"] += int((decisions == truth.cpu()).sum())
+            if batch.group + 1 == schedule.groups:
                 state["step"] = batch.step + 1 - first
                 progress.advance(state["step"])
-                if stop or time.monotonic() - saved >= interval:
-                    state["seconds"] = before + time.monotonic() - started
-                    checkpoints.save(state["step"], state)
-                    saved = time.monotonic()
-                    if stop:
-                        raise Interrupted(f"{title}: stopped at step {state['step']} of {steps}, everything is saved")
-        buffer = io.BytesIO()
-        np.save(buffer, state["labels"].numpy().astype(np.uint16))
-        disk.write(path, buffer.getbuffer())
-        seconds, costs = before + time.monotonic() - started, lease.costs()
-        made = {
-            "scale": plan.scale.name,
-            "labels": name,
-            "seed": seed,
-            "shard": index,
-            "epochs": [index * epochs, (index + 1) * epochs],
-            "spec": to_json(spec),
-            "fingerprint": fingerprint(spec),
-            "teacher": {k: found[k] for k in ("teacher", "top1", "weights_sha256")},
-            "images_sha256": images_sha256,
-            "sha256": disk.sha256(path),
-            "agreement": round(100 * state["right"] / (steps * spec.batch), 3),
-            "seconds": round(seconds, 2),
-            **costs,
-            "gpu_seconds": gpus.spent(device.type, costs["seconds_all"]),
-            **record.provenance(),
-        }
-        checkpoints.keep(identity, path, made)
-        record.write(target, made)
+                attempt.checkpoint(state["step"], steps, lambda: state)
+    return state["labels"], state["right"]

@@ -25,7 +25,7 @@ from dearkd.progress import duration
 
 TAIL_LINES, TAIL_BYTES = 12, 4000
 """How much of a log is shown: of a job that failed, and looked at for the newest line of one that runs."""
-SAVED = ("the same command goes on from here", "everything is saved", "stopped by Ctrl-C; nothing finished was lost")
+SAVED = ("the same command goes on from here", "stopped by Ctrl-C; nothing finished was lost")
 """How the last line of a job's log ends when it was asked to stop."""
 
 

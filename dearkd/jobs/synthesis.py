@@ -1,7 +1,8 @@
 """Making synthetic images: the job for a shard of a source, and what it shares with `invert`."""
 
-import time
+import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,7 @@ from dearkd.plan.plan import Plan
 from dearkd.plan.stage import Source
 from dearkd.progress import Progress
 from dearkd.schema import InputError, fingerprint, to_json
-from dearkd.stop import Interrupted, stop_requests
-from dearkd.train.checkpoint import Checkpoints
-from dearkd.train.lease import Lease
+from dearkd.train.attempt import Attempt
 
 
 def synthesise_shard(
@@ -51,20 +50,16 @@ def synthesise_shard(
         competing = {"verifier": source.recipe.verifier, "weights_sha256": found_verifier["weights_sha256"]}
     path, target = plan.paths.archive(name, seed, index), plan.paths.shard(name, seed, index)
     named = found.get("classes") if source.data.kind == "folder" else None
-    made = make(
-        source,
-        seed,
-        index,
-        source.recipe.classes or range(source.data.classes),
-        teacher,
-        student,
-        path,
-        identity="-".join([fingerprint(source), *(r["weights_sha256"] for r in (found, competing) if r is not None)]),
+    classes = source.recipe.classes or range(source.data.classes)
+    attempt = Attempt(
+        path.with_suffix(""),
         title=f"{name} seed {seed} shard {index}",
+        recipe="-".join([fingerprint(source), *(r["weights_sha256"] for r in (found, competing) if r is not None)]),
         save_seconds=plan.scale.save_seconds if save_seconds is None else save_seconds,
         wait=wait,
-        folders=image_archive.folders_of(named or ()),
     )
+    shard = Shard(source, seed, index, classes, image_archive.folders_of(named or ()))
+    made = make(shard, teacher, student, path, attempt)
     manifest = made.pop("manifest")
     described = {
         "scale": plan.scale.name,
@@ -106,97 +101,119 @@ def _is_recorded(target: Path, made: dict[str, Any]) -> bool:
     return all(before.get(key) == made[key] for key in decides)
 
 
+@dataclass(frozen=True)
+class Shard:
+    """The images that one job makes: shard `index` of a source and seed.
+
+    classes: those wanted. folders: a name for each class inside the archive; its number where there are none.
+    """
+
+    source: Source
+    seed: int
+    index: int
+    classes: Sequence[int]
+    folders: Sequence[str] = ()
+
+    @property
+    def groups(self) -> list[list[int]]:
+        """Its batches, in the groups that share a forward pass."""
+        return list(groups(self.source, self.index))
+
+    @property
+    def iterations(self) -> int:
+        """Of each group."""
+        return sum(phase.iterations for phase in self.source.recipe.phases)
+
+    def labels(self, batches: Sequence[int]) -> Int[Tensor, "batches batch"]:
+        """The class of each image."""
+        return torch.tensor([classes_of(b, self.source.recipe, self.classes, self.seed) for b in batches])
+
+    def names(self, labels: Sequence[int]) -> list[str]:
+        """The path of each image inside the archive, given its class."""
+        folders = [self.folders[label] if self.folders else f"{label:04d}" for label in labels]
+        return [f"{folder}/{self.index:04d}-{i:05d}.png" for i, folder in enumerate(folders)]
+
+
 def make(
-    source: Source,
-    seed: int,
-    index: int,
-    classes: Sequence[int],
-    teacher: teachers.Teacher,
-    student: nn.Module | None,
-    path: Path,
-    identity: str,
-    title: str,
-    save_seconds: float,
-    wait: bool = False,
-    folders: Sequence[str] = (),
+    shard: Shard, teacher: teachers.Teacher, student: nn.Module | None, path: Path, attempt: Attempt
 ) -> dict[str, Any]:
     """Synthesise a shard into the archive `path`; returns what its record says, and under `manifest` a CSV of images.
 
-    Checkpoints lie in the folder of the archive's name, and in the end what is returned: where the archive is whole and
-    of the same `identity`, what it was made with, it is returned again. `folders`: a name for each class inside the
-    archive, its number where there are none.
+    Where an attempt of the same recipe has finished the archive and it is whole, what that one said is returned again.
     """
     device = available_device()
-    folder = path.with_suffix("")
-    with Lease(folder, identity, wait) as lease, stop_requests() as stop:
-        checkpoints = Checkpoints(folder, lease)
-        made = checkpoints.kept(identity, path)
-        if made is not None:
-            print(f"{title}: made already, only its record is written", flush=True)
-            return made
-        state = checkpoints.load()
-        if state is None or state["identity"] != identity:
-            checkpoints.discard()
-            state = {"identity": identity, "pixels": [], "terms": [], "seconds": 0.0, "count": 0}
-        before, started = state["seconds"], time.monotonic()
-        together = list(groups(source, index))
-        steps = sum(phase.iterations for phase in source.recipe.phases)
-        saved = started
-        with Progress(title, steps * len(together), state["count"]) as progress:
-            for group in together[len(state["pixels"]) :]:
-                labels = torch.tensor([classes_of(b, source.recipe, classes, seed) for b in group])
-                inversion = Inversion(source, seed, group, labels, teacher, student, device)
-                if "inversion" in state:
-                    inversion.load(state.pop("inversion"))
-                while inversion.step < inversion.total:
-                    if inversion.step == 1 and not state["terms"]:
-                        note = advice(source.recipe, inversion.first)
-                        progress.line(note) if note else None
-                    inversion.advance()
-                    state["count"] += 1
-                    progress.advance(state["count"])
-                    if stop or time.monotonic() - saved >= save_seconds:
-                        state["seconds"] = before + time.monotonic() - started
-                        checkpoints.save(state["count"], {**state, "inversion": inversion.state()})
-                        saved = time.monotonic()
-                        if stop:
-                            raise Interrupted(f"{title}: stopped at iteration {state['count']}, everything is saved")
-                state["pixels"].append(inversion.result())
-                state["terms"] += [
-                    {"batch": b, **_column(inversion.first, i, "first"), **_column(inversion.last, i, "last")}
-                    for i, b in enumerate(group)
-                ]
-        pixels = torch.cat([p.flatten(0, 1) for p in state["pixels"]])
-        batches = [b for group in together for b in group]
-        labels = torch.tensor([classes_of(b, source.recipe, classes, seed) for b in batches]).flatten()
-        names = [
-            f"{folders[label] if folders else f'{label:04d}'}/{index:04d}-{i:05d}.png"
-            for i, label in enumerate(labels.tolist())
-        ]
-        verdict, sure = _verdict(teacher.to(device), pixels, source, device)
-        rows = zip(names, labels.tolist(), verdict.tolist(), sure.tolist(), strict=True)
-        archive_sha256 = image_archive.write(path, pixels.permute(0, 2, 3, 1).numpy(), names)
-        seconds, costs = before + time.monotonic() - started, lease.costs()
-        believed = 100 * (verdict == labels).float().mean().item()
-        if warning := doubt(source, believed):
-            print(f"{title}: {warning}", flush=True)
-        made = {
-            "manifest": "image,label,teacher_top1,teacher_probability\n"
-            + "".join(f"{n},{t},{v},{p:.4f}\n" for n, t, v, p in rows),
-            "images": len(labels),
-            "iterations": steps,
-            "teacher_accuracy": round(believed, 4),
-            "warning": warning,
-            "advice": advice(source.recipe, {"r_bn": [t["first_r_bn"] for t in state["terms"]]}),
-            "archive_sha256": archive_sha256,
-            "seconds": round(seconds, 2),
-            **costs,
-            "gpu_seconds": gpus.spent(device.type, costs["seconds_all"]),
-            **record.provenance(),
-            "terms": state["terms"],
-        }
-        checkpoints.keep(identity, path, made)
+    with attempt:
+        made = attempt.made(path)
+        if made is None:
+            pixels, terms = _invert(shard, teacher, student, attempt, device)
+            made = _stored(shard, pixels, teacher.to(device), path, device)
+            believed = made["teacher_accuracy"]
+            if warning := doubt(shard.source, believed):
+                print(f"{attempt.title}: {warning}", flush=True)
+            made |= {
+                "warning": warning,
+                "advice": advice(shard.source.recipe, {"r_bn": [t["first_r_bn"] for t in terms]}),
+                **(costs := attempt.costs()),
+                "gpu_seconds": gpus.spent(device.type, costs["seconds_all"]),
+                **record.provenance(),
+                "terms": terms,
+            }
+            attempt.keep(path, made)
     return made
+
+
+def _invert(
+    shard: Shard, teacher: teachers.Teacher, student: nn.Module | None, attempt: Attempt, device: torch.device
+) -> tuple[UInt8[Tensor, "n channels height width"], list[dict[str, Any]]]:
+    """(the images, the terms of the loss of each batch), from the newest checkpoint if there is one."""
+    together, recipe = shard.groups, shard.source.recipe
+    state, total = attempt.resume() or {"pixels": [], "terms": [], "count": 0}, shard.iterations * len(together)
+    with Progress(attempt.title, total, state["count"]) as progress:
+        for group in together[len(state["pixels"]) :]:
+            inversion = Inversion(shard.source, shard.seed, group, shard.labels(group), teacher, student, device)
+            if "inversion" in state:
+                inversion.load(state.pop("inversion"))
+            while inversion.step < inversion.total:
+                if inversion.step == 1 and not state["terms"] and (note := advice(recipe, inversion.first)):
+                    progress.line(note)
+                inversion.advance()
+                state["count"] += 1
+                progress.advance(state["count"])
+                attempt.checkpoint(state["count"], total, functools.partial(_with, state, inversion))
+            state["pixels"].append(inversion.result())
+            state["terms"] += [
+                {"batch": b, **_column(inversion.first, i, "first"), **_column(inversion.last, i, "last")}
+                for i, b in enumerate(group)
+            ]
+    return torch.cat([p.flatten(0, 1) for p in state["pixels"]]), state["terms"]
+
+
+def _with(state: dict[str, Any], inversion: Inversion) -> dict[str, Any]:
+    """What a checkpoint holds: the groups behind, and the one under way."""
+    return {**state, "inversion": inversion.state()}
+
+
+def _stored(
+    shard: Shard,
+    pixels: UInt8[Tensor, "n channels height width"],
+    teacher: teachers.Teacher,
+    path: Path,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Write the archive; what the record says of it, with the class that the teacher sees in each image."""
+    labels = shard.labels([b for group in shard.groups for b in group]).flatten()
+    names = shard.names(labels.tolist())
+    verdict, sure = _verdict(teacher, pixels, shard.source, device)
+    rows = zip(names, labels.tolist(), verdict.tolist(), sure.tolist(), strict=True)
+    archive_sha256 = image_archive.write(path, pixels.permute(0, 2, 3, 1).numpy(), names)
+    return {
+        "manifest": "image,label,teacher_top1,teacher_probability\n"
+        + "".join(f"{n},{t},{v},{p:.4f}\n" for n, t, v, p in rows),
+        "images": len(labels),
+        "iterations": shard.iterations,
+        "teacher_accuracy": round(100 * (verdict == labels).float().mean().item(), 4),
+        "archive_sha256": archive_sha256,
+    }
 
 
 def _column(terms: dict[str, list[float]], i: int, prefix: str) -> dict[str, float]:

@@ -10,7 +10,7 @@ from dearkd.jobs.inputs import available_device, data_record, trained_weights
 from dearkd.model import teachers
 from dearkd.plan.plan import Plan
 from dearkd.schema import to_json
-from dearkd.train.session import export
+from dearkd.train.checkpoint import packed
 
 KEPT = 4_000_000
 """Bytes up to which the weights of a teacher that the workflow trains are kept beside its record."""
@@ -39,7 +39,7 @@ def admit_teacher(plan: Plan, name: str) -> None:
     images, _ = next(evaluation_loader(split, scale_data, 8))
     shapes = loaded.feature_shapes(images.to(device))
     target = plan.paths.teacher_weights(name)
-    export({"student": {k: v.cpu() for k, v in loaded.net.state_dict().items()}}, target)
+    disk.write(target, packed({k: v.cpu() for k, v in loaded.net.state_dict().items()}))
     if own_run is not None and target.stat().st_size <= KEPT:
         disk.write(plan.paths.kept_weights(name), target.read_bytes())
     record.write(

@@ -10,9 +10,9 @@ from dearkd.jobs.inputs import gather
 from dearkd.plan.plan import Plan, Run
 from dearkd.schema import to_json
 from dearkd.train import loop
-from dearkd.train.checkpoint import Checkpoints
-from dearkd.train.lease import Lease
-from dearkd.train.session import export
+from dearkd.train.attempt import Attempt
+from dearkd.train.checkpoint import packed
+from dearkd.train.processes import Processes
 
 
 def train_stage(
@@ -29,22 +29,26 @@ def train_stage(
     save_seconds: longest time between two checkpoints; None: the scale's. wait: where another job holds the run, wait
     for it instead of refusing. tensorboard: folder for event files, one of its folders for each run and seed.
     """
-    stage = run.stage(stage_name)
-    device, rank, processes = loop.device_and_rank()
-    torch.set_num_threads(max(plan.resources("train").threads // processes, 1))
+    stage, folder = run.stage(stage_name), plan.paths.state(run.name, seed, stage_name)
+    processes = Processes.join()
+    torch.set_num_threads(max(plan.resources("train").threads // processes.count, 1))
     torch.set_flush_denormal(True)
-    folder = plan.paths.state(run.name, seed, stage_name)
-    with Lease(folder, run.fingerprint(stage_name), wait, active=rank == 0) as lease:
-        loop.meet(processes)
-        work, inputs = gather(plan, run, seed, stage)
-        work.checkpoints = Checkpoints(folder, lease)
-        work.save_seconds = plan.scale.save_seconds if save_seconds is None else save_seconds
-        work.tensorboard = tensorboard and tensorboard / run.name / f"seed{seed}"
-        work.device, work.rank, work.processes = device, rank, processes
-        state = loop.train(stage, seed, work)
-        if rank:
+    with Attempt(
+        folder,
+        title=f"{run.name} seed {seed} stage {stage_name}",
+        recipe=run.fingerprint(stage_name),
+        save_seconds=plan.scale.save_seconds if save_seconds is None else save_seconds,
+        wait=wait,
+        active=processes.rank == 0,
+    ) as attempt:
+        processes.meet()
+        given, inputs = gather(plan, run, seed, stage)
+        board = tensorboard and tensorboard / run.name / f"seed{seed}"
+        state = loop.train(stage, seed, given, attempt, processes, board)
+        if processes.rank:
             return
-        weights, costs = export(state, folder / "student.safetensors"), lease.costs()
+        weights = packed(state["student"])
+        disk.write(folder / "student.safetensors", weights)
         record.write(
             plan.paths.stage(run.name, seed, stage_name),
             {
@@ -55,12 +59,11 @@ def train_stage(
                 "specs": [to_json(s) for s in run.stages[: run.stages.index(stage) + 1]],
                 "fingerprint": run.fingerprint(stage_name),
                 **inputs,
-                "weights_sha256": disk.sha256(weights),
+                "weights_sha256": disk.sha256_of(weights),
                 "steps": state["step"],
-                "seconds": round(state["seconds"], 2),
-                **costs,
-                "gpu_seconds": gpus.spent(device.type, costs["seconds_all"], processes),
-                "processes": processes,
+                **(costs := attempt.costs()),
+                "gpu_seconds": gpus.spent(processes.device.type, costs["seconds_all"], processes.count),
+                "processes": processes.count,
                 "threads": torch.get_num_threads(),
                 "attention_distance_heads": state["heads"],
                 **record.provenance(),

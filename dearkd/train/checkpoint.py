@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save as save_safetensors
 
 from dearkd import disk, record
 from dearkd.schema import InputError
@@ -21,6 +22,11 @@ NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.pt")
 KEPT = 2
 FINISHED = "finished.json"
 """Beside the checkpoints: what is known of a file that is whole, so that a lost record is written anew in a second."""
+
+
+def packed(student: dict[str, torch.Tensor]) -> bytes:
+    """Weights as safetensors: what evaluation, transfer and other people load."""
+    return save_safetensors({k: v.contiguous() for k, v in student.items()})
 
 
 class Checkpoints:

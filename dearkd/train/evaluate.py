@@ -8,18 +8,19 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from dearkd.model.attention import MHCA
+from dearkd.train.optimise import autocast
 
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, dtype: torch.dtype | None = None
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, precision: str = "fp32"
 ) -> tuple[Float[Tensor, "n classes"], Int[Tensor, " n"]]:
-    """(logits in fp32, labels) of a data set, in order; `dtype`: autocast on a GPU. The model's mode is restored."""
+    """(logits in fp32, labels) of a data set, in order; `precision`: of a GPU. The model's mode is restored."""
     training = model.training
     model.eval()
     logits, labels = [], []
     for images, target in batches:
-        with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+        with autocast(precision, device):
             logits.append(model(images.to(device, non_blocking=True)).float().cpu())
         labels.append(target)
     model.train(training)

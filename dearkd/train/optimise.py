@@ -1,4 +1,4 @@
-"""Optimiser, learning rate and mixing of images, as DeiT has them, from torch and timm."""
+"""Optimiser, learning rate, precision and mixing of images, as DeiT has them, from torch and timm."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -77,6 +77,12 @@ class LearningRate:
     def now(self) -> float:
         """The rate of the epoch under way."""
         return self.cosine.optimizer.param_groups[0]["lr"]
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Within, a GPU computes in `precision`, which is bf16, fp16 or fp32; a CPU always in fp32."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision) if device.type == "cuda" else None
+    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 def mix(mixup: Mixup, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -35,7 +35,8 @@ from dearkd.plan import experiments
 from dearkd.plan.stage import Augment, Data, Rpe
 from dearkd.train import optimise
 from dearkd.train.checkpoint import Checkpoints
-from dearkd.train.session import Session
+from dearkd.train.loop import Learner
+from dearkd.train.processes import Processes
 
 ON_GPU = torch.cuda.is_available()
 pytestmark = pytest.mark.skipif(
@@ -100,45 +101,38 @@ def test_both_stages_are_trained_and_evaluated(plan):
     assert 0 <= found["top1"] <= found["top5"] <= 100
 
 
-def session(plan, stage_name="I", previous=None, device=DEVICE, losses=None, **changes):
-    """A session of DearKD-Ti with its teacher asked, that saves nowhere; `losses`: those kept of its stage."""
+def learner(plan, stage_name="I", previous=None, device=DEVICE, losses=None, **changes):
+    """A learner of DearKD-Ti with its teacher asked; `losses`: those kept of its stage."""
     run = plan.runs["dearkd-Ti"]
     stage = run.stage(stage_name)
     kept = tuple((name, weight) for name, weight in stage.losses if losses is None or name in losses)
     stage = dataclasses.replace(stage, losses=kept, training=dataclasses.replace(stage.training, **changes))
-    work, _ = gather(plan, run, 0, run.stage(stage_name))
-    work = dataclasses.replace(
-        work, device=device, previous=previous, checkpoints=Checkpoints(Path("nowhere")), decisions=None
-    )
-    work.teacher = work.teacher and work.teacher.to(device)
-    return Session(stage, 0, work)
+    inputs, _ = gather(plan, run, 0, run.stage(stage_name))
+    return Learner(stage, 0, dataclasses.replace(inputs, previous=previous, decisions=None), Processes(device))
 
 
 def loaded(run, first, last):
     """Micro-batches of steps `first` to `last` - 1; the images are on the device once the first has been asked for."""
-    augment, device = run.stage.training.augment, run.work.device
-    return training_loader(run.work.train, run.stage.data, augment, run.schedule, first, last, 0, device)
+    augment, device = run.stage.training.augment, run.processes.device
+    return training_loader(run.inputs.train, run.stage.data, augment, run.schedule, first, last, 0, device)
 
 
 def steps(run, count, first=0, batches=None):
     """So many steps of the loop, without its bookkeeping."""
-    share = run.schedule.groups
-    for batch, images, truth in itertools.islice(batches or loaded(run, first, first + count), count * share):
-        run.set_epoch(batch.step // run.schedule.steps_per_epoch)
-        seed_all(0, "forward", batch.step, batch.group)
-        images, targets = run.mix(images.to(run.work.device), truth.to(run.work.device))
-        run.learn(images, targets, run.decided(batch), last=batch.group + 1 == share)
-        run.step = batch.step + 1
+    micro = itertools.islice(batches or loaded(run, first, first + count), count * run.schedule.groups)
+    for step, batch in itertools.groupby(micro, key=lambda item: item[0].step):
+        run.state.step = step
+        run.step(batch)
 
 
 def test_a_restored_state_lies_where_torch_would_put_it(plan):
     """Stage II takes over AdamW's moments, its count of steps included, on the parameter's device, and then steps."""
     before = Checkpoints(plan.paths.state("dearkd-Ti", 0, "I")).load()
-    resumed = session(plan, "II", before)
-    for parameter, state in resumed.optimiser.state.items():
+    resumed = learner(plan, "II", before)
+    for parameter, state in resumed.state.optimiser.state.items():
         assert {v.device for v in state.values()} == {parameter.device}
-    steps(resumed, 2, resumed.step)
-    assert resumed.meters.bad() is None
+    steps(resumed, 2, resumed.state.step)
+    assert resumed.state.meters.bad() is None
 
 
 def test_a_killed_run_ends_with_the_same_weights(plan, study, tmp_path):
@@ -164,37 +158,37 @@ def test_a_killed_run_ends_with_the_same_weights(plan, study, tmp_path):
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_learns(plan, precision):
-    run = session(plan, precision=precision)
+    run = learner(plan, precision=precision)
     steps(run, 2)
-    first = run.meters.sums()["ce"] / 2
+    first = run.state.meters.sums()["ce"] / 2
     for _ in range(3):
         steps(run, 10)
-    run.meters.start(0)
+    run.state.meters.start(0)
     steps(run, 2)
-    assert run.meters.bad() is None
-    assert run.meters.sums()["ce"] / 2 < first
+    assert run.state.meters.bad() is None
+    assert run.state.meters.sums()["ce"] / 2 < first
 
 
 @needs_cuda
 def test_a_step_that_fp16_skips_leaves_everything_alone(plan):
-    run = session(plan, precision="fp16", ema=0.9)
-    run.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**40)
-    run.loss_scale = run.scaler.get_scale()
-    student = {k: v.clone() for k, v in run.trainee.student.state_dict().items()}
-    average = {k: v.clone() for k, v in run.ema.module.state_dict().items()}
+    run = learner(plan, precision="fp16", ema=0.9)
+    state = run.state
+    state.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**40)
+    student = {k: v.clone() for k, v in state.student.state_dict().items()}
+    average = {k: v.clone() for k, v in state.ema.module.state_dict().items()}
     steps(run, 1)
-    scale = run.scale.mean_square.clone()
+    scale = state.scale.mean_square.clone()
     steps(run, 1, 1)
-    assert all(torch.equal(v, student[k]) for k, v in run.trainee.student.state_dict().items())
-    assert all(torch.equal(v, average[k]) for k, v in run.ema.module.state_dict().items())
-    assert torch.equal(scale, run.scale.mean_square)
-    assert run.scaler.get_scale() < 2.0**40
+    assert all(torch.equal(v, student[k]) for k, v in state.student.state_dict().items())
+    assert all(torch.equal(v, average[k]) for k, v in state.ema.module.state_dict().items())
+    assert torch.equal(scale, state.scale.mean_square)
+    assert state.scaler.get_scale() < 2.0**40
 
 
 @needs_cuda
 def test_a_step_never_makes_the_host_wait(plan):
     """Launched one by one, and with labels ahead: after two steps no call of a step waits for the device."""
-    run = session(plan)
+    run = learner(plan)
     run.replayed = None
     batches = loaded(run, 0, 6)
     steps(run, 3, 0, batches)
@@ -214,12 +208,12 @@ def test_a_replayed_step_is_the_launched_one(plan, losses):
     To the bit; but CUDA adds the gradient of the aligner's bilinear interpolation in no fixed order, so with the hidden
     loss two launched runs differ as well.
     """
-    runs = [session(plan, losses=losses, batch=32, micro_batch=32) for _ in range(3)]
+    runs = [learner(plan, losses=losses, batch=32, micro_batch=32) for _ in range(3)]
     assert runs[0].replayed
     runs[1].replayed = runs[2].replayed = None
     for run in runs:
         steps(run, 2 * run.schedule.steps_per_epoch + 3)
-    states = [run.trainee.state_dict() for run in runs]
+    states = [run.state.trainee.state_dict() for run in runs]
     (replayed, same), (launched, _) = apart(states[0], states[1]), apart(states[1], states[2])
     print(f"{losses}: replayed against launched {replayed:.2e}, launched twice {launched:.2e}, same bits: {same}")
     assert same or ("hidden" in losses and replayed <= 3 * launched)
@@ -269,17 +263,17 @@ def test_labels_ahead_are_those_of_the_teacher_asked(plan):
     """Shards hold the teacher's decision on the very pixels of the loop, and training with either ends alike."""
     run = plan.runs["dearkd-Ti"]
     stage = run.stage("I")
-    work, _ = gather(plan, run, 0, stage)
-    asked = session(plan)
+    inputs, _ = gather(plan, run, 0, stage)
+    asked = learner(plan)
     whole = teachers.build(stage.teacher, stage.data, plan.paths.teacher_weights("main")).fold().to(DEVICE)
-    batches = training_loader(work.train, stage.data, stage.training.augment, asked.schedule, 0, 10, 0, DEVICE)
+    batches = training_loader(inputs.train, stage.data, stage.training.augment, asked.schedule, 0, 10, 0, DEVICE)
     differ = total = 0
     for batch, images, truth in batches:
         seed_all(0, "forward", batch.step, batch.group)
-        images, _ = asked.mix(images.to(DEVICE), truth.to(DEVICE))
-        with asked.autocast():
+        images, _ = optimise.mix(asked.mixup, images.to(DEVICE), truth.to(DEVICE))
+        with optimise.autocast(stage.training.precision, DEVICE):
             decisions = whole(images).decisions.cpu()
-        differ += int((decisions != work.decisions.of(batch)).sum())
+        differ += int((decisions != inputs.decisions.of(batch)).sum())
         total += len(decisions)
     assert differ == 0, f"{differ} of {total} labels differ"
 
@@ -342,10 +336,10 @@ def test_other_jobs_run_to_their_records(plan):
 
 def test_optimiser_of_a_frozen_encoding_restores(plan):
     """A parameter without gradient has no moments; restoring the others leaves it alone."""
-    run = session(plan)
+    run = learner(plan)
     steps(run, 3)
     state = run.state()
-    other = session(plan)
+    other = learner(plan)
     optimise.restore_moments(other.optimiser, other.trainee, state["moments"])
     names = {p: n for n, p in other.trainee.named_parameters()}
     for parameter, moments in other.optimiser.state.items():

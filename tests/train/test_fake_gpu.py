@@ -6,7 +6,7 @@ by gradients of the right shape.
 """
 
 import dataclasses
-from pathlib import Path
+import itertools
 
 import pytest
 import torch
@@ -19,7 +19,8 @@ from dearkd.model import students, teachers
 from dearkd.plan import experiments
 from dearkd.train import evaluate, optimise
 from dearkd.train.checkpoint import Checkpoints
-from dearkd.train.session import Session
+from dearkd.train.loop import Learner
+from dearkd.train.processes import Processes
 
 CUDA = torch.device("cuda")
 
@@ -34,24 +35,22 @@ def _parameters_are_replaced():
 
 
 @pytest.fixture
-def fake_session(project, monkeypatch):
-    """A function from a run and a stage to its session on a fake GPU, and the mode in which to use it."""
+def fake_learner(project, monkeypatch):
+    """A function from a run and a stage to its learner on a fake GPU, and the mode in which to use it."""
     plan = experiments.load("smoke")
 
     def make(run_name, stage_name):
         run = plan.runs[run_name]
         stage = run.stage(stage_name)
         stage = dataclasses.replace(stage, training=dataclasses.replace(stage.training, clip=1.0))
-        work, _ = gather(plan, run, 0, run.stage(stage_name))
-        work = dataclasses.replace(work, device=CUDA, checkpoints=Checkpoints(Path("nowhere")))
+        inputs, _ = gather(plan, run, 0, run.stage(stage_name))
         student = students.create(stage.model, 0)
-        trainee = students.Trainee(student, tuple(n for n, _ in stage.losses), stage.distillation, work.features)
+        trainee = students.Trainee(student, tuple(n for n, _ in stage.losses), stage.distillation, inputs.features)
         monkeypatch.setattr(students, "create", lambda *_: student)  # what draws random numbers is made before
         monkeypatch.setattr(students, "Trainee", lambda *_: trainee)
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         with mode:
-            work.teacher = work.teacher and work.teacher.to(CUDA)
-            run = Session(stage, 0, work)
+            run = Learner(stage, 0, inputs, Processes(CUDA))
         run.replayed = None  # a CUDA graph needs CUDA
         monkeypatch.undo()
         monkeypatch.chdir(project)
@@ -61,7 +60,8 @@ def fake_session(project, monkeypatch):
 
 
 def devices(run):
-    """Where each tensor of a session's state is."""
+    """Where each tensor of a learner's state is."""
+    run = run.state
     yield from ((n, v.device.type) for n, v in run.trainee.state_dict().items())
     for i, moments in enumerate(run.optimiser.state.values()):
         yield from ((f"moments {i}: {name}", value.device.type) for name, value in moments.items())
@@ -72,7 +72,7 @@ def devices(run):
 
 def fake_gradients(monkeypatch, run):
     def backward(_):
-        for parameter in run.trainee.parameters():
+        for parameter in run.state.trainee.parameters():
             parameter.grad = torch.empty_like(parameter)
 
     monkeypatch.setattr(torch.Tensor, "backward", backward)
@@ -80,17 +80,16 @@ def fake_gradients(monkeypatch, run):
 
 @pytest.mark.filterwarnings("ignore:CUDA is not available")
 @pytest.mark.parametrize("run_name, stage", [("teacher-main", "I"), ("dearkd-Ti", "I"), ("dearkd-Ti", "II")])
-def test_a_step_stays_on_the_device_and_asks_it_nothing(fake_session, monkeypatch, run_name, stage):
-    run, mode = fake_session(run_name, stage)
+def test_a_step_stays_on_the_device_and_asks_it_nothing(fake_learner, monkeypatch, run_name, stage):
+    run, mode = fake_learner(run_name, stage)
     assert {where for _, where in devices(run)} == {"cuda"}
     fake_gradients(monkeypatch, run)
-    augment, data = run.stage.training.augment, run.stage.data
+    augment, data, first = run.stage.training.augment, run.stage.data, run.state.step
     with mode:
-        batches = training_loader(run.work.train, data, augment, run.schedule, run.step, run.step + 2, 0, CUDA)
-        for batch, images, truth in batches:
-            images, targets = run.mix(images, truth)
-            assert images.device.type == targets.device.type == "cuda"
-            run.learn(images, targets, run.decided(batch), last=batch.group + 1 == run.schedule.groups)
+        batches = training_loader(run.inputs.train, data, augment, run.schedule, first, first + 2, 0, CUDA)
+        for _, batch in itertools.groupby(batches, key=lambda item: item[0].step):
+            run.step(batch)
+    assert run.state.step == first + 2
     wrong = [name for name, where in devices(run) if where != "cuda"]
     assert not wrong
 
@@ -105,27 +104,28 @@ def test_a_fake_device_would_notice_a_wait():
             x + torch.ones(2)
 
 
-def test_moments_are_restored_where_torch_restores_them(fake_session, project):
+def test_moments_are_restored_where_torch_restores_them(fake_learner, project):
     """AdamW's count of steps beside its parameter: fused kernels on a GPU refuse one on the CPU."""
-    run, mode = fake_session("dearkd-Ti", "I")
+    run, mode = fake_learner("dearkd-Ti", "I")
+    state = run.state
     saved = Checkpoints(experiments.load("smoke").paths.state("dearkd-Ti", 0, "I")).load()["moments"]
     with mode:
-        optimise.restore_moments(run.optimiser, run.trainee, saved)
-        other = torch.optim.AdamW(run.optimiser.param_groups[0]["params"][:1], fused=True)
-        first = {p: n for n, p in run.trainee.named_parameters()}[other.param_groups[0]["params"][0]]
+        optimise.restore_moments(state.optimiser, state.trainee, saved)
+        other = torch.optim.AdamW(state.optimiser.param_groups[0]["params"][:1], fused=True)
+        first = {p: n for n, p in state.trainee.named_parameters()}[other.param_groups[0]["params"][0]]
         groups = other.state_dict()["param_groups"]
         other.load_state_dict({"state": {0: saved[first]}, "param_groups": groups})
-    assert len(run.optimiser.state) == len(saved)
-    for parameter, moments in run.optimiser.state.items():
+    assert len(state.optimiser.state) == len(saved)
+    for parameter, moments in state.optimiser.state.items():
         assert {v.device.type for v in moments.values()} == {parameter.device.type} == {"cuda"}
     (expected,) = other.state.values()
-    found = run.optimiser.state[other.param_groups[0]["params"][0]]
+    found = state.optimiser.state[other.param_groups[0]["params"][0]]
     assert {k: (v.device, v.dtype) for k, v in found.items()} == {k: (v.device, v.dtype) for k, v in expected.items()}
 
 
-def test_evaluation_and_attention_distance_run_on_a_device(fake_session):
-    run, mode = fake_session("dearkd-Ti", "II")
-    student = run.trainee.student
+def test_evaluation_and_attention_distance_run_on_a_device(fake_learner):
+    run, mode = fake_learner("dearkd-Ti", "II")
+    student = run.state.student
     with mode:
         images = torch.empty(4, 1, 12, 12)
         logits, labels = evaluate.predict(student, [(images, torch.zeros(4, dtype=torch.long))], CUDA)
@@ -134,18 +134,18 @@ def test_evaluation_and_attention_distance_run_on_a_device(fake_session):
     assert distance.device.type == "cuda" and distance.shape == (3, 9)
 
 
-def test_affine_maps_drawn_on_the_cpu_move_pixels_of_a_device(fake_session):
-    run, mode = fake_session("dearkd-Ti", "II")
+def test_affine_maps_drawn_on_the_cpu_move_pixels_of_a_device(fake_learner):
+    run, mode = fake_learner("dearkd-Ti", "II")
     with mode:
         moved = affine(torch.empty(3, 1, 12, 12, device=CUDA), run.stage.training.augment, torch_generator(1))
     assert moved.device.type == "cuda"
 
 
-def test_a_teacher_answers_on_a_device(fake_session):
-    run, mode = fake_session("dearkd-Ti", "I")
-    assert isinstance(run.work.teacher, teachers.Teacher)
+def test_a_teacher_answers_on_a_device(fake_learner):
+    run, mode = fake_learner("dearkd-Ti", "I")
+    assert isinstance(run.teacher, teachers.Teacher)
     with mode:
         images = torch.empty(4, 1, 12, 12, device=CUDA)
-        seen = run.work.teacher(images)
-        early = run.work.teacher.features(images)
+        seen = run.teacher(images)
+        early = run.teacher.features(images)
     assert {t.device.type for t in (seen.decisions, *seen.features, *early)} == {"cuda"}

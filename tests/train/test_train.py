@@ -23,10 +23,10 @@ from dearkd.plan.experiments import load_scale
 from dearkd.plan.methods import dearkd
 from dearkd.plan.stage import Model, Training
 from dearkd.schema import InputError, override
-from dearkd.train import loop as training
-from dearkd.train import optimise
+from dearkd.train import loop, optimise
+from dearkd.train.attempt import Attempt
 from dearkd.train.checkpoint import Checkpoints
-from dearkd.train.session import Session, Work
+from dearkd.train.inputs import Inputs
 
 
 def rates(recipe, stage=None, epochs=None):
@@ -67,26 +67,14 @@ def test_stage_two_continues_the_cosine_or_restarts_it():
     assert lr[250] == pytest.approx(1e-6) and lr[255] == pytest.approx(0.973e-3, rel=0.01) and lr[299] < 2e-5
 
 
-def second_stage(stage, before, project):
-    """Stage II as it stands before its first step."""
+def second_stage(stage, before):
+    """The state of stage II before its first step, and the step that it begins with."""
     from dearkd.data import datasets
 
     images = datasets.read(stage.data)["train"].take(range(950))
-    return Session(
-        stage,
-        0,
-        Work(
-            train=images,
-            validation=images,
-            draws=950,
-            teacher=None,
-            features=(),
-            previous=before,
-            fingerprint="x",
-            checkpoints=Checkpoints(project / "elsewhere"),
-            title="t",
-        ),
-    )
+    inputs = Inputs(train=images, validation=images, draws=950, previous=before, fingerprint="x")
+    learner = loop.Learner(stage, 0, inputs)
+    return learner.state, 2 * learner.schedule.steps_per_epoch
 
 
 def test_the_switch_keeps_weights_and_moments_and_drops_aligner_and_pooled_head(project):
@@ -96,9 +84,9 @@ def test_the_switch_keeps_weights_and_moments_and_drops_aligner_and_pooled_head(
     assert any(k.startswith("aligner2") for k in before["auxiliary"]) and any(
         "pooled_head" in k for k in before["auxiliary"]
     )
-    resumed = second_stage(run.stage("II"), before, project)
+    resumed, first_step = second_stage(run.stage("II"), before)
     assert not list(resumed.trainee.auxiliary.parameters())
-    assert resumed.step == 2 * resumed.schedule.steps_per_epoch == before["step"]
+    assert resumed.step == first_step == before["step"]
     for name, parameter in resumed.trainee.named_parameters():
         assert torch.equal(parameter, before["student"][name.removeprefix("student.")])
         for key, value in before["moments"][name].items():
@@ -113,26 +101,24 @@ def test_a_step_that_overflows_leaves_weights_average_and_feature_scale_alone(pr
     stage = dataclasses.replace(
         run.stage("I"), training=dataclasses.replace(run.stage("I").training, ema=0.9, micro_batch=64)
     )
-    work, _ = gather(whole, run, 0, run.stage("I"))
-    work.checkpoints = Checkpoints(project / "elsewhere")
-    session = Session(stage, 0, work)
-    learner, average = session.trainee.student, session.ema.module
-    batches = training_loader(work.train, stage.data, stage.training.augment, session.schedule, 0, 3, 0)
+    inputs, _ = gather(whole, run, 0, run.stage("I"))
+    learner = loop.Learner(stage, 0, inputs)
+    state, augment = learner.state, stage.training.augment
+    batches = training_loader(inputs.train, stage.data, augment, learner.schedule, 0, 3, 0)
 
     def step(contrast=1.0):
-        _, images, labels = next(batches)
-        session.set_epoch(1)
-        session.learn(*session.mix(contrast * images, labels), None, last=True)
-        return [{k: v.clone() for k, v in m.state_dict().items()} for m in (learner, average, session.scale)]
+        batch, images, labels = next(batches)
+        learner.step([(batch, contrast * images, labels)])
+        return [
+            {k: v.clone() for k, v in m.state_dict().items()} for m in (state.student, state.ema.module, state.scale)
+        ]
 
     before = step()
-    session.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
-    session.loss_scale = session.scaler.get_scale()
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
     after = step(1e4)
     assert all(torch.equal(one[k], other[k]) for one, other in zip(before, after, strict=True) for k in one)
-    assert session.scaler.get_scale() == 2.0**126
-    session.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
-    session.loss_scale = 2.0
+    assert state.scaler.get_scale() == 2.0**126
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     later = step()
     assert all(any(not torch.equal(one[k], other[k]) for k in one) for one, other in zip(before, later, strict=True))
 
@@ -243,20 +229,16 @@ def in_process(whole, stage, name, seed=0):
     sets = datasets.read(stage.data)
     images, _ = subsets.read(sets["train"], whole.paths.subsets("main"), f"train-{stage.fraction}")
     teacher, features, _ = teacher_of(whole, stage)
-    return training.train(
-        stage,
-        seed,
-        Work(
-            train=images,
-            validation=images.take(range(50)),
-            draws=len(images),
-            teacher=teacher,
-            features=features,
-            title=name,
-            checkpoints=Checkpoints(whole.paths.state(name, seed, "I")),
-            fingerprint=name,
-        ),
+    inputs = Inputs(
+        train=images,
+        validation=images.take(range(50)),
+        draws=len(images),
+        teacher=teacher,
+        features=features,
+        fingerprint=name,
     )
+    with Attempt(whole.paths.state(name, seed, "I"), name, name, save_seconds=300) as attempt:
+        return loop.train(stage, seed, inputs, attempt)
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_term(project):
@@ -318,7 +300,7 @@ def test_frozen_position_encoding_in_stage_two(project):
     second = dearkd(scale, "Ti")[1]
     assert second.freeze_rpe
     before = Checkpoints(whole.paths.state("dearkd-Ti", 0, "I")).load()
-    run = second_stage(second, before, project)
+    run, _ = second_stage(second, before)
     assert not any(p.requires_grad for n, p in run.trainee.named_parameters() if ".rpe." in n)
     assert not any(
         p is q
