@@ -21,6 +21,19 @@ from dearkd.schema import InputError
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "lpips", "snakemake")
 SEAL = "record_sha256"
+TOLD_BY = {
+    "stage": "curve",
+    "labels": "labels",
+    "images": "shard",
+    "diversity": "source_fingerprint",
+    "evaluation": "run",
+    "pretrained": "label",
+    "architectures": "architectures",
+    "teacher": "features",
+    "subset": "subset_seed",
+    "presized": "bytes_before",
+}
+"""Each kind of record, and a field that it has and the kinds after it do not."""
 SOURCES = ("dearkd", "workflow", "Snakefile", "paper")
 """Paths in which a change makes the tree dirty, because they decide a result. Results and docs do not."""
 
@@ -63,6 +76,11 @@ def read(path: Path) -> dict[str, Any]:
                     f"record's job again"
                 )
     return values
+
+
+def kind(values: Mapping[str, Any]) -> str:
+    """What a record is of: one of `TOLD_BY`. Those from before records said so are told by a field of theirs."""
+    return values.get("kind") or next((kind for kind, field in TOLD_BY.items() if field in values), "")
 
 
 @contextlib.contextmanager

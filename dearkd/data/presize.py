@@ -51,6 +51,7 @@ def presize(plan: Plan, name: str) -> None:
     record.write(
         plan.paths.presized(name),
         {
+            "kind": "presized",
             "data": name,
             "spec": to_json(spec),
             "quality": QUALITY,

@@ -18,6 +18,7 @@ def measure_architectures(plan: Plan) -> None:
     record.write(
         plan.paths.throughput,
         {
+            "kind": "architectures",
             "scale": plan.scale.name,
             "spec": to_json(plan.scale.throughput),
             "threads": torch.get_num_threads(),

@@ -29,6 +29,7 @@ def evaluate_run(plan: Plan, run: Run, seed: int) -> None:
     record.write(
         plan.paths.metrics(run.name, seed),
         {
+            "kind": "evaluation",
             "scale": plan.scale.name,
             "run": run.name,
             "seed": seed,

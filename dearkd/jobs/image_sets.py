@@ -51,6 +51,7 @@ def describe(plan: Plan, name: str, seed: int) -> None:
     record.write(
         plan.paths.diversity(name, seed),
         {
+            "kind": "diversity",
             "scale": scale.name,
             "source": name,
             "seed": seed,

@@ -93,7 +93,9 @@ def invert(
     made = make(Shard(source, seed, 0, indices, folders), loaded, None, path, attempt)
     manifest = made.pop("manifest")
     described = {"identity": identity, "seed": seed, "classes": folders, "names": names, "state_sha256": state_sha256}
-    record.write(out / "images.json", {"spec": to_json(source), **described, **made}, {"images.csv": manifest})
+    record.write(
+        out / "images.json", {"kind": "images", "spec": to_json(source), **described, **made}, {"images.csv": manifest}
+    )
     return path
 
 

@@ -67,6 +67,7 @@ def label_shard(
             np.save(buffer, labels.numpy().astype(np.uint16))
             disk.write(path, buffer.getbuffer())
             made = {
+                "kind": "labels",
                 "scale": plan.scale.name,
                 "labels": name,
                 "seed": seed,

@@ -35,6 +35,7 @@ def evaluate_pretrained(plan: Plan, label: str) -> None:
     record.write(
         plan.paths.pretrained(label),
         {
+            "kind": "pretrained",
             "scale": plan.scale.name,
             "label": label,
             "spec": to_json(peer),

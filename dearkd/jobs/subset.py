@@ -35,6 +35,7 @@ def list_subsets(plan: Plan, name: str) -> None:
     record.write(
         place / "data.json",
         {
+            "kind": "subset",
             "data": name,
             "spec": to_json(spec),
             "subset_seed": plan.scale.subset_seed,

@@ -62,6 +62,7 @@ def synthesise_shard(
     made = make(shard, teacher, student, path, attempt)
     manifest = made.pop("manifest")
     described = {
+        "kind": "images",
         "scale": plan.scale.name,
         "source": name,
         "seed": seed,
@@ -121,7 +122,7 @@ class Shard:
 
     @property
     def iterations(self) -> int:
-        """Of each group."""
+        """How many iterations a group takes."""
         return sum(phase.iterations for phase in self.source.recipe.phases)
 
     def labels(self, batches: Sequence[int]) -> Int[Tensor, "batches batch"]:

@@ -45,6 +45,7 @@ def admit_teacher(plan: Plan, name: str) -> None:
     record.write(
         plan.paths.teacher(name),
         {
+            "kind": "teacher",
             "teacher": name,
             "spec": to_json(spec),
             "top1": round(top1, 4),

@@ -52,6 +52,7 @@ def train_stage(
         record.write(
             plan.paths.stage(run.name, seed, stage_name),
             {
+                "kind": "stage",
                 "scale": plan.scale.name,
                 "run": run.name,
                 "seed": seed,

@@ -77,10 +77,11 @@ def write(plan: Plan) -> Path:
     records = _records(plan)
     jobs: dict[str, list[dict[str, Any]]] = {"teachers": [], "students": [], "synthetic images": [], "labels": []}
     for values in records:
-        if "curve" in values:
+        of = record.kind(values)
+        if of == "stage":
             jobs["teachers" if values["run"].startswith("teacher-") else "students"].append(values)
-        elif "shard" in values:
-            jobs["labels" if "labels" in values else "synthetic images"].append(values)
+        elif of in ("images", "labels"):
+            jobs["synthetic images" if of == "images" else of].append(values)
     runs = [_trained(plan, run) for run in plan.runs.values() if not run.name.startswith("teacher-")]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     text = environment.from_string(PAGE.read_text()).render(
