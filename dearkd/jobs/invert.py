@@ -91,11 +91,9 @@ def invert(
     _announce(source, seed, indices, loaded, quick)
     attempt = Attempt(path.with_suffix(""), f"{method} from {teacher.model}", identity, save_seconds)
     made = make(Shard(source, seed, 0, indices, folders), loaded, None, path, attempt)
-    manifest = made.pop("manifest")
-    described = {"identity": identity, "seed": seed, "classes": folders, "names": names, "state_sha256": state_sha256}
-    record.write(
-        out / "images.json", {"kind": "images", "spec": to_json(source), **described, **made}, {"images.csv": manifest}
-    )
+    said = {"kind": "images", "spec": to_json(source), "identity": identity, "seed": seed, "classes": folders}
+    said |= {"names": names, "state_sha256": state_sha256, **made}
+    record.write(out / "images.json", said, {"images.csv": said.pop("manifest")})
     return path
 
 

@@ -42,9 +42,9 @@ def train_stage(
         active=processes.rank == 0,
     ) as attempt:
         processes.meet()
-        given, inputs = gather(plan, run, seed, stage)
+        inputs, described = gather(plan, run, seed, stage)
         board = tensorboard and tensorboard / run.name / f"seed{seed}"
-        state = loop.train(stage, seed, given, attempt, processes, board)
+        state = loop.train(stage, seed, inputs, attempt, processes, board)
         if processes.rank:
             return
         weights = packed(state["student"])
@@ -59,7 +59,7 @@ def train_stage(
                 "stage": stage_name,
                 "specs": [to_json(s) for s in run.stages[: run.stages.index(stage) + 1]],
                 "fingerprint": run.fingerprint(stage_name),
-                **inputs,
+                **described,
                 "weights_sha256": disk.sha256_of(weights),
                 "steps": state["step"],
                 **(costs := attempt.costs()),

@@ -69,11 +69,12 @@ def train(
             if state.step % schedule.steps_per_epoch == 0:
                 require_finite(state, attempt)
                 entry = curve.end_epoch(stage, state, inputs, processes, schedule.steps_per_epoch)
-                try:
-                    board and board.add(entry)
-                except InputError:  # a full disk for the curves costs no training
-                    attempt.save(state.step, values())
-                    raise
+                if board:
+                    try:
+                        board.add(entry)
+                    except InputError:  # a full disk for the curves costs no training
+                        attempt.save(state.step, values())
+                        raise
                 progress.line(curve.text(entry))
             progress.advance(state.step)
             if state.step % LOOK == 0:
