@@ -34,6 +34,7 @@ docs: $(BIN)/dearkd
 lint: $(BIN)/dearkd
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
+	$(BIN)/mypy --no-error-summary
 
 # On Linux without an NVIDIA GPU: the CPU's build of torch, 3 GB less to download, if its index can be reached.
 # TORCH_INDEX=URL takes another index, TORCH_INDEX=pypi what PyPI has.

@@ -7,6 +7,7 @@ stop (`dearkd.stop`), and a log on a full disk misses lines.
 import contextlib
 import sys
 import time
+from typing import Any
 
 EVERY_SECONDS = 60.0
 """Longest silence in a log. It is shorter at first, five seconds."""
@@ -21,7 +22,7 @@ class Progress:
 
     def __init__(self, title: str, total: int, done: int = 0, shown: bool = True) -> None:
         self.title, self.total, self.done, self.shown = title, total, done, shown
-        self.bar = None
+        self.bar: Any = None
 
     def __enter__(self) -> "Progress":
         self.began, self.first, self.told = time.monotonic(), self.done, time.monotonic()

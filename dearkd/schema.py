@@ -102,7 +102,7 @@ def spec(cls: type[T]) -> type[T]:
     own = cls.__dict__.get("__post_init__")
 
     def checked(self: Any) -> None:
-        for name, check in _checks(cls):
+        for name, check in _checks(cls):  # type: ignore[arg-type]  # mypy takes a generic class for unhashable
             check(getattr(self, name), name)
         if own is not None:
             own(self)
@@ -111,11 +111,11 @@ def spec(cls: type[T]) -> type[T]:
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 
-_hints = functools.cache(typing.get_type_hints)
+_hints: Callable[[Any], dict[str, Any]] = functools.cache(typing.get_type_hints)
 
 
 @functools.cache
-def _checks(cls: type) -> list[tuple[str, Check]]:
+def _checks(cls: Any) -> list[tuple[str, Check]]:
     """(name, check) of the fields with a range somewhere in their type."""
     hints = typing.get_type_hints(cls, include_extras=True)
     return [(name, check) for name, hint in hints.items() if (check := _check_of(hint)) is not None]

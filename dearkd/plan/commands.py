@@ -69,8 +69,7 @@ def again(plan: Plan, path: Path) -> list[str]:
             return [_command(plan, "pretrained", label)]
     if path == paths.throughput:
         return [f"python -m dearkd throughput --scale {shlex.quote(plan.scale.name)}"]
-    name, seed = path.parts[-3], path.parts[-2].removeprefix("seed")
-    return [labels(plan, name, int(seed), int(path.stem))]
+    return [labels(plan, path.parts[-3], int(path.parts[-2].removeprefix("seed")), int(path.stem))]
 
 
 def _needed(plan: Plan, run: Run, seed: int, stage: Stage) -> list[str]:

@@ -107,6 +107,7 @@ class _Books:
             shards = len(self.plan.label_shards(stage))
             images = shards * self.plan.scale.label_epochs * self.draws(stage)
             jobs, room = jobs + shards, room + LABEL_BYTES * images
+            assert stage.teacher is not None, "labels are a teacher's"
             seconds += self.passes(stage.teacher.model, images)
         return jobs, seconds, room
 
@@ -154,7 +155,8 @@ def models(plan: Plan, runs: Iterable[Run], sources: Iterable[str] = ()) -> set[
     """timm names of the students and teachers of runs and sets of images."""
     stages = [stage for run in runs for stage in run.stages]
     of_images = [plan.sources[name] for name in sources] + [stage.source for stage in stages if stage.source]
-    taught = [each.teacher for each in (*stages, *of_images) if each.teacher]
+    learning: list[Stage | Source] = [*stages, *of_images]
+    taught = [each.teacher for each in learning if each.teacher]
     return {stage.model.name for stage in stages} | {teacher.model for teacher in taught}
 
 
@@ -177,15 +179,15 @@ def estimate(
 
     Raises InputError naming an architecture or data set without a figure.
     """
-    books, needed = _Books(plan, throughputs, images_of, fed), {}
-    waiting = [*runs, *(plan.sources[name] for name in sources)]
+    books = _Books(plan, throughputs, images_of, fed)
+    needed: dict[str, Run | Source] = {}
+    waiting: list[Run | Source] = [*runs, *(plan.sources[name] for name in sources)]
     while waiting:
         each = waiting.pop()
         waiting += [] if each.name in needed else books.before(each)
         needed[each.name] = each
-    jobs, seconds, disk = (
-        len(plan.scale.seeds) * n for n in books.labels(r for r in needed.values() if isinstance(r, Run))
-    )
+    jobs, seconds, disk = books.labels(r for r in needed.values() if isinstance(r, Run))
+    jobs, seconds, disk = (jobs * len(plan.scale.seeds), seconds * len(plan.scale.seeds), disk * len(plan.scale.seeds))
     longest = 0.0
     for each in needed.values():
         if isinstance(each, Run):

@@ -9,8 +9,9 @@ from dearkd.plan.tables import Kind, Metric
 from dearkd.schema import InputError, Matches, Name, Several, build, spec, unknown
 
 MATRIX = Path("workflow/experiments.yaml")
-RULES = ("all", "subset", "presize", "teacher", "labels", "train", "synthesize", "diversity", "evaluate", "pretrained")
-RULES += ("throughput", "table", "figure", "curve", "curves", "savings", "claims", "report", "notebook", "notebooks")
+RULES: tuple[str, ...] = ("all", "subset", "presize", "teacher", "labels", "train", "synthesize", "diversity")
+RULES += ("evaluate", "pretrained", "throughput", "table", "figure", "curve", "curves", "savings", "claims", "report")
+RULES += ("notebook", "notebooks")
 """Rules of the workflow. Tables and figures are targets too, so none may have such a name."""
 Entry = dict[str, object]
 """A row as the file has it: what describes it, its method, the method's switches and dotted keys of the scale."""

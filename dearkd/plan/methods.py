@@ -5,6 +5,8 @@ may stand in a row of `workflow/experiments.yaml`, as may any dotted field of th
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 from dearkd.plan.scale import Scale
 from dearkd.plan.stage import Distillation, Model, Source, Stage, Synthesis, Training, geometry
@@ -15,7 +17,7 @@ REAL = "real"
 """`images: real`: those of the scale's main data set."""
 TRANSFER = "transfer"
 """Name of the stage of fine-tuning."""
-UNSWITCHED = {"stage1_epochs": 0, "stage2_lr": "continue", "stage2_peak": 1.0}
+UNSWITCHED: dict[str, Any] = {"stage1_epochs": 0, "stage2_lr": "continue", "stage2_peak": 1.0}
 
 
 def deit(scale: Scale, student: str, fraction: int = 100, images: str = REAL, *, long: bool = False) -> Stages:
@@ -107,10 +109,18 @@ def locality_guidance(
     `weight` is that of the sum over the three; it lasts to the end.
     """
     (stage,) = deit(scale, student, fraction, images, long=long)
-    depth = geometry(stage.model)["depth"]
+    depth = _depth(stage.model)
     pairs = tuple(zip(sorted({1, depth // 2 + 1, depth}), (-3, -2, -1)[-depth:], strict=True))
     stage = dataclasses.replace(stage, losses=(("ce", 1.0), ("guidance", weight)))
     return (_taught(scale, stage, dataclasses.replace(scale.distillation, pairs=pairs)),)
+
+
+def _depth(model: Model) -> int:
+    """Blocks of a student; InputError for a model that is none of the paper's."""
+    shape = geometry(model)
+    if shape is None:
+        raise InputError(f"model: {model.name} is none of the paper's students: its number of blocks is unknown")
+    return shape["depth"]
 
 
 def vkd(scale: Scale, student: str, fraction: int = 100, images: str = REAL, *, long: bool = False) -> Stages:
@@ -119,7 +129,7 @@ def vkd(scale: Scale, student: str, fraction: int = 100, images: str = REAL, *, 
     All weights are 1 and the distillation token learns soft labels at temperature 1, as in the authors' code.
     """
     (stage,) = deit_distilled(scale, student, fraction, images, long=long)
-    last = ((geometry(stage.model)["depth"], -1),)
+    last = ((_depth(stage.model), -1),)
     knobs = dataclasses.replace(scale.distillation, kind="soft", temperature=1.0, pairs=last, hidden_ln=True)
     stage = dataclasses.replace(stage, losses=(("ce", 1.0), ("soft_token", 1.0), ("orthogonal", 1.0)))
     return (_taught(scale, stage, knobs),)
@@ -166,7 +176,7 @@ def transfer(
     return (stage,)
 
 
-METHODS = {
+METHODS: dict[str, Callable[..., Stages]] = {
     recipe.__name__: recipe for recipe in (deit, deit_distilled, dearkd, deit3, locality_guidance, vkd, peer, transfer)
 }
 

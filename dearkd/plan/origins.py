@@ -120,7 +120,7 @@ class Origins:
         if ".".join(path) in self.settings or (len(path) == 1 and path[0] in self.settings):
             return "its row of workflow/experiments.yaml"
         if dataclasses.is_dataclass(holder):
-            field = type(holder).__dataclass_fields__.get(path[-1])
+            field = {field.name: field for field in dataclasses.fields(holder)}.get(path[-1])
             if field is not None and value == default(field) and (chosen := of_default(type(holder), path[-1])):
                 return chosen
         if _heads(holder, path[-1], value):

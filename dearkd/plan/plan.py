@@ -154,7 +154,8 @@ class Plan:
 
     def shown(self, name: str) -> Table | Figure:
         """The table or figure of that name."""
-        return self._named(name, {**self.tables, **self.figures}, "table or figure")
+        both: dict[str, Table | Figure] = {**self.tables, **self.figures}
+        return self._named(name, both, "table or figure")
 
     def teacher_run(self, name: str) -> Run | None:
         """The run that trains teacher `name`, or None where its weights come from elsewhere."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dearkd.plan import methods
-from dearkd.plan.matrix import DESCRIPTION, Entry, check_keys
+from dearkd.plan.matrix import DESCRIPTION, check_keys
 from dearkd.plan.plan import Run
 from dearkd.plan.scale import Peer, Scale
 from dearkd.plan.stage import Source
@@ -41,7 +41,7 @@ class Runs:
                 )
                 self.runs[run.name] = run
 
-    def fills(self, values: Entry, where: str) -> str:
+    def fills(self, values: dict[str, Any], where: str) -> str:
         """What fills a cell: the name of a run, or the label of a system that others have trained."""
         if values["method"] == methods.peer.__name__:
             system = self.scale.peers[values["student"]]
@@ -50,7 +50,7 @@ class Runs:
                 return values["student"]
         return self.run(values, where).name
 
-    def run(self, values: Entry, where: str) -> Run:
+    def run(self, values: dict[str, Any], where: str) -> Run:
         """The run of a row's settings; where another row has the same stages, that row's run."""
         method, student = values["method"], convert(str, values.get("student"), f"{where}: student")
         settings = {k: v for k, v in values.items() if k not in (*DESCRIPTION, "method", "student")}

@@ -18,9 +18,10 @@ from dearkd.plan.origins import OFF, Origins, Path, idle, of_default
 from dearkd.plan.plan import Plan, Run
 from dearkd.plan.scale_file import written
 from dearkd.plan.stage import LOSSES, Rpe, Source, Stage, Teacher, Training, geometry
+from dearkd.plan.tables import Figure, Table
 from dearkd.schema import InputError, build, default, deviations, unknown
 
-OPTIMISER = (
+OPTIMISER: tuple[str, ...] = (
     "batch",
     "micro_batch",
     "optimiser",
@@ -166,7 +167,7 @@ def _recipe(plan: Plan, run: Run) -> Path:
 
 def _places(plan: Plan, run: Run) -> Iterator[str]:
     """The rows of tables and figures that show a run, in lines."""
-    both = (*plan.tables.values(), *plan.figures.values())
+    both: tuple[Table | Figure, ...] = (*plan.tables.values(), *plan.figures.values())
     places = [(each.name, row.label) for each in both for row in each.rows if run.name in [c.run for c in row.cells]]
     yield from textwrap.wrap(", ".join(f"{name} ({label})" for name, label in places), 100, initial_indent="shown in ")
 

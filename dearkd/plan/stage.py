@@ -151,8 +151,9 @@ class Stage:
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
         """(student block, teacher stage) whose features its losses compare; none where they compare none."""
-        compared = self.distillation is not None and any(LOSSES[loss].aligner for loss, _ in self.losses)
-        return self.distillation.pairs if compared else ()
+        if self.distillation is None or not any(LOSSES[loss].aligner for loss, _ in self.losses):
+            return ()
+        return self.distillation.pairs
 
     def subset(self, seed: int) -> str:
         """Name of the list of its real training images."""

@@ -165,6 +165,7 @@ def labels(plan: Plan, name: str, seed: int, index: int) -> dict[str, Any]:
 
 def images_sha256(plan: Plan, stage: Stage, seed: int) -> str:
     """sha256 over the archives that a stage trains on, from the records of their shards."""
+    assert stage.source is not None, "a stage that learns from real images has no archives"
     shards = range(stage.shards or stage.source.recipe.shards)
     return over(shard(plan, stage.source.name, seed, i)[0]["archive_sha256"] for i in shards)
 
@@ -278,7 +279,7 @@ def _as_planned(plan: Plan, path: Path, recorded: list[Any], planned: tuple[Stag
 def _unchanged(plan: Plan, path: Path, cls: type, recorded: Any, planned: Any) -> None:
     """Refuse a recorded spec that differs from the planned one; a field that it does not know has its default."""
     try:
-        known = build(cls, recorded, "recorded")
+        known: Any = build(cls, recorded, "recorded")
         changed = record.differences(to_json(known), to_json(planned)) if known != planned else []
     except InputError as error:
         changed = [str(error)]
