@@ -1,6 +1,7 @@
 """The plan, where things lie, and what jobs ask for. Nothing here imports torch."""
 
 import functools
+import gc
 import math
 import re
 import sys
@@ -25,6 +26,8 @@ try:
     PLAN = experiments.load(config.get("scale", "digits"))
 except InputError as error:
     raise WorkflowError(str(error)) from None
+
+gc.set_threshold(100_000, 50, 100)  # planning makes a million objects that live to its end: a tenth of its time
 
 SCALE = config.get("scale", "digits")
 PATHS = PLAN.paths
@@ -68,6 +71,13 @@ def cards(kind):
 def percent(kind):
     """The same in hundredths of a GPU, shares included: what one machine counts. Snakemake's resources are integers."""
     return math.ceil(round(100 * asks(kind, "gpu"), 6))
+
+
+@functools.cache  # asked for once a seed and twice by Snakemake
+def fingerprint_of(run, stage=None):
+    """Identity of a stage of a run; of its last one where none is named."""
+    run = PLAN.runs[run]
+    return run.fingerprint(stage or run.stages[-1].name)
 
 
 def stage_of(wildcards):

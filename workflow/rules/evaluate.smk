@@ -14,7 +14,7 @@ rule evaluate:
         PATHS.results / "runs/{run}/seed{seed}/metrics.json",
         PATHS.results / "runs/{run}/seed{seed}/predictions.csv",
     params:
-        fingerprint=lambda w: PLAN.runs[w.run].fingerprint(PLAN.runs[w.run].stages[-1].name),
+        fingerprint=lambda w: fingerprint_of(w.run),
     log:
         f"{LOGS}/{{run}}/seed{{seed}}-evaluate.log",
     threads: asks("evaluate", "threads")

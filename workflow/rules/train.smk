@@ -25,7 +25,7 @@ rule train:
     output:
         PATHS.results / "runs/{run}/seed{seed}/{stage}.json",
     params:
-        fingerprint=lambda w: PLAN.runs[w.run].fingerprint(w.stage),
+        fingerprint=lambda w: fingerprint_of(w.run, w.stage),
     log:
         f"{LOGS}/{{run}}/seed{{seed}}-{{stage}}.log",
     threads: asks("train", "threads")
