@@ -63,7 +63,7 @@ def documented(path):
 
 # ------------------------------------------------------------------------------------------------------ plain English
 
-PROSE = [p for p in PAGES if p.name not in ("convergence.md", "results.md", "rivals.md")]
+PROSE = [p for p in PAGES if p.name not in ("convergence.md", "results.md")]
 AMERICAN = re.compile(
     r"\b(colors?|center(s|ed)?|behavior|gray|\w+(al|im|min|mmar|ular|tim)iz(e|es|ed|er|ers|ing|ation))\b"
 )
