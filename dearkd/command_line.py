@@ -210,6 +210,12 @@ VERBS = {
     ),
     "curves": Verb(verbs.do_curves, "draw a run's training curves from its records", (_arg("run"),)),
     "claims": Verb(verbs.do_claims, "judge the paper's claims on the records and on the paper's own numbers"),
+    "scales": Verb(
+        verbs.do_scales,
+        "write which claims hold at which scale, one table over all scales",
+        (_arg("names", nargs="*", help="scales whose claims have been judged; default: all"),),
+        scale=False,
+    ),
     "report": Verb(verbs.do_report, "write one HTML page of all tables, figures, claims, costs and records"),
     "crate": Verb(
         verbs.do_crate,

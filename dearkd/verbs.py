@@ -290,6 +290,12 @@ def do_claims(args: Namespace) -> None:
     verdicts.write(plan, judge.frame(plan))
 
 
+def do_scales(args: Namespace) -> None:
+    from dearkd.report.claims import scales
+
+    print(scales.write(args.names))
+
+
 def do_report(args: Namespace) -> None:
     from dearkd.report import page
 

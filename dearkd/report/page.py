@@ -45,6 +45,8 @@ class Claims(NamedTuple):
     counts: str
     measured: tuple[tuple[str, str, str, str], ...]
     """(id, the paper's statement, verdict, our margin) of each claim."""
+    scales: Markup
+    """The verdicts of all scales side by side; empty where no other scale has been judged."""
     figure: Markup
     shown: Shown
 
@@ -151,7 +153,7 @@ def _claims(plan: Plan) -> Claims | None:
         return None
     import pandas as pd
 
-    from dearkd.report.claims import verdicts
+    from dearkd.report.claims import scales, verdicts
 
     folder = plan.paths.results
     page = _text(plan, folder / "claims.md").partition("\n")[2]
@@ -163,9 +165,11 @@ def _claims(plan: Plan) -> Claims | None:
     measured = tuple(
         (c.id, c.statement, c.verdict, verdicts.ours(c)) for c in judged.itertuples() if not math.isnan(c.margin)
     )
+    beside = list(dict.fromkeys([plan.scale.name, *scales.measured()]))
     return Claims(
         f"Of {len(judged)} claims {verdicts.counted(judged['verdict'].value_counts())}.",
         measured,
+        _html(scales.table(scales.matrix(beside))) if len(beside) > 1 else Markup(""),
         _image(figure, "margins of the claims"),
         Shown(
             "claims",

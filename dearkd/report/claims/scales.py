@@ -1,0 +1,100 @@
+"""Which of the paper's claims hold at which scale: one table over the claims files of all scales."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from dearkd import disk
+from dearkd.plan.scale_file import load_scale
+from dearkd.report import escaping
+from dearkd.report.claims.judge import CLAIMS, FAILS, HOLDS, NOISE, NOT_MEASURED, Claim, read_lines
+from dearkd.schema import InputError
+
+RESULTS = Path("results")
+PAGE = RESULTS / "claims.md"
+PAPERS = "the paper's numbers"
+"""Name of the column of the verdicts on the paper's own numbers, of ImageNet."""
+ORDER = (HOLDS, FAILS, NOISE, NOT_MEASURED)
+EXPLAINED = (
+    "A claim *holds* when the 95 % interval of its margin lies above 0, *fails* when it lies below, and is *within "
+    "noise* otherwise; a number without seeds decides by its sign. *–*: not measured, the scale does not train all "
+    "that the claim needs. A scale's own page has the margins, their intervals, and p-values corrected for the number "
+    "of claims. All verdicts of a scale rest on the same images and seeds; only scales of other data say whether an "
+    "effect is more than one data set's."
+)
+
+
+def measured() -> list[str]:
+    """Names of the scales whose claims have been judged here."""
+    return sorted(path.parent.name for path in RESULTS.glob("*/claims.csv"))
+
+
+def matrix(scales: Sequence[str]) -> pd.DataFrame:
+    """A line per claim: its statement, the verdict on the paper's numbers, then that of each scale.
+
+    A claim that a scale's file does not have is not measured there. Raises InputError naming a scale without a file of
+    claims, with the command that writes it, or a file that is damaged.
+    """
+    claims = read_lines(CLAIMS, Claim)
+    found = pd.DataFrame({"statement": [c.statement for c in claims]}, index=[c.id for c in claims])
+    for scale in scales:
+        judged = _judged(scale)
+        if PAPERS not in found:
+            found[PAPERS] = judged["paper_verdict"].reindex(found.index, fill_value=NOT_MEASURED)
+        found[scale] = judged["verdict"].reindex(found.index, fill_value=NOT_MEASURED)
+    return found
+
+
+def _judged(scale: str) -> pd.DataFrame:
+    path = RESULTS / scale / "claims.csv"
+    if not path.is_file():
+        raise InputError(f"{path}: missing; judge its claims with `snakemake -c2 --config scale={scale} -- claims`")
+    try:
+        judged = pd.read_csv(path, index_col="id", keep_default_na=False)
+        ok = judged.index.is_unique and {*judged["verdict"], *judged["paper_verdict"]} <= {*ORDER}
+    except (ValueError, KeyError):  # pandas' own errors are ValueErrors
+        ok = False
+    if not ok:
+        raise InputError(f"{path}: damaged; write it again with `python -m dearkd claims --scale {scale}`")
+    return judged
+
+
+def table(found: pd.DataFrame) -> str:
+    """The matrix as a Markdown table, how many claims have each verdict in its last lines."""
+    columns = [*found.columns[1:]]
+    heads = ["", "the paper says", *(f"`{c}`" if c != PAPERS else c for c in columns)]
+    rows = [
+        [id, escaping.markdown(line.iloc[0]), *(v if v != NOT_MEASURED else "–" for v in line.iloc[1:])]
+        for id, line in found.iterrows()
+    ]
+    rows += [["", f"*{verdict}*", *(str((found[c] == verdict).sum()) for c in columns)] for verdict in ORDER]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows))
+
+
+def to_markdown(scales: Sequence[str]) -> str:
+    """The page: what each scale is, the matrix, what its words mean."""
+    lines = [f"- [`{name}`]({name}/claims.md): {escaping.markdown(load_scale(name).summary)}" for name in scales]
+    return "\n".join(
+        [
+            "# The paper's claims, scale by scale",
+            "",
+            *lines,
+            "",
+            table(matrix(scales)),
+            "",
+            EXPLAINED,
+            "",
+            f"Written by `python -m dearkd scales {' '.join(scales)}` from the `claims.csv` of each scale.",
+            "",
+        ]
+    )
+
+
+def write(scales: Sequence[str]) -> Path:
+    """Write `PAGE` for these scales, for all that are judged when none is named; InputError when there is none."""
+    scales = list(dict.fromkeys(scales)) or measured()
+    if not scales:
+        raise InputError(f"{RESULTS}/*/claims.csv: none is there; judge a scale's claims with `snakemake -c2 claims`")
+    disk.write(PAGE, to_markdown(scales))
+    return PAGE
