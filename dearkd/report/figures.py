@@ -201,7 +201,8 @@ def latent_space(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, pd.Data
     for ax in axes.flat[len(frames) :]:
         ax.remove()
     latent.latent_space(axes.flat[: len(frames)], embedded, classes)
-    drawn.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(classes), title="class")
+    title = "class; a line: an image and its easiest positive, the nearest other one of its class in latent space"
+    drawn.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(classes), title=title)
     return drawn, pd.concat([frame.assign(row=label) for label, frame in embedded.items()])
 
 

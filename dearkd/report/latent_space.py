@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap, to_rgb
 from PIL import Image
+from scipy.ndimage import distance_transform_edt
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.neighbors import KNeighborsClassifier
@@ -105,8 +106,9 @@ def embed(frames: Mapping[str, pd.DataFrame], classes: Collection[int]) -> dict[
 def latent_space(axes: Iterable[Axes], embedded: Mapping[str, pd.DataFrame], classes: Sequence[int]) -> None:
     """Draw Figure 6, one panel a set. A line joins each image to its easiest positive; shading shows where classes are.
 
-    A place belongs to the class of most images near it in all sets, so regions are the same in all panels.
-    `embedded` and `classes` are those of `embed`; the first axes have the handles of a legend.
+    A place belongs to the class of most images near it in all sets, so regions are the same in all panels. A class's
+    number stands where no set has an image. `embedded` and `classes` are those of `embed`; the first axes have the
+    handles of a legend.
     """
     everything = pd.concat(embedded.values())
     points = everything[["x", "y"]].to_numpy()
@@ -115,7 +117,7 @@ def latent_space(axes: Iterable[Axes], embedded: Mapping[str, pd.DataFrame], cla
     x, y = (np.linspace(a, b, 300) for a, b in zip(low, high, strict=True))
     vote = KNeighborsClassifier(min(NEIGHBOURS, len(points))).fit(points, everything["label"])
     region = vote.predict(np.stack(np.meshgrid(x, y), -1).reshape(-1, 2)).reshape(len(y), len(x))
-    centres = everything.groupby("label")[["x", "y"]].median()
+    numbers = _free_places(vote, region, (x, y))
     light = ListedColormap([_thinned(colour, 0.16) for colour in COLOURS[: len(classes)]])
     for ax, (label, frame) in zip(axes, embedded.items(), strict=True):
         extent = (low[0], high[0], low[1], high[1])
@@ -131,12 +133,28 @@ def latent_space(axes: Iterable[Axes], embedded: Mapping[str, pd.DataFrame], cla
             # A star of the same extent has half the area.
             look = {"color": colour, "marker": marker, "s": 28 if marker == "*" else 15}
             ax.scatter(*mine.T, edgecolors="white", linewidths=0.3, zorder=3, label=str(c), **look)
-            number = {"fontsize": 20, "weight": "bold", "color": _thinned(colour, 0.45)}
-            ax.text(*centres.loc[c], str(c), ha="center", va="center", zorder=1.5, **number)
+            if c in numbers:
+                number = {"fontsize": 14, "weight": "bold", "color": colour}
+                ax.text(*numbers[c], str(c), ha="center", va="center", zorder=1.5, **number)
         ax.set_title(f"{label}\nmean easy-positive distance {frame['distance'].mean():.2f}", fontsize=8)
         ax.set(xlim=extent[:2], ylim=extent[2:], xticks=[], yticks=[])
         ax.grid(False)
         ax.spines[:].set(visible=True, linewidth=0.6, color="0.4")
+
+
+def _free_places(
+    vote: KNeighborsClassifier, region: Int[np.ndarray, "high wide"], axes: tuple[np.ndarray, np.ndarray]
+) -> dict[int, tuple[float, float]]:
+    """By class: the place of its region that lies furthest from every image and from the region's border."""
+    x, y = axes
+    nearest, _ = vote.kneighbors(np.stack(np.meshgrid(x, y), -1).reshape(-1, 2), 1)
+    from_images = nearest.reshape(region.shape) / (x[1] - x[0])
+    places = {}
+    for c in np.unique(region):
+        from_border = distance_transform_edt(np.pad(region == c, 1))[1:-1, 1:-1]
+        row, column = np.unravel_index(np.minimum(from_images, from_border).argmax(), region.shape)
+        places[int(c)] = (float(x[column]), float(y[row]))
+    return places
 
 
 def _thinned(colour: str, share: float) -> tuple[float, ...]:

@@ -145,6 +145,20 @@ def test_a_region_is_the_class_of_most_images_near_it():
     assert (pixels[rows, columns] == points["label"]).all()
 
 
+def test_a_class_has_its_number_in_its_own_region_away_from_every_image():
+    embedded = latent_space.embed({"real images": clusters(1), "DeepInversion": clusters(2)}, range(10))
+    drawn, axes = plt.subplots(1, 2)
+    latent_space.latent_space(axes, embedded, range(10))
+    points = pd.concat(embedded.values())
+    places = [{text.get_text(): text.get_position() for text in ax.texts} for ax in axes]
+    plt.close(drawn)
+    assert places[0] == places[1] and places[0].keys() == {str(c) for c in range(10)}
+    span = np.ptp(points[["x", "y"]].to_numpy(), axis=0)
+    for number, place in places[0].items():
+        apart = np.linalg.norm((points[["x", "y"]].to_numpy() - np.array(place)) / span, axis=1)
+        assert points["label"].iloc[apart.argmin()] == int(number) and apart.min() > 0.03
+
+
 def test_classes_differ_in_colour_lightness_or_marker():
     assert (
         len(set(latent_space.COLOURS))

@@ -31,19 +31,17 @@ def measured() -> list[str]:
 
 
 def matrix(scales: Sequence[str]) -> pd.DataFrame:
-    """A line per claim: its statement, the verdict on the paper's numbers, then that of each scale.
+    """A line per claim: its statement, the verdict at each of the scales, one or more, and on the paper's numbers.
 
     A claim that a scale's file does not have is not measured there. Raises InputError naming a scale without a file of
     claims, with the command that writes it, or a file that is damaged.
     """
     claims = read_lines(CLAIMS, Claim)
     found = pd.DataFrame({"statement": [c.statement for c in claims]}, index=[c.id for c in claims])
-    for scale in scales:
-        judged = _judged(scale)
-        if PAPERS not in found:
-            found[PAPERS] = judged["paper_verdict"].reindex(found.index, fill_value=NOT_MEASURED)
-        found[scale] = judged["verdict"].reindex(found.index, fill_value=NOT_MEASURED)
-    return found
+    judged = {scale: _judged(scale).reindex(found.index, fill_value=NOT_MEASURED) for scale in scales}
+    for scale, verdicts in judged.items():
+        found[scale] = verdicts["verdict"]
+    return found.assign(**{PAPERS: judged[scales[0]]["paper_verdict"]})
 
 
 def _judged(scale: str) -> pd.DataFrame:
