@@ -17,8 +17,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from conftest import copy_project, pattern
-from test_dag import snakemake
+from conftest import copy_project, pattern, snakemake
 from torchvision import datasets as theirs
 
 import dearkd.models  # noqa: F401  registers the models
@@ -189,10 +188,10 @@ def test_the_teacher_learns_and_sees_at_its_own_side(monkeypatch):
     teacher = teachers.Teacher(net, (1,), side=taught.teacher.image_size)
     images = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     small = F.interpolate(images, 32, mode="bilinear", antialias=True)
-    decisions, (features,) = teacher(images)
-    assert features.shape == (2, 32, 16, 16)
-    assert torch.equal(features, net.forward_intermediates(small, indices=[1])[1][0])
-    assert torch.equal(decisions, net(small).argmax(1))
+    seen = teacher(images)
+    assert [tuple(f.shape) for f in seen.features] == [(2, 32, 16, 16)]
+    assert torch.equal(seen.features[0], net.forward_intermediates(small, indices=[1])[1][0])
+    assert torch.equal(seen.decisions, net(small).argmax(1))
 
 
 def test_a_teacher_without_a_side_of_its_own_learns_at_the_datas():
