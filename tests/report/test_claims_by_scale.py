@@ -31,7 +31,7 @@ def test_each_verdict_stands_in_its_line_and_column():
     lines = [[cell.strip() for cell in line] for line in lines]
     assert len({len(line) for line in lines}) == 1
     for scale in committed():
-        column = lines[0].index(f"`{scale}`")
+        column = lines[0].index(scale)
         judged = pd.read_csv(f"results/{scale}/claims.csv").set_index("id")["verdict"].replace("not measured", "–")
         assert {line[0]: line[column] for line in lines if line[0].startswith("C")} == judged.to_dict()
         for verdict in ("holds", "fails", "within noise"):

@@ -61,7 +61,7 @@ def _judged(scale: str) -> pd.DataFrame:
 def table(found: pd.DataFrame) -> str:
     """The matrix as a Markdown table, how many claims have each verdict in its last lines."""
     columns = [*found.columns[1:]]
-    heads = ["", "the paper says", *(f"`{c}`" if c != PAPERS else c for c in columns)]
+    heads = ["", "the paper says", *map(escaping.markdown, columns)]
     rows = [
         [id, escaping.markdown(line.iloc[0]), *(v if v != NOT_MEASURED else "–" for v in line.iloc[1:])]
         for id, line in found.iterrows()
