@@ -38,10 +38,10 @@ def matrix(scales: Sequence[str]) -> pd.DataFrame:
     """
     claims = read_lines(CLAIMS, Claim)
     found = pd.DataFrame({"statement": [c.statement for c in claims]}, index=[c.id for c in claims])
-    judged = {scale: _judged(scale).reindex(found.index, fill_value=NOT_MEASURED) for scale in scales}
-    for scale, verdicts in judged.items():
-        found[scale] = verdicts["verdict"]
-    return found.assign(**{PAPERS: judged[scales[0]]["paper_verdict"]})
+    columns = {scale: _judged(scale)["verdict"] for scale in scales} | {PAPERS: _judged(scales[0])["paper_verdict"]}
+    for name, verdicts in columns.items():
+        found[name] = verdicts.reindex(found.index, fill_value=NOT_MEASURED)
+    return found
 
 
 def _judged(scale: str) -> pd.DataFrame:
