@@ -24,19 +24,36 @@ def imported(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names) if inner else [node.module]
 
 
+def ground_modules() -> list[str]:
+    """Modules of dearkd/ itself that import only each other."""
+    found = {p.stem: inner_imports(p) for p in MODULES if len(p.parts) == 2 and p.stem != "__init__"}
+    while above := {name for name, needs in found.items() if needs - found.keys()}:
+        found = {name: needs for name, needs in found.items() if name not in above}
+    return sorted(found)
+
+
+def inner_imports(path: Path) -> set[str]:
+    """Folders and modules of dearkd/ that a file imports."""
+    return {name.split(".")[1] for name in imported(path) if name.startswith("dearkd.")}
+
+
 def rooms() -> tuple[Rooms, Rooms]:
-    """(folders of dearkd/ and `ground`, single modules that open them), each with the rooms that it imports."""
-    found: Rooms = {}
+    """(folders of dearkd/ and `ground`, single modules that open them), each with the rooms that it imports.
+
+    A single module that another one imports is a part of that one.
+    """
+    found: Rooms = {"ground": set()}
+    ground = ground_modules()
     for path in MODULES:
-        if path != Path("dearkd/__init__.py"):
-            names = {name.split(".")[1] for name in imported(path) if name.startswith("dearkd.")}
-            found.setdefault(path.relative_to("dearkd").with_suffix("").parts[0], set()).update(names)
-    ground = {name for name in found if not Path("dearkd", name).is_dir()}
-    while above := {name for name in ground if found[name] - ground}:
-        ground -= above
-    merged = {name: {"ground" if n in ground else n for n in needs} - {name} for name, needs in found.items()}
-    folders = {name: needs for name, needs in merged.items() if Path("dearkd", name).is_dir()} | {"ground": set()}
-    return folders, {name: needs for name, needs in merged.items() if name not in folders and name not in ground}
+        name = path.relative_to("dearkd").with_suffix("").parts[0]
+        if name not in ("__init__", *ground):
+            needs = {"ground" if n in ground else n for n in inner_imports(path)} - {name}
+            found.setdefault(name, set()).update(needs)
+    folders = {name: needs for name, needs in found.items() if name == "ground" or Path("dearkd", name).is_dir()}
+    doors = {name: needs for name, needs in found.items() if name not in folders}
+    parts = set().union(*doors.values()) - folders.keys()
+    closed = doors | {name: set() for name in folders}
+    return folders, {name: reached(name, closed) - parts for name in doors if name not in parts}
 
 
 def reached(name: str, graph: Rooms) -> set[str]:
@@ -95,9 +112,8 @@ def _lines(name: str, width: int, opens: set[str] | None) -> list[tuple[str, str
     """(text, style) of a box: name, what it is in its own words, and what it imports or has."""
     title, below = f"dearkd/{name}/", ""
     if name == "ground":
-        graph, doors = rooms()
         title, said = "dearkd/*.py", "Records, keys, schemas and files, which every room may use."
-        below = ", ".join(p.stem for p in MODULES if len(p.parts) == 2 and p.stem not in {"__init__", *graph, *doors})
+        below = ", ".join(ground_modules())
     elif opens is None:
         said = _docstring(Path("dearkd", name, "__init__.py"))
     else:
