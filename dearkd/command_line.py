@@ -24,7 +24,7 @@ class Verb(NamedTuple):
     """Whether it needs torch, and may take GPUs."""
     scale: bool = True
     own: tuple[Argument, ...] = ()
-    """Of a CNN of one's own, without a scale."""
+    """Arguments for a CNN of one's own, without a scale."""
 
 
 def _seed(text: str) -> int:
@@ -227,7 +227,7 @@ VERBS = {
 
 
 def parser() -> argparse.ArgumentParser:
-    """Of the whole command line; `verb` is a key of `VERBS`."""
+    """The parser of the whole command line. Its `verb` is a key of `VERBS`."""
     own = Path(sys.argv[0]).name == "dearkd"
     about = "Every job of the workflow as a command that a person, a test and a cluster can run."
     whole = argparse.ArgumentParser(prog="dearkd" if own else "python -m dearkd", description=about)
