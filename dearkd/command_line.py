@@ -64,11 +64,23 @@ GPUS = (
     ),
     _arg("--gpu-percent", type=int, default=100, help="of the GPU that --gpu 1 takes, as Snakemake counts it"),
 )
-BOARD = _arg(
-    "--tensorboard",
-    type=Path,
-    default=os.environ.get("DEARKD_TENSORBOARD") or None,
-    help="folder for TensorBoard's event files; default: the environment variable DEARKD_TENSORBOARD",
+FOLDER = "tensorboard={}".format
+BOARD = os.environ.get("DEARKD_TENSORBOARD")
+TRACK = (
+    _arg(
+        "--track",
+        default=os.environ.get("DEARKD_TRACK") or (FOLDER(BOARD) if BOARD else ""),
+        metavar="KIND[=PLACE]",
+        help="show the curve in tensorboard[=FOLDER], trackio[=PROJECT] or wandb[=PROJECT]; default: DEARKD_TRACK",
+    ),
+    _arg(
+        "--tensorboard",
+        dest="track",
+        type=FOLDER,
+        metavar="FOLDER",
+        default=argparse.SUPPRESS,
+        help="as --track tensorboard=FOLDER; default: DEARKD_TENSORBOARD",
+    ),
 )
 OWN_CNN = (
     _arg("--teacher", default="", help="timm tag"),
@@ -134,7 +146,7 @@ VERBS = {
     "train": Verb(
         verbs.do_train,
         "train one stage of a run, or go on with it",
-        (_arg("run"), _arg("--stage", required=True), BOARD, SEED, PLANNED, *RESUMED),
+        (_arg("run"), _arg("--stage", required=True), *TRACK, SEED, PLANNED, *RESUMED),
         heavy=True,
     ),
     "evaluate": Verb(

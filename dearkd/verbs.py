@@ -108,7 +108,7 @@ def do_train(args: Namespace) -> None:
     plan = _load(args)
     run = plan.run(args.run)
     _unchanged(args.fingerprint, run.fingerprint(run.stage(args.stage).name), args.run)
-    train_stage(plan, run, args.seed, args.stage, args.save_seconds, args.wait, args.tensorboard)
+    train_stage(plan, run, args.seed, args.stage, args.save_seconds, args.wait, args.track)
 
 
 def do_labels(args: Namespace) -> None:

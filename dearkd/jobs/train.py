@@ -1,7 +1,5 @@
 """One stage of one run: its inputs are gathered, the loop trains, the record says what came of it."""
 
-from pathlib import Path
-
 import torch
 
 from dearkd import disk, record
@@ -13,6 +11,7 @@ from dearkd.train import loop
 from dearkd.train.attempt import Attempt
 from dearkd.train.checkpoint import packed
 from dearkd.train.processes import Processes
+from dearkd.train.track import tracked
 
 
 def train_stage(
@@ -22,12 +21,12 @@ def train_stage(
     stage_name: str,
     save_seconds: float | None = None,
     wait: bool = False,
-    tensorboard: Path | None = None,
+    track: str = "",
 ) -> None:
     """Train a stage of a run, from its newest checkpoint or from the end of the stage before, and write its record.
 
     save_seconds: longest time between two checkpoints; None: the scale's. wait: where another job holds the run, wait
-    for it instead of refusing. tensorboard: folder for event files, one of its folders for each run and seed.
+    for it instead of refusing. track: where its curve is shown, as `--track` says.
     """
     stage, folder = run.stage(stage_name), plan.paths.state(run.name, seed, stage_name)
     processes = Processes.join()
@@ -43,8 +42,8 @@ def train_stage(
     ) as attempt:
         processes.meet()
         inputs, described = gather(plan, run, seed, stage)
-        board = tensorboard and tensorboard / run.name / f"seed{seed}"
-        state = loop.train(stage, seed, inputs, attempt, processes, board)
+        shown = tracked(track, plan.scale.name, run.name, seed) if track else None
+        state = loop.train(stage, seed, inputs, attempt, processes, shown)
         if processes.rank:
             return
         weights = packed(state["student"])

@@ -1,6 +1,6 @@
 """Training curves of a run: loss terms, validation accuracy, learning rate, attention distance, from its records.
 
-`train --tensorboard` shows the same while a run trains.
+`train --track` shows the same while a run trains.
 """
 
 import matplotlib.pyplot as plt

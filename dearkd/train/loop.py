@@ -6,7 +6,6 @@ so the processes that share a batch, gradient accumulation and restarts change n
 
 import itertools
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ from dearkd.train.inputs import Inputs
 from dearkd.train.processes import Processes
 from dearkd.train.replay import Replayed
 from dearkd.train.state import State
-from dearkd.train.tensorboard import Board
+from dearkd.train.track import Tracked
 
 LOOK = 20
 """Steps between two looks at whether all terms are finite: each makes the host wait for the device."""
@@ -38,11 +37,11 @@ def train(
     inputs: Inputs,
     attempt: Attempt,
     processes: Processes = Processes(),
-    tensorboard: Path | None = None,
+    track: Tracked | None = None,
 ) -> dict[str, Any]:
     """Train a stage to its end, from its newest checkpoint if there is one; returns its final state.
 
-    tensorboard: folder for event files of this run and seed.
+    track: where the curve of this run and seed is shown.
     Raises Interrupted when asked to stop, InputError when the loss is not finite.
     """
     learner = Learner(stage, seed, inputs, processes, attempt.resume(inputs.identity))
@@ -52,7 +51,7 @@ def train(
         require_finite(state, attempt)
         return state.values()
 
-    board = Board(tensorboard, state.curve, stage.first_epoch + 1) if tensorboard and first else None
+    board = track.open(state.curve, stage.first_epoch + 1) if track and first else None
     micro_batches = training_loader(
         inputs.train,
         stage.data,

@@ -35,12 +35,8 @@ class Board:
     def add(self, entry: dict[str, Any]) -> None:
         """An epoch's line of the curve; a list is one value per layer."""
         with self._written():
-            for name, value in entry.items():
-                if isinstance(value, list):
-                    for layer, v in enumerate(value, 1):
-                        self.writer.add_scalar(f"{name}/layer {layer}", v, entry["epoch"])
-                elif name != "epoch":
-                    self.writer.add_scalar(name, value, entry["epoch"])
+            for name, value in scalars(entry).items():
+                self.writer.add_scalar(name, value, entry["epoch"])
             self.writer.flush()
 
     def close(self) -> None:
@@ -53,6 +49,17 @@ class Board:
             yield
         except OSError as error:
             raise disk.unwritable(self.folder, error) from None
+
+
+def scalars(entry: dict[str, Any]) -> dict[str, float]:
+    """The numbers of an epoch's line of a curve, by name; a list has one for each layer."""
+    found: dict[str, float] = {}
+    for name, value in entry.items():
+        if isinstance(value, list):
+            found |= {f"{name}/layer {layer}": v for layer, v in enumerate(value, 1)}
+        elif name != "epoch":
+            found[name] = value
+    return found
 
 
 def _hush() -> None:

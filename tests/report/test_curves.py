@@ -1,6 +1,9 @@
 """A run's curves: in TensorBoard while it trains, as a figure afterwards, both with the record's numbers."""
 
+import importlib.util
+import json
 import shutil
+import sqlite3
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -41,7 +44,7 @@ def test_tensorboard_shows_every_epoch_once_also_of_a_run_that_was_trained_again
         shutil.rmtree("checkpoints/smoke/dearkd-Ti")
         shutil.rmtree("results/smoke/runs/dearkd-Ti")
         train("I", "--tensorboard", "board")
-    train("II", "--tensorboard", "board")
+    train("II", "--track", "tensorboard=board")
     assert {stage: record.read(Path(RECORD.format(stage)))["weights_sha256"] for stage in ("I", "II")} == weights
     events = EventAccumulator("board/dearkd-Ti/seed0").Reload()
     shown = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
@@ -49,6 +52,34 @@ def test_tensorboard_shows_every_epoch_once_also_of_a_run_that_was_trained_again
     for tag, values in expected().items():
         assert [step for step, _ in shown[tag]] == list(values)
         assert [value for _, value in shown[tag]] == pytest.approx(list(values.values()))
+
+
+@pytest.mark.parametrize(
+    "wanted, said",
+    [("wandb", "install it with `pip install wandb`"), ("trackio=mine", "pip install trackio"), ("bord", "bord")],
+)
+def test_a_tracker_that_is_not_there_is_one_sentence(project, capsys, wanted, said):
+    if importlib.util.find_spec(wanted.split("=")[0]):
+        pytest.skip("it is installed here")
+    Path("wandb").mkdir()  # as wandb leaves it: a folder that Python takes for a package without anything in it
+    shutil.rmtree("checkpoints/smoke/dearkd-Ti")
+    arguments = ["train", "dearkd-Ti", "--scale", "smoke", "--seed", "0", "--stage", "I", "--track", wanted]
+    assert main(arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_trackio_gets_every_epoch(project, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(project / "tracked"))  # read when it is imported
+    pytest.importorskip("trackio")
+    shutil.rmtree("checkpoints/smoke/dearkd-Ti")
+    train("I", "--track", "trackio")
+    train("II", "--track", "trackio")
+    (path,) = (project / "tracked").glob("*.db")
+    rows = sqlite3.connect(path).execute("select run_name, step, metrics from metrics order by step").fetchall()
+    assert {name for name, _, _ in rows} == {"dearkd-Ti-seed0"}
+    shown = {step: json.loads(metrics) for _, step, metrics in rows}
+    for tag, values in expected().items():
+        assert {step: entry[tag] for step, entry in shown.items() if tag in entry} == pytest.approx(values)
 
 
 def test_the_figure_has_the_records_numbers(project, capsys):
