@@ -34,6 +34,7 @@ docs: $(BIN)/dearkd
 lint: $(BIN)/dearkd
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
+	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/mypy --no-error-summary
 
 # On Linux without an NVIDIA GPU: the CPU's build of torch, 3 GB less to download, if its index can be reached.

@@ -17,14 +17,14 @@ rule subset:
         lambda w: settled(listed(w.data), [], lambda: verify.described(PLAN, w.data, listed(w.data), "subset")),
     output:
         PATHS.results / "subsets/{data}/data.json",
-    params:
-        fingerprint=lambda w: fingerprint(subset_settings(w.data)),
     log:
         f"{LOGS}/subset-{{data}}.log",
     threads: asks("data", "threads")
     resources:
         mem_mb=asks("data", "mem_mb"),
         runtime=asks("data", "runtime"),
+    params:
+        fingerprint=lambda w: fingerprint(subset_settings(w.data)),
     shell:
         "{PYTHON:q} -m dearkd subset {wildcards.data:q} --scale {SCALE:q} > {log:q} 2>&1"
 
@@ -38,13 +38,13 @@ rule presize:
         ),
     output:
         PATHS.results / "presized/{data}.json",
-    params:
-        fingerprint=lambda w: fingerprint(PLAN.scale.data[w.data]),
     log:
         f"{LOGS}/presize-{{data}}.log",
     threads: asks("data", "threads")
     resources:
         mem_mb=asks("data", "mem_mb"),
         runtime=asks("data", "runtime"),
+    params:
+        fingerprint=lambda w: fingerprint(PLAN.scale.data[w.data]),
     shell:
         "{PYTHON:q} -m dearkd presize {wildcards.data:q} --scale {SCALE:q} > {log:q} 2>&1"

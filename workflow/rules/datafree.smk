@@ -1,6 +1,5 @@
 """Synthetic images: a job per shard, so that a cluster makes them in parallel; and what describes a set of images."""
 
-
 SOURCES = {name: fingerprint(source) for name, source in PLAN.sources.items()}
 
 
@@ -33,8 +32,6 @@ rule synthesize:
     output:
         PATHS.results / "images/{source}/seed{seed}/shard-{shard}.json",
         PATHS.results / "images/{source}/seed{seed}/shard-{shard}.csv",
-    params:
-        fingerprint=lambda w: SOURCES[w.source],
     log:
         f"{LOGS}/images/{{source}}/seed{{seed}}-shard-{{shard}}.log",
     priority: 1  # ADI's images, students and images again are the longest chain of jobs
@@ -44,6 +41,8 @@ rule synthesize:
         runtime=asks("synthesize", "runtime"),
         gpu=cards("synthesize"),
         gpu_percent=percent("synthesize"),
+    params:
+        fingerprint=lambda w: SOURCES[w.source],
     shell:
         "{PYTHON:q} -m dearkd synthesize {wildcards.source:q} --scale {SCALE:q} --seed {wildcards.seed}"
         " --shard {wildcards.shard} --fingerprint {params.fingerprint} --wait"
@@ -57,8 +56,6 @@ rule diversity:
         PATHS.results / "images/{images}/seed{seed}/diversity.json",
         PATHS.results / "images/{images}/seed{seed}/latents.csv",
         PATHS.results / "images/{images}/seed{seed}/sample.png",
-    params:
-        fingerprint=lambda w: fingerprint((PLAN.scale.diversity, PLAN.sources.get(w.images))),
     log:
         f"{LOGS}/images/{{images}}/seed{{seed}}-diversity.log",
     threads: asks("diversity", "threads")
@@ -67,6 +64,8 @@ rule diversity:
         runtime=asks("diversity", "runtime"),
         gpu=cards("diversity"),
         gpu_percent=percent("diversity"),
+    params:
+        fingerprint=lambda w: fingerprint((PLAN.scale.diversity, PLAN.sources.get(w.images))),
     shell:
         "{PYTHON:q} -m dearkd diversity {wildcards.images:q} --scale {SCALE:q} --seed {wildcards.seed}"
         " --gpu {resources.gpu} --gpu-percent {resources.gpu_percent} > {log:q} 2>&1"

@@ -13,8 +13,6 @@ rule evaluate:
     output:
         PATHS.results / "runs/{run}/seed{seed}/metrics.json",
         PATHS.results / "runs/{run}/seed{seed}/predictions.csv",
-    params:
-        fingerprint=lambda w: fingerprint_of(w.run),
     log:
         f"{LOGS}/{{run}}/seed{{seed}}-evaluate.log",
     threads: asks("evaluate", "threads")
@@ -23,6 +21,8 @@ rule evaluate:
         runtime=asks("evaluate", "runtime"),
         gpu=cards("evaluate"),
         gpu_percent=percent("evaluate"),
+    params:
+        fingerprint=lambda w: fingerprint_of(w.run),
     shell:
         "{PYTHON:q} -m dearkd evaluate {wildcards.run:q} --scale {SCALE:q} --seed {wildcards.seed}"
         " --fingerprint {params.fingerprint}"
@@ -36,9 +36,6 @@ rule pretrained:
         ),
     output:
         PATHS.results / "pretrained/{peer}.json",
-    params:
-        fingerprint=lambda w: fingerprint(PEERS[w.peer][1]),
-        label=lambda w: PEERS[w.peer][0],
     log:
         f"{LOGS}/pretrained/{{peer}}.log",
     threads: asks("evaluate", "threads")
@@ -47,6 +44,9 @@ rule pretrained:
         runtime=asks("evaluate", "runtime"),
         gpu=cards("evaluate"),
         gpu_percent=percent("evaluate"),
+    params:
+        fingerprint=lambda w: fingerprint(PEERS[w.peer][1]),
+        label=lambda w: PEERS[w.peer][0],
     shell:
         "{PYTHON:q} -m dearkd pretrained {params.label:q} --scale {SCALE:q}"
         " --gpu {resources.gpu} --gpu-percent {resources.gpu_percent} > {log:q} 2>&1"
@@ -54,14 +54,9 @@ rule pretrained:
 
 rule throughput:
     input:
-        lambda w: settled(
-            PATHS.throughput, [], lambda: verify.architectures(PLAN, PLAN.architectures_of(*PLAN.tables))
-        ),
+        lambda w: settled(PATHS.throughput, [], lambda: verify.architectures(PLAN, PLAN.architectures_of(*PLAN.tables))),
     output:
         PATHS.throughput,
-    params:
-        fingerprint=fingerprint(PLAN.scale.throughput),
-        names=PLAN.architectures_of(*PLAN.tables),
     log:
         f"{LOGS}/throughput.log",
     threads: asks("throughput", "threads")
@@ -70,6 +65,9 @@ rule throughput:
         runtime=asks("throughput", "runtime"),
         gpu=cards("throughput"),
         gpu_percent=percent("throughput"),
+    params:
+        fingerprint=fingerprint(PLAN.scale.throughput),
+        names=PLAN.architectures_of(*PLAN.tables),
     shell:
         "{PYTHON:q} -m dearkd throughput --scale {SCALE:q}"
         " --gpu {resources.gpu} --gpu-percent {resources.gpu_percent} > {log:q} 2>&1"

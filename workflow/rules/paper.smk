@@ -48,11 +48,11 @@ rule table:
             category="Tables",
             labels={"table": "{table}"},
         ),
+    log:
+        f"{LOGS}/{{table}}.log",
     params:
         matrix=lambda w: fingerprint((PLAN.tables[w.table], PLAN.scale.seeds)),
         caption=lambda w: caption(w.table),
-    log:
-        f"{LOGS}/{{table}}.log",
     shell:
         "{PYTHON:q} -m dearkd table {wildcards.table:q} --scale {SCALE:q} > {log:q} 2>&1"
 
@@ -68,11 +68,11 @@ rule figure:
             category="Figures",
             labels={"figure": "{figure}"},
         ),
+    log:
+        f"{LOGS}/{{figure}}.log",
     params:
         matrix=lambda w: fingerprint((PLAN.figures[w.figure], PLAN.scale.seeds)),
         caption=lambda w: caption(w.figure),
-    log:
-        f"{LOGS}/{{figure}}.log",
     shell:
         "{PYTHON:q} -m dearkd figure {wildcards.figure:q} --scale {SCALE:q} > {log:q} 2>&1"
 
@@ -113,11 +113,11 @@ rule claims:
         PATHS.figures / "claims.pdf",
         report(PATHS.results / "claims.md", caption="../report/claims.rst", category="Claims"),
         report(PATHS.figures / "claims.png", caption="../report/claims.rst", category="Claims"),
+    log:
+        f"{LOGS}/claims.log",
     params:
         matrix=fingerprint((*PLAN.tables.values(), PLAN.scale.seeds)),
         paper=fingerprint([shipped(f"paper/{name}.csv").read_text() for name in ("claims", "inconsistencies")]),
-    log:
-        f"{LOGS}/claims.log",
     shell:
         "{PYTHON:q} -m dearkd claims --scale {SCALE:q} > {log:q} 2>&1"
 
@@ -159,6 +159,6 @@ for _name, _path in (TABLES | FIGURES).items():
     rule:
         name:
             _name
-        localrule: True
         input:
             _path,
+        localrule: True

@@ -13,8 +13,6 @@ rule teacher:
         teacher_inputs,
     output:
         PATHS.results / "teachers/{teacher}.json",
-    params:
-        fingerprint=lambda w: fingerprint(PLAN.scale.teachers[w.teacher]),
     log:
         f"{LOGS}/teacher-{{teacher}}.log",
     threads: asks("teacher", "threads")
@@ -23,6 +21,8 @@ rule teacher:
         runtime=asks("teacher", "runtime"),
         gpu=cards("teacher"),
         gpu_percent=percent("teacher"),
+    params:
+        fingerprint=lambda w: fingerprint(PLAN.scale.teachers[w.teacher]),
     shell:
         "{PYTHON:q} -m dearkd teacher {wildcards.teacher:q} --scale {SCALE:q}"
         " --gpu {resources.gpu} --gpu-percent {resources.gpu_percent} > {log:q} 2>&1"
@@ -41,8 +41,6 @@ rule labels:
         labels_inputs,
     output:
         PATHS.results / "labels/{labels}/seed{seed}/{shard}.json",
-    params:
-        epochs=PLAN.scale.label_epochs,
     log:
         f"{LOGS}/labels/{{labels}}/seed{{seed}}-{{shard}}.log",
     threads: asks("labels", "threads")
@@ -51,6 +49,8 @@ rule labels:
         runtime=asks("labels", "runtime"),
         gpu=cards("labels"),
         gpu_percent=percent("labels"),
+    params:
+        epochs=PLAN.scale.label_epochs,
     shell:
         "{PYTHON:q} -m dearkd labels {wildcards.labels:q} --scale {SCALE:q} --seed {wildcards.seed}"
         " --shard {wildcards.shard} --wait"

@@ -24,8 +24,6 @@ rule train:
         train_inputs,
     output:
         PATHS.results / "runs/{run}/seed{seed}/{stage}.json",
-    params:
-        fingerprint=lambda w: fingerprint_of(w.run, w.stage),
     log:
         f"{LOGS}/{{run}}/seed{{seed}}-{{stage}}.log",
     threads: asks("train", "threads")
@@ -34,6 +32,8 @@ rule train:
         runtime=asks("train", "runtime"),
         gpu=cards("train"),
         gpu_percent=percent("train"),
+    params:
+        fingerprint=lambda w: fingerprint_of(w.run, w.stage),
     shell:
         "{PYTHON:q} -m dearkd train {wildcards.run:q} --scale {SCALE:q} --seed {wildcards.seed} --stage {wildcards.stage}"
         " --fingerprint {params.fingerprint} --wait"
