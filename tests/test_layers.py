@@ -1,5 +1,6 @@
 """The walls: a room imports only from the rooms that its line names; plan and report never see torch."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -71,3 +72,9 @@ def test_light_modules_start_without_heavy_ones(module, heavy):
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
+
+
+@pytest.mark.parametrize("path", sorted(Path("tests").rglob("*.py")), ids=str)
+def test_no_test_imports_another(path):
+    borrowed = re.findall(r"^\s*(?:from|import) (test_\w+)", path.read_text(), re.MULTILINE)
+    assert not borrowed, "what tests share belongs into conftest.py"
