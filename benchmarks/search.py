@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.workers import leave_with_parent
 from dearkd import arithmetic, disk, record, strict_yaml
 from dearkd.data import datasets, subsets
 from dearkd.jobs.inputs import available_device
@@ -197,7 +198,7 @@ def search(tasks: list[Task], processes: int, until: float, path: Path, checkpoi
     wanted = {(fingerprint(t.stages), t.seed): t for t in reversed(tasks)}
     wanted = {key: t for key, t in reversed(wanted.items()) if key not in done}
     finished = 0
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), leave_with_parent) as pool:
         running = [pool.submit(run, task, until, checkpoints) for task in wanted.values()]
         for future in as_completed(running):
             if (line := future.result()) is not None:

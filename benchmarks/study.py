@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.workers import leave_with_parent
 from dearkd import arithmetic, record
 from dearkd.jobs.evaluate import evaluate_run
 from dearkd.jobs.subset import list_subsets
@@ -59,7 +60,7 @@ def study(scale: str, targets: list[str], seeds: str, processes: int, until: flo
         raise InputError(f"--seeds {', '.join(sorted(missing))}: scale {plan.scale.name} has {plan.scale.seeds}")
     prepare(plan)
     wanted = [(run.name, seed) for seed in chosen for run in runs]
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), leave_with_parent) as pool:
         running = [pool.submit(work, scale, name, seed, until) for name, seed in wanted]
         finished = sum(future.result() for future in as_completed(running))
     print(f"{finished} of {len(wanted)} runs are finished")
