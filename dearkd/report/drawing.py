@@ -22,7 +22,7 @@ class Box:
     text: str
     fill: str
     size: Number = 7.0
-    """Of the text, in points."""
+    """Size of the text, in points."""
 
     def right(self, at: Number = 0.5) -> Point:
         return self.x + self.width, self.y + at * self.height
