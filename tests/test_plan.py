@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -470,3 +471,25 @@ def test_a_scale_may_have_only_some_tables(tmp_path):
     path.write_text("extends: digits\nname: some\nonly: [tabel6]\n")
     with pytest.raises(InputError, match="unknown table or figure 'tabel6'; did you mean 'table6'"):
         load(str(path))
+
+
+@pytest.mark.parametrize("settings", [{}, {"training.lr": 0.001, "rpe.drop": 0.5}], ids=["as it is", "own settings"])
+def test_every_row_learns_from_the_very_images_that_the_scale_makes(project, settings):
+    """Whatever the row sets, and at whatever rate its size learns."""
+    matrix = project / "workflow/experiments.yaml"
+    row = {"label": "another", "method": "dearkd", "images": "adi", **settings}
+    text = matrix.read_text().replace("  table6:\n", "      - " + json.dumps(row) + "\n  table6:\n", 1)
+    matrix.write_text(text)
+    whole = load("converged")
+    learning = [(run.name, s.source) for run in whole.runs.values() for s in run.stages if s.source]
+    assert {name for name, _ in learning} > {"dearkd-S-images~adi", "dearkd-Ti-images~adi"}
+    for name, source in learning:
+        assert source == whole.sources[source.name], name
+
+
+def test_a_row_cannot_change_the_images_of_all(project):
+    matrix = project / "workflow/experiments.yaml"
+    line = "      - {label: another, method: dearkd, images: adi, synthesis.tv: 0}\n"
+    matrix.write_text(matrix.read_text().replace("  table6:\n", line + "  table6:\n", 1))
+    with pytest.raises(InputError, match=r"synthesis\.tv: synthetic images are the scale's, for all rows"):
+        load("smoke")

@@ -126,9 +126,21 @@ class _Recipe:
 
     def __call__(self, settings: Mapping[str, Any]) -> methods.Stages:
         """Its stages; InputError with file and row when the settings contradict themselves."""
+        for key in settings:
+            if key.startswith("synthesis."):
+                raise InputError(
+                    f"{self.where}: {key}: synthetic images are the scale's, for all rows; set it in the scale"
+                )
         scale = self._scale(settings)
         try:
-            return self.method(scale, self.student, **{k: v for k, v in settings.items() if "." not in k})
+            stages = self.method(scale, self.student, **{k: v for k, v in settings.items() if "." not in k})
+            # A row's own settings, and the rate of its size, are not those of the images that it learns from.
+            return tuple(
+                dataclasses.replace(stage, source=methods.source(self.scale, stage.source.name))
+                if stage.source
+                else stage
+                for stage in stages
+            )
         except InputError as error:
             raise InputError(f"{self.where}: {error}") from None
 
