@@ -86,7 +86,8 @@ def fetch(kind: str, root: str) -> None:
         archive.unlink()
         raise InputError(f"{binary.url}: what came has another sha256 than {binary.sha256}; try again")
     with tarfile.open(archive) as members:
-        members.extractall(root, filter="data")
+        for member in members:
+            members.extract(member, root, filter="data")
     archive.unlink()
 
 

@@ -237,7 +237,7 @@ def in_process(whole, stage, name, seed=0):
         features=features,
         fingerprint=name,
     )
-    with Attempt(whole.paths.state(name, seed, "I"), name, name, save_seconds=300) as attempt:
+    with Attempt(whole.paths.state(name, seed, "I"), name, name, save_seconds=300.0) as attempt:
         return loop.train(stage, seed, inputs, attempt)
 
 

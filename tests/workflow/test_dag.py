@@ -256,8 +256,8 @@ def test_the_large_scales_plan_the_right_jobs(scale):
     if scale != "fashion":  # whose teacher came with the clone
         expected |= {"subset": 1, "teacher": 1, "train": expected["train"] + (scale == "cifar")}
     if scale == "imagenet":
-        # each fraction's pixels for 300 epochs, 25 in a job: DeiT distilled and DearKD share them
-        expected["labels"] = 3 * 4 * 12
+        # each fraction's pixels for 300 epochs, 50 in a job: DeiT distilled and DearKD share them
+        expected["labels"] = 3 * 4 * 6
     assert done == expected
 
 
