@@ -54,14 +54,21 @@ def accuracy_against_data(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure
     table = whole.tables[figure.table]
     frame = tables.tidy(table, tables.values_of(whole, figure.table))
     frame = frame[frame["metric"] == table.metric]
+    known = frame[["mean", "paper"]].notna().any(axis=1).groupby(frame["row"]).transform("any")
+    frame = frame[known]  # a row that nobody has measured is no line
     drawn, (left, right) = plt.subplots(1, 2)
     lines_against_data(left, frame, "mean", "sd")
-    seeds = len(whole.scale.seeds)
-    left.set_title(f"ours: {whole.scale.name}, {seeds} seed{'s' * (seeds > 1)}")
+    left.set_title(f"ours: {whole.scale.name}, {counted_seeds(frame)}")
     lines_against_data(right, frame, "paper", None)
     right.set_title("paper: ImageNet")
-    drawn.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=len(table.rows))
+    drawn.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=frame["row"].nunique())
     return drawn, frame
+
+
+def counted_seeds(frame: pd.DataFrame) -> str:
+    """How many seeds the means have: `3 seeds`, or `2 to 3 seeds` where some wait for more."""
+    counts = sorted({int(n) for n in frame.loc[frame["mean"].notna(), "n"]}) or [0]
+    return f"{' to '.join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))} seed{'s' * (counts[-1] != 1)}"
 
 
 def lines_against_data(ax: Axes, frame: pd.DataFrame, value: str, spread: str | None) -> Axes:

@@ -13,9 +13,9 @@ import pytest
 
 from dearkd import record
 from dearkd.plan import commands, verify
-from dearkd.plan.experiments import load
-from dearkd.report import records, tables
-from dearkd.schema import InputError
+from dearkd.plan.experiments import load, load_scale
+from dearkd.report import figures, records, tables
+from dearkd.schema import InputError, override
 
 
 def edit(path, change):
@@ -378,3 +378,23 @@ def test_writing_a_table_of_what_there_is(project):
 def test_missing_record_file():
     with pytest.raises(InputError, match=r"nothing\.json: record is missing"):
         record.read(Path("nothing.json"))
+
+
+def test_figure_1_counts_the_seeds_that_were_measured_and_draws_no_line_for_a_row_without_a_number(project):
+    """The plan of `smoke` with three seeds, of which one has been trained, and of one row alone."""
+    extra = {"extra": {"table2": ["MHCA, no teacher"]}}
+    whole = load(override(load_scale("smoke", extra), {"seeds": (0, 1, 2)}, "test"))
+    assert "MHCA, no teacher" in [row.label for row in whole.tables["table2"].rows]
+    drawn, frame = figures.accuracy_against_data(whole, whole.figures["figure1"])
+    assert drawn.axes[0].get_title() == "ours: smoke, 1 seed"
+    shown = [text.get_text() for text in drawn.legends[0].get_texts()]
+    assert shown == list(frame["row"].unique())
+    assert "MHCA, no teacher" not in shown and "DeiT-Ti" in shown, "one has no number, the other the paper's"
+
+
+@pytest.mark.parametrize(
+    "counts, said", [([3, 3], "3 seeds"), ([2, 8, 3], "2 to 8 seeds"), ([1], "1 seed"), ([], "0 seeds")]
+)
+def test_seeds_are_counted_where_there_is_a_mean(counts, said):
+    frame = pd.DataFrame({"n": [*counts, 9], "mean": [90.0] * len(counts) + [float("nan")]})
+    assert figures.counted_seeds(frame) == said
