@@ -1,4 +1,4 @@
-"""Train what tables of a scale show, in several processes of one machine, without Snakemake.
+"""Train runs of a scale, or what its tables show, in several processes of one machine, without Snakemake.
 
     python -m benchmarks.study fashion table1 table2 --processes 8 --minutes 5
 
@@ -24,30 +24,32 @@ import torch
 from dearkd import arithmetic, record
 from dearkd.jobs import workflow
 from dearkd.plan import experiments
-from dearkd.schema import InputError
+from dearkd.schema import InputError, unknown
 from dearkd.train.loop import Interrupted
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__.split("\n")[0])
     parser.add_argument("scale")
-    parser.add_argument("tables", nargs="*", help="none: only lists of images and teachers")
+    parser.add_argument("targets", nargs="*", help="tables or runs; none: only lists of images and teachers")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=60.0, help="after which nothing is started or goes on")
     parser.add_argument("--seeds", default="", help="comma-separated, of the scale's; default: all of them")
     given = parser.parse_args(arguments)
     arithmetic.ask()
     try:
-        return study(given.scale, given.tables, given.seeds, given.processes, time.time() + 60 * given.minutes)
+        return study(given.scale, given.targets, given.seeds, given.processes, time.time() + 60 * given.minutes)
     except InputError as error:
         print(f"study: {error}", file=sys.stderr)
         return 2
 
 
-def study(scale: str, tables: list[str], seeds: str, processes: int, until: float) -> int:
+def study(scale: str, targets: list[str], seeds: str, processes: int, until: float) -> int:
     """Train and evaluate until a time (seconds since 1970); 0, or 1 where runs are left."""
     plan = experiments.load(scale)
-    shown = plan.runs_of(*tables)
+    if strange := [t for t in targets if t not in plan.tables and t not in plan.runs]:
+        raise InputError(unknown(strange[0], (*plan.tables, *plan.runs), "table or run", f"scale {plan.scale.name}"))
+    shown = dict.fromkeys(r for t in targets for r in (plan.runs_of(t) if t in plan.tables else [plan.runs[t]]))
     runs = [run for run in shown if not run.initial and not any(stage.source for stage in run.stages)]
     chosen = [s for s in plan.scale.seeds if not seeds or str(s) in seeds.split(",")]
     if missing := set(filter(None, seeds.split(","))) - {str(s) for s in chosen}:
