@@ -164,6 +164,11 @@ VERBS = {
             _arg("--dry-run", action="store_true", help="write the folder, say what --push would send"),
         ),
     ),
+    "keep": Verb(
+        verbs.do_keep,
+        "copy a finished run's weights beside its record, for small models that a clone shall have",
+        (_arg("run"), ANY_SEED),
+    ),
     "synthesize": Verb(
         verbs.do_synthesize,
         "make a shard of synthetic images, or (--teacher) invert a timm CNN of your own",

@@ -128,6 +128,13 @@ def do_evaluate(args: Namespace) -> None:
     evaluate_run(plan, run, args.seed)
 
 
+def do_keep(args: Namespace) -> None:
+    from dearkd.jobs.inputs import keep_weights
+
+    plan = _load(args)
+    print(f"Weights: {keep_weights(plan, plan.run(args.run), args.seed)}")
+
+
 def do_export(args: Namespace) -> None:
     from dearkd.jobs import export, publish
 

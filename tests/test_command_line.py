@@ -13,6 +13,7 @@ UNKNOWN = {
     "train": ("dearkd-Tu --seed 0 --stage I", "run", "dearkd-Ti"),
     "evaluate": ("dearkd-Tu --seed 0", "run", "dearkd-Ti"),
     "export": ("dearkd-Tu --out folder", "run", "dearkd-Ti"),
+    "keep": ("dearkd-Tu", "run", "dearkd-Ti"),
     "synthesize": ("df_dearkt", "source", "df_dearkd"),
     "diversity": ("rael --seed 0", "set of images", "real"),
     "pretrained": ("ResNet-18", "system", None),

@@ -157,16 +157,27 @@ def trained_student(plan: Plan, run: Run, seed: int) -> tuple[torch.nn.Module, d
 def trained_weights(plan: Plan, run: Run, seed: int) -> tuple[Path, dict[str, Any]]:
     """(weights of a finished run, its last record).
 
-    Raises InputError when a record is stale, or when weights and record do not belong together.
+    A file that is missing or damaged is taken anew from the weights kept beside the record, if those are right. Raises
+    InputError when a record is stale, or when weights and record do not belong together.
     """
     trained, stage = verify.stages(plan, run, seed)[-1], run.stages[-1]
     weights = plan.paths.state(run.name, seed, stage.name) / "student.safetensors"
+    kept = plan.paths.kept_student(run.name, seed)
+    if not _is(weights, trained["weights_sha256"]) and _is(kept, trained["weights_sha256"]):
+        disk.write(weights, kept.read_bytes())
     if not _is(weights, trained["weights_sha256"]):
         what = f"is not the file that {plan.paths.stage(run.name, seed, stage.name)} describes"
         if not weights.is_file():
-            what = "missing, though its record is there (weights are not committed)"
+            what = "missing, though its record is there (its weights are not committed)"
         raise InputError(f"{weights}: {what}; make it again: {' && '.join(commands.run(plan, run, seed))}")
     return weights, trained
+
+
+def keep_weights(plan: Plan, run: Run, seed: int) -> Path:
+    """Copy a finished run's weights beside its record; InputError as `trained_weights`."""
+    kept = plan.paths.kept_student(run.name, seed)
+    disk.write(kept, trained_weights(plan, run, seed)[0].read_bytes())
+    return kept
 
 
 def synthetic(plan: Plan, name: str, seed: int, shards: int = 0) -> tuple[Images, str]:

@@ -73,6 +73,10 @@ class Paths:
         """A small teacher's weights beside its record, so that a clone has the same teacher."""
         return self.teacher(name).with_suffix(".safetensors")
 
+    def kept_student(self, run: str, seed: int) -> Path:
+        """A small student's final weights beside its record, so that a clone has them without training."""
+        return self.seed(run, seed) / "student.safetensors"
+
     def labels(self, name: str, seed: int, shard: int) -> Path:
         """Record of a shard of a teacher's labels."""
         return self.results / "labels" / name / f"seed{seed}" / f"{shard:04d}.json"

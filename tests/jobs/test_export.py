@@ -105,12 +105,26 @@ def test_the_card_says_what_the_records_say(project, tmp_path):
     assert all(re.fullmatch(r"\| [^|]+ \| [^|]+ \|", line) for line in table), "no blank or broken row"
 
 
+def test_a_clone_takes_weights_that_are_kept_beside_their_record_and_no_others(project, tmp_path, capsys):
+    weights = Path("checkpoints/smoke/dearkd-Ti/seed0/II/student.safetensors")
+    before = weights.read_bytes()
+    assert main(["keep", "dearkd-Ti", "--scale", "smoke"]) == 0
+    kept = Path(capsys.readouterr().out.removeprefix("Weights: ").strip())
+    shutil.rmtree("checkpoints")
+    assert main(["export", "dearkd-Ti", "--scale", "smoke", "--out", str(tmp_path / "out")]) == 0
+    assert weights.read_bytes() == before
+    shutil.rmtree("checkpoints")
+    kept.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    assert main(["export", "dearkd-Ti", "--scale", "smoke", "--out", str(tmp_path / "other")]) == 2
+    assert "make it again" in capsys.readouterr().err and not weights.exists()
+
+
 @pytest.mark.parametrize(
     "spoil, said",
     [
         (
             lambda: Path("checkpoints/smoke/dearkd-Ti/seed0/II/student.safetensors").unlink(),
-            "weights are not committed",
+            "its weights are not committed",
         ),
         (lambda: Path("results/smoke/runs/dearkd-Ti/seed0/metrics.json").unlink(), "seed0/metrics.json"),
         (lambda: shutil.rmtree("results/smoke/runs/dearkd-Ti"), "-- results/smoke/runs/dearkd-Ti/seed0/metrics.json"),
