@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dearkd.model.attention import MHCA, QuadraticBias
+from dearkd.schema import InputError
 
 
 class GatedBias(QuadraticBias):
@@ -39,9 +40,9 @@ class GPSA(MHCA):
     def forward(
         self, x: Float[Tensor, "batch tokens dim"], attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Attend; masks are refused, since there are two softmaxes."""
+        """Attend; InputError for a mask, which would have to mean something in both softmaxes."""
         if attn_mask is not None or is_causal:
-            raise NotImplementedError("gated attention takes no mask")
+            raise InputError("rpe.mix: gated takes no attention mask; leave the mask out, or use another rpe.mix")
         q, k, v = self.project(x)
         out = self.attn_drop(self.weights(q, k)).to(v.dtype) @ v
         out = self.norm(out.transpose(1, 2).reshape(x.shape))

@@ -207,6 +207,14 @@ def test_the_class_token_has_no_place_in_gated_attention():
     assert torch.allclose(opened.sum(-1), torch.ones(2, 9, 17))
 
 
+@pytest.mark.parametrize("mask", [{"attn_mask": torch.zeros(5, 5)}, {"is_causal": True}], ids=["mask", "causal"])
+def test_gated_attention_refuses_a_mask(mask):
+    gated = GPSA(36, 9, (2, 2), 1, Rpe(mix="gated"))
+    assert gated(torch.randn(1, 5, 36)).shape == (1, 5, 36)
+    with pytest.raises(InputError, match=r"rpe\.mix: gated takes no attention mask"):
+        gated(torch.randn(1, 5, 36), **mask)
+
+
 def test_gated_blocks_stand_in_the_place_of_mhca():
     rpe = {"mix": "gated", "drop": 0.0}
     net = timm.create_model("dearkd_tiny_patch16_224", num_heads=4, n_mhca=2, rpe=rpe, **SMALL)
