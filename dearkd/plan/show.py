@@ -222,8 +222,7 @@ def _stage(plan: Plan, run: Run, stage: Stage, first: Stage, origins: Origins) -
             yield Line(f"  training.{name}: {_scalar(value)}", origins.of((*_recipe(plan, run), name), value))
     usual = dataclasses.replace(first, training=dataclasses.replace(first.training, **UNSWITCHED))
     own = dataclasses.replace(stage, training=dataclasses.replace(stage.training, **UNSWITCHED))
-    made = _differences(stage.source, plan.sources[stage.source.name], "source.") if stage.source else ()
-    for place, value in (*made, *_differences(own, usual)):
+    for place, value in _differences(own, usual):
         yield Line(f"  {place}: {_scalar(value)}", f"method {run.method}")
 
 
@@ -254,14 +253,19 @@ def _cost(plan: Plan, run: Run) -> Iterator[Line]:
             "  steps: null", f"known when python -m dearkd subset {run.stages[0].data_name} has listed the images"
         )
     try:
-        records = [verify.stages(plan, run, seed) for seed in run.seeds]
-        seconds = [round(sum(r["seconds_all"] for r in stages), 1) for stages in records]
-        device = records[0][0]["hardware"]
-        yield Line(f"  seconds: {_scalar(seconds)}", f"records under {plan.paths.results / 'runs' / run.name}")
-        yield Line(f"  device: {_scalar(device['device'])}", device["cpu"])
-        return
+        last = run.stages[-1].name
+        trained = [seed for seed in run.seeds if plan.paths.stage(run.name, seed, last).is_file()]
+        records = [verify.stages(plan, run, seed) for seed in trained]
+        if records:
+            seconds = [round(sum(r["seconds_all"] for r in stages), 1) for stages in records]
+            device, seeds = records[0][0]["hardware"], ", ".join(map(str, trained))
+            where = plan.paths.results / "runs" / run.name
+            yield Line(f"  seconds: {_scalar(seconds)}", f"of seeds {seeds}: records under {where}")
+            yield Line(f"  device: {_scalar(device['device'])}", device["cpu"])
+            return
+        yield Line("  seconds: null", "not run")
     except InputError:
-        yield Line("  seconds: null", "not run, or its records are stale: python -m dearkd status")
+        yield Line("  seconds: null", "its records are stale: python -m dearkd status")
     try:
         hours, origin = rates.gpu_hours(plan, run)
         yield Line(f"  gpu_hours: {hours:.1f}", f"estimate; images/s from {origin}")

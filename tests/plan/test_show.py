@@ -11,7 +11,7 @@ import yaml
 from dearkd import record, strict_yaml
 from dearkd.__main__ import main
 from dearkd.plan import methods, origins
-from dearkd.plan.experiments import load
+from dearkd.plan.experiments import load, load_scale
 from dearkd.plan.scale_file import SCALES
 from dearkd.plan.show import show
 from dearkd.plan.stage import Data, Rpe, Stage, Synthesis, Teacher
@@ -130,6 +130,16 @@ def test_the_cost_is_that_of_the_records(tmp_path):
     assert (page["steps"], page["images"]) == ((n := records[0][-1]["steps"]), n * batch)
     assert page["images_per_epoch"] == records[0][0]["data"]["draws_per_epoch"]
     assert 250 < read(show(planned("imagenet"), "dearkd-Ti"), tmp_path)["cost"]["gpu_hours"] < 400
+
+
+def test_the_cost_is_that_of_the_seeds_that_have_been_trained(project, tmp_path):
+    """One of the three has."""
+    plan = load(override(load_scale("smoke"), {"seeds": (0, 1, 2)}, "test"))
+    stages = [record.read(plan.paths.stage("dearkd-Ti", 0, name)) for name in ("I", "II")]
+    shown = show(plan, "dearkd-Ti")
+    assert read(shown, tmp_path)["cost"]["seconds"] == [round(sum(s["seconds_all"] for s in stages), 1)]
+    assert "# of seeds 0: records under results/smoke/runs/dearkd-Ti" in shown
+    assert read(show(plan, "deit-Ti"), tmp_path)["cost"]["seconds"] is None
 
 
 def test_a_name_that_is_not_there_is_refused_with_the_nearest(capsys):
