@@ -27,6 +27,10 @@ def do_plan(args: Namespace) -> None:
     if args.gpus < 1:
         raise InputError(f"--gpus {args.gpus}: at least one shares the work")
     plan = _load(args)
+    if args.card:
+        from dearkd.plan.rates import rates
+
+        rates(plan, args.card.lower())  # an unknown one is refused before anything is printed, at every scale
     for run in plan.runs_of(*args.targets) if args.targets else plan.runs.values():
         for stage in run.stages:
             print(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dearkd.__main__ import main
 from dearkd.plan import cost, experiments, rates
 from dearkd.schema import InputError, override
 
@@ -107,6 +108,14 @@ def test_what_was_measured_comes_out_again(plan):
         measured["stage I, labels ahead", "eager"]["images_per_s"]
     )
     assert 1 / books.step_seconds(plan.runs["deit-Ti"].stages[0]) == pytest.approx(7606.0)
+
+
+@pytest.mark.parametrize("scale", ["imagenet", "digits"])
+def test_plan_refuses_an_unknown_gpu_before_it_prints(scale, capsys, monkeypatch):
+    monkeypatch.setenv("IMAGENET", "/nowhere")
+    assert main(["plan", "table2", "--scale", scale, "--gpu", "h10"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "--gpu: unknown GPU 'h10'; did you mean 'h100'" in err
 
 
 def test_a_gpu_of_which_nothing_is_known(plan):
