@@ -109,9 +109,8 @@ class Learner:
         self.teacher = inputs.teacher and inputs.teacher.to(processes.device)
         self.rate = optimise.learning_rate(self.state.optimiser, stage)
         self.mixup = optimise.mixing(stage.training.augment, stage.data.classes)
-        self.parameters = list(
-            self.state.trainee.parameters()
-        )  # looking for them at each step takes 3 % of a small one
+        # looking for them at each step takes 3 % of a small one
+        self.parameters = list(self.state.trainee.parameters())
         self.squares: list[Tensor] = []
         if stage.training.compile == "blocks":
             student = self.state.student

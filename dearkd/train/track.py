@@ -59,8 +59,8 @@ class Hosted:
 
     def __init__(self, to: Tracked) -> None:
         try:
-            self.library = importlib.import_module(to.kind)
-            start = self.library.init
+            self.client = importlib.import_module(to.kind)
+            start = self.client.init
         except (ImportError, AttributeError) as error:  # wandb leaves a folder of its name, which can be imported too
             raise InputError(f"--track {to.kind}: {error}; install it with `pip install {to.kind}`") from error
         name = f"{to.run}-seed{to.seed}"
@@ -71,7 +71,7 @@ class Hosted:
             raise InputError(f"--track {to.kind}: {' '.join(str(error).split())}") from error
 
     def add(self, entry: dict[str, Any]) -> None:
-        self.library.log(scalars(entry), step=entry["epoch"])
+        self.client.log(scalars(entry), step=entry["epoch"])
 
     def close(self) -> None:
-        self.library.finish()
+        self.client.finish()
