@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 from dearkd.jobs import diversity
 from dearkd.jobs.inversion import Inversion
-from dearkd.model import students
+from dearkd.model import networks
 from dearkd.model.attention import MHCA
 from dearkd.model.losses import class_loss
 from dearkd.model.objective import FeatureScale, mean_squares, objective
-from dearkd.model.teachers import Seen, Teacher
+from dearkd.model.teachers import FeatureShape, Seen, Teacher
+from dearkd.model.trainee import Trainee
 from dearkd.plan import methods, stage
 from dearkd.plan.scale import Diversity
 from dearkd.plan.stage import Data, Distillation, Model, Phase, Rpe, Source, Synthesis, Training
@@ -173,7 +174,7 @@ def build(name: str, rpe: dict[str, Any] | None, **more: Any) -> nn.Module:
     """A student in training mode on the device; `rpe`: knobs of a DearKD, None for a DeiT."""
     args = {"img_size": SIDE, "num_classes": CLASSES, **more} | ({"rpe": tuple(rpe.items())} if rpe is not None else {})
     full = f"{name if rpe is None else 'dearkd_' + name}_patch16_224"
-    return students.create(Model(name=full, args=tuple(sorted(args.items()))), seed=0).to(DEVICE).train()
+    return networks.create(Model(name=full, args=tuple(sorted(args.items()))), seed=0).to(DEVICE).train()
 
 
 def compile_blocks(net: nn.Module) -> None:
@@ -210,8 +211,8 @@ def stage_one(way: str, ahead: bool) -> tuple[Step, int]:
     net = timm.create_model("regnety_160" if ON_GPU else "regnety_002", num_classes=CLASSES).to(DEVICE)
     teacher = Teacher(net.to(memory_format=torch.channels_last), (2,)).fold()
     images, targets = batch()
-    features = [students.FeatureShape(f.shape[1], tuple(f.shape[2:]), True) for f in teacher.features(images[:2])]
-    trainee = students.Trainee(build("tiny", {"drop": 0.1}), tuple(losses), knobs, tuple(features)).to(DEVICE).train()
+    features = [FeatureShape(f.shape[1], tuple(f.shape[2:]), True) for f in teacher.features(images[:2])]
+    trainee = Trainee(build("tiny", {"drop": 0.1}), tuple(losses), knobs, tuple(features)).to(DEVICE).train()
     if way == "compiled":
         compile_blocks(trainee.student)
         for part in (net.stem, net.s1, net.s2) if ahead else (net,):
@@ -240,7 +241,7 @@ def small(way: str, precision: str) -> tuple[Step, int]:
 
     args = {"img_size": 28, "in_chans": 1, "num_classes": 10, "patch_size": 4, "embed_dim": 72, "depth": 6}
     args |= {"num_heads": 9, "n_mhca": 4, "rpe": (("drop", 0.1),)}
-    net = students.create(Model(name="dearkd_tiny_patch16_224", args=tuple(sorted(args.items()))), 0).to(DEVICE).train()
+    net = networks.create(Model(name="dearkd_tiny_patch16_224", args=tuple(sorted(args.items()))), 0).to(DEVICE).train()
     images = torch.randn(BATCH, 1, 28, 28, device=DEVICE)
     targets = torch.rand(BATCH, 10, device=DEVICE).softmax(1)
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3, fused=True, capturable=ON_GPU)

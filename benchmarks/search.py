@@ -32,7 +32,8 @@ from benchmarks.workers import leave_with_parent
 from dearkd import arithmetic, disk, record, strict_yaml
 from dearkd.data import datasets, subsets
 from dearkd.jobs.inputs import available_device
-from dearkd.model import students, teachers
+from dearkd.model import teachers
+from dearkd.model.teachers import FeatureShape
 from dearkd.plan import experiments, methods
 from dearkd.plan.paths import Paths
 from dearkd.plan.scale import Scale
@@ -180,7 +181,7 @@ def _read(images: Data) -> datasets.Images:
     return datasets.read(images)["train"]
 
 
-def _teacher(task: Task, stage: Stage) -> tuple[teachers.Teacher | None, tuple[students.FeatureShape, ...]]:
+def _teacher(task: Task, stage: Stage) -> tuple[teachers.Teacher | None, tuple[FeatureShape, ...]]:
     """The committed teacher, and the shapes of the features that the stage wants of it."""
     if stage.teacher is None:
         return None, ()
@@ -189,7 +190,7 @@ def _teacher(task: Task, stage: Stage) -> tuple[teachers.Teacher | None, tuple[s
     wanted = tuple(s % len(found) for _, s in stage.pairs)
     built = teachers.build(stage.teacher, stage.data, paths.kept_weights(stage.teacher_name), wanted)
     shapes = [found[s] for s in wanted]
-    return built.fold(), tuple(students.FeatureShape(f["channels"], tuple(f["size"]), f["nonnegative"]) for f in shapes)
+    return built.fold(), tuple(FeatureShape(f["channels"], tuple(f["size"]), f["nonnegative"]) for f in shapes)
 
 
 def search(tasks: list[Task], processes: int, until: float, path: Path, checkpoints: Path = CHECKPOINTS) -> int:

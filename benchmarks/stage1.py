@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from benchmarks.compare import Result, in_turns, ratio
 from dearkd.data.loader import Decisions, MicroBatch
-from dearkd.model import students
+from dearkd.model import networks
 from dearkd.model.objective import FeatureScale, mean_squares, objective
-from dearkd.model.teachers import Seen, Teacher
+from dearkd.model.teachers import FeatureShape, Seen, Teacher
+from dearkd.model.trainee import Trainee
 from dearkd.plan.stage import Distillation, Model, Rpe, Training
 from dearkd.train import optimise
 
@@ -41,7 +42,7 @@ def run(options: argparse.Namespace) -> list[Result]:
     peer_loss = _deit_loss(options.deit, net)
     deit = _step(_model("deit_tiny_distilled_patch16_224"), lambda out: peer_loss(images, out, targets), images)
     mhca = _model("dearkd_tiny_patch16_224", (("rpe", (("path", "dense"), ("drop", 0.1))),))
-    pooled = students.Trainee(mhca, ("ce", "logit"), Distillation())
+    pooled = Trainee(mhca, ("ce", "logit"), Distillation())
     same = _step(pooled, lambda out: peer_loss(images, (out.logits, out.taught), targets), images)
     full, logit = _ours(net, True, images, targets), _ours(net, False, images, targets)
     return [
@@ -71,7 +72,7 @@ def _result(name: str, ours: Callable, peer: Callable, target: float, peer_name:
 
 
 def _model(name: str, args: tuple = ()) -> nn.Module:
-    return students.create(Model(name=name, args=args), seed=0).train()
+    return networks.create(Model(name=name, args=args), seed=0).train()
 
 
 def _step(student: nn.Module, loss: Callable[..., Tensor], images: Tensor) -> Callable[[], None]:
@@ -94,8 +95,8 @@ def _ours(net: nn.Module, hidden: bool, images: Tensor, targets: Tensor) -> Call
     knobs, student = Distillation(), _model("dearkd_tiny_patch16_224", (("rpe", (("drop", Rpe().drop),)),))
     early = copy.deepcopy(net).to(memory_format=torch.channels_last)  # as `teachers.build` has them at this size
     teacher = Teacher(early, (STAGE,) if hidden else ()).fold()
-    features = [students.FeatureShape(f.shape[1], tuple(f.shape[2:]), True) for f in teacher.features(images)]
-    trainee = students.Trainee(student, tuple(losses), knobs, tuple(features)).train()
+    features = [FeatureShape(f.shape[1], tuple(f.shape[2:]), True) for f in teacher.features(images)]
+    trainee = Trainee(student, tuple(losses), knobs, tuple(features)).train()
     optimiser = optimise.optimiser(trainee, Training())
     scale = FeatureScale(knobs.hidden_norm, 1)
     decisions = Decisions({0: np.zeros((1, BATCH), dtype=np.uint16)}, 1)

@@ -1,5 +1,5 @@
 """Import this module to register the students in timm."""
 
-from dearkd.model import students
+from dearkd.model import networks, students
 
-__all__ = ["students"]
+__all__ = ["networks", "students"]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from dearkd.data import datasets
-from dearkd.model import students
+from dearkd.model import networks
 from dearkd.plan.stage import Data, Model
 from dearkd.schema import freeze
 from dearkd.train.task import DearKDTask
@@ -54,7 +54,7 @@ def digits(split: str) -> tuple[Tensor, Tensor]:
 
 def student(name: str, **args: int) -> nn.Module:
     """`timm.create_model`, initialised for a narrow model: timm's standard deviation of 0.02 is right for width 192."""
-    return students.create(Model(name=name, args=freeze({**SHAPE, **args}), init="fan_in"), seed=0)
+    return networks.create(Model(name=name, args=freeze({**SHAPE, **args}), init="fan_in"), seed=0)
 
 
 def main(steps: int = 1000) -> dict[str, float]:

@@ -11,7 +11,8 @@ from dearkd import disk, record
 from dearkd.data import image_archive, presize, subsets
 from dearkd.data.images import Images
 from dearkd.data.loader import Decisions
-from dearkd.model import students, teachers
+from dearkd.model import networks, teachers
+from dearkd.model.teachers import FeatureShape
 from dearkd.plan import commands, verify
 from dearkd.plan.plan import Labels, Plan, Run
 from dearkd.plan.stage import Stage, subset_name
@@ -100,7 +101,7 @@ def teacher_of(plan: Plan, stage: Stage) -> tuple[teachers.Teacher | None, tuple
                 f"distillation.pairs names teacher stage {index}, but {stage.teacher.model} has stages 0 to {count - 1}"
             )
         f = found["features"][index]
-        shapes.append(students.FeatureShape(f["channels"], tuple(f["size"]), f["nonnegative"]))
+        shapes.append(FeatureShape(f["channels"], tuple(f["size"]), f["nonnegative"]))
     wanted = tuple(index % count for _, index in stage.pairs)
     return teachers.build(stage.teacher, stage.data, weights, wanted).fold(), tuple(shapes), found
 
@@ -149,7 +150,7 @@ def teacher_weights(plan: Plan, name: str) -> tuple[dict[str, Any], Path]:
 def trained_student(plan: Plan, run: Run, seed: int) -> tuple[torch.nn.Module, dict[str, Any]]:
     """(student of a finished run, its last record); InputError as `trained_weights`."""
     weights, trained = trained_weights(plan, run, seed)
-    model = students.create(run.stages[-1].model, seed)
+    model = networks.create(run.stages[-1].model, seed)
     teachers.load_weights(model, weights)
     return model, trained
 

@@ -4,7 +4,7 @@ The plan knows names and arguments; what timm makes of them, timm alone knows. A
 teacher stage that does not exist or a mistyped model would otherwise be found after the teacher has been trained.
 """
 
-from dearkd.model import students, teachers
+from dearkd.model import networks, teachers
 from dearkd.plan.plan import Plan
 from dearkd.plan.stage import Model, Stage
 from dearkd.schema import InputError, freeze
@@ -22,7 +22,7 @@ def preflight(plan: Plan) -> None:
         for stage in run.stages:
             try:
                 if stage.model not in built:
-                    students.sketch(stage.model)
+                    networks.sketch(stage.model)
                     built.add(stage.model)
                 _pairs(stage, plan, shapes)
             except InputError as error:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dearkd.model import students
+from dearkd.model import networks
 from dearkd.plan.scale import Throughput
 from dearkd.plan.stage import Model
 from dearkd.progress import Progress
@@ -137,7 +137,7 @@ def _paths(name: str) -> dict[str, str]:
 def _build(name: str, path: str) -> nn.Module:
     """The architecture in evaluation mode; `path`: DearKD's `rpe.path`, empty for all others."""
     args = (("rpe", (("path", path),)),) if path else ()
-    return students.create(Model(name=name, args=args, init="timm"), seed=0).eval()
+    return networks.create(Model(name=name, args=args, init="timm"), seed=0).eval()
 
 
 def _images(net: nn.Module, batch: int, device: torch.device) -> Float[Tensor, "batch channels side side"]:

@@ -17,8 +17,8 @@ from dearkd.model.losses import (
     orthogonal_loss,
     soft_loss,
 )
-from dearkd.model.students import Outputs
 from dearkd.model.teachers import Seen
+from dearkd.model.trainee import Outputs
 from dearkd.plan.stage import Distillation
 
 

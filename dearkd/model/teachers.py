@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dearkd.model import efficientnet_lite0, hub
-from dearkd.model.students import FeatureShape, sketch
+from dearkd.model.networks import sketch
 from dearkd.plan import stage
 from dearkd.schema import InputError, home, unknown
 
@@ -32,6 +32,14 @@ CHANNELS_LAST = 64
 then take a fifth less time at 224 on a CPU, and a GPU's bf16 kernels need this order. Small images take longer."""
 Moments = tuple[tuple[float, ...], tuple[float, ...]]
 """(mean, std) of each channel."""
+
+
+class FeatureShape(NamedTuple):
+    """Shape of one image's feature map at a teacher's stage, and whether it is never negative."""
+
+    channels: int
+    size: tuple[int, int]
+    nonnegative: bool
 
 
 class Seen(NamedTuple):

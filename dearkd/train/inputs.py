@@ -7,8 +7,7 @@ from torch import Tensor
 
 from dearkd.data.images import Images
 from dearkd.data.loader import Decisions, Schedule
-from dearkd.model.students import FeatureShape
-from dearkd.model.teachers import Teacher
+from dearkd.model.teachers import FeatureShape, Teacher
 from dearkd.plan.stage import Training
 from dearkd.train.processes import Processes
 

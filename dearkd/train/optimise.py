@@ -9,7 +9,7 @@ from timm.optim import param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor
 
-from dearkd.model.students import Trainee
+from dearkd.model.trainee import Trainee
 from dearkd.plan.stage import Augment, Stage, Training
 
 

@@ -7,9 +7,10 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.utils import ModelEmaV3
 
 from dearkd.keys import key_of
-from dearkd.model import students
+from dearkd.model import networks
 from dearkd.model.attention_cpu import unfuse_few_tokens
 from dearkd.model.objective import FeatureScale
+from dearkd.model.trainee import Trainee
 from dearkd.plan.stage import Stage
 from dearkd.train import optimise
 from dearkd.train.inputs import Inputs
@@ -34,16 +35,16 @@ class State:
         saved: dict[str, Any] | None = None,
     ) -> None:
         recipe, self.seed = stage.training, seed
-        student = students.create(stage.model, seed)
+        student = networks.create(stage.model, seed)
         if inputs.initial is not None:
-            students.adopt(student, inputs.initial)
+            networks.adopt(student, inputs.initial)
         if device.type == "cpu" and isinstance(student, VisionTransformer):
             unfuse_few_tokens(student)
         if stage.freeze_rpe:
             for name, parameter in student.named_parameters():
                 parameter.requires_grad_(".rpe." not in name)
         torch.manual_seed(key_of(seed, "auxiliary"))
-        trainee = students.Trainee(student, tuple(n for n, _ in stage.losses), stage.distillation, inputs.features)
+        trainee = Trainee(student, tuple(n for n, _ in stage.losses), stage.distillation, inputs.features)
         self.trainee = trainee.to(device).train()
         self.scale = (
             FeatureScale(stage.distillation.hidden_norm, len(stage.pairs)).to(device)

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dearkd.model.objective import TERMS, FeatureScale, mean_squares, objective
-from dearkd.model.students import Trainee
 from dearkd.model.teachers import Moments, Teacher
+from dearkd.model.trainee import Trainee
 from dearkd.plan.stage import LOSSES, Distillation
 from dearkd.schema import InputError, build, unknown
 

@@ -29,7 +29,7 @@ from dearkd.jobs.subset import list_subsets
 from dearkd.jobs.teacher import admit_teacher
 from dearkd.jobs.train import train_stage
 from dearkd.keys import seed_all
-from dearkd.model import students, teachers
+from dearkd.model import networks, teachers
 from dearkd.model.attention import MHCA
 from dearkd.plan import experiments
 from dearkd.plan.stage import Augment, Data, Rpe
@@ -301,7 +301,7 @@ def test_compiled_blocks_agree_with_eager_ones():
     args = (("depth", 2), ("drop_path_rate", 0.0), ("img_size", 64), ("n_mhca", 1), ("num_classes", 10))
     model = Model(name="dearkd_tiny_patch16_224", args=(*args, ("rpe", (("drop", 0.0),))))
     images = torch.randn(4, data.channels, 64, 64, device=DEVICE)
-    eager, compiled = (students.create(model, 0).to(DEVICE) for _ in range(2))
+    eager, compiled = (networks.create(model, 0).to(DEVICE) for _ in range(2))
     for block in compiled.blocks:
         block.compile()
     a, b = eager(images), compiled(images)

@@ -19,9 +19,9 @@ from dearkd.data import datasets
 from dearkd.jobs.evaluate import evaluate_run
 from dearkd.jobs.subset import list_subsets
 from dearkd.jobs.train import train_stage
-from dearkd.model import students, teachers
+from dearkd.model import networks, teachers
 from dearkd.model.objective import objective
-from dearkd.model.students import Outputs
+from dearkd.model.trainee import Outputs
 from dearkd.plan import experiments, methods
 from dearkd.plan.scale import Peer
 from dearkd.report import tables
@@ -121,7 +121,7 @@ def test_adopting_keeps_all_but_the_heads_and_resamples_positions(name):
     before = timm.create_model(name, img_size=12, num_classes=10, **small).eval()
     after = timm.create_model(name, img_size=18, num_classes=4, **small).eval()
     fresh = {k: v.clone() for k, v in after.state_dict().items() if k.startswith("head")}
-    students.adopt(after, before.state_dict())
+    networks.adopt(after, before.state_dict())
     state = after.state_dict()
     assert all(torch.equal(state[k], v) for k, v in fresh.items())
     prefix = before.num_prefix_tokens
@@ -131,7 +131,7 @@ def test_adopting_keeps_all_but_the_heads_and_resamples_positions(name):
     same = [k for k in state if not k.startswith("head") and k != "pos_embed"]
     assert all(torch.equal(state[k], before.state_dict()[k]) for k in same)
     again = timm.create_model(name, img_size=12, num_classes=10, **small).eval()
-    students.adopt(again, before.state_dict())
+    networks.adopt(again, before.state_dict())
     again.load_state_dict({**again.state_dict(), **{k: v for k, v in before.state_dict().items() if "head" in k}})
     images = torch.randn(2, 1, 12, 12)
     assert torch.equal(again(images), before(images)), "on the same grid nothing has changed"

@@ -4,9 +4,11 @@ import pytest
 import timm
 import torch
 
-from dearkd.model import students
+from dearkd.model import networks
 from dearkd.model.aligner import Aligner
 from dearkd.model.attention import MHCA
+from dearkd.model.teachers import FeatureShape
+from dearkd.model.trainee import Trainee
 from dearkd.plan.stage import Distillation, Model, Rpe, Training
 from dearkd.schema import InputError
 from dearkd.train.optimise import optimiser
@@ -24,7 +26,7 @@ SMALL = {
 
 
 def small(**changes):
-    return students.create(
+    return networks.create(
         Model(name="dearkd_tiny_patch16_224", args=tuple(sorted({**SMALL, **changes}.items()))), seed=0
     )
 
@@ -57,7 +59,7 @@ def test_eight_mhca_then_four_mhsa_blocks():
 
 def test_pooled_head_adds_193000_parameters_in_stage_one_only():
     student = timm.create_model("dearkd_tiny_patch16_224")
-    trainee = students.Trainee(student, ("ce", "logit"), Distillation())
+    trainee = Trainee(student, ("ce", "logit"), Distillation())
     assert sum(p.numel() for p in trainee.auxiliary.parameters()) == 193_000
     assert not [n for n in student.state_dict() if "pool" in n or "aligner" in n]
 
@@ -96,7 +98,7 @@ def test_deit_weights_in_timms_layout_load_unchanged_and_give_the_same_logits():
 
 def test_alpha_and_delta_are_out_of_weight_decay_by_name():
     student = small()
-    built = optimiser(students.Trainee(student), Training(weight_decay=0.05))
+    built = optimiser(Trainee(student), Training(weight_decay=0.05))
     names = {p: n for n, p in student.named_parameters()}
     decayed = {names[p] for g in built.param_groups if g["weight_decay"] for p in g["params"]}
     free = {names[p] for g in built.param_groups if not g["weight_decay"] for p in g["params"]}
@@ -106,21 +108,21 @@ def test_alpha_and_delta_are_out_of_weight_decay_by_name():
     assert {"pos_embed", "cls_token", "norm.bias", "head.bias"} <= free
     assert "blocks.0.attn.qkv.weight" in decayed and len(decayed) + len(free) == len(names)
     knob = small(rpe={"weight_decay": True})
-    groups = optimiser(students.Trainee(knob), Training()).param_groups
+    groups = optimiser(Trainee(knob), Training()).param_groups
     assert any(p is knob.blocks[0].attn.rpe.delta for g in groups if g["weight_decay"] for p in g["params"])
 
 
 def test_methods_with_one_seed_start_from_the_same_weights():
     dearkd, plain = small().state_dict(), small(n_mhca=0, num_heads=3).state_dict()
     assert all(torch.equal(dearkd[name], plain[name]) for name in plain)
-    other = students.create(
+    other = networks.create(
         Model(name="dearkd_tiny_patch16_224", args=tuple(sorted(SMALL.items()))), seed=1
     ).state_dict()
     assert not torch.equal(dearkd["head.weight"], other["head.weight"])
 
 
 def test_initial_statistics_are_deits():
-    model = students.create(Model(name="deit_tiny_patch16_224"), seed=0)
+    model = networks.create(Model(name="deit_tiny_patch16_224"), seed=0)
     for name in ("blocks.3.attn.qkv.weight", "blocks.0.mlp.fc1.weight", "head.weight", "pos_embed"):
         assert model.get_parameter(name).std().item() == pytest.approx(0.02, rel=0.03), name
     assert model.cls_token.std().item() == pytest.approx(0.02, rel=0.2)
@@ -131,24 +133,24 @@ def test_initial_statistics_are_deits():
 
 def test_trainee_returns_class_token_pooled_tokens_and_hidden():
     student = small().eval()
-    shape = students.FeatureShape(16, (6, 6), True)
-    trainee = students.Trainee(student, ("ce", "logit", "hidden"), Distillation(pairs=((2, 1),)), (shape,)).eval()
+    shape = FeatureShape(16, (6, 6), True)
+    trainee = Trainee(student, ("ce", "logit", "hidden"), Distillation(pairs=((2, 1),)), (shape,)).eval()
     images = torch.randn(2, 1, 12, 12)
     out = trainee(images)
     assert torch.equal(out.logits, student(images))
     tokens = student.forward_features(images)
     assert torch.allclose(out.taught, trainee.auxiliary["pooled_head"](tokens[:, 1:].mean(1)))
     assert out.hidden[0].shape == (2, 16, 6, 6)
-    shared = students.Trainee(student, ("ce", "logit"), Distillation(pooled_head="shared")).eval()
+    shared = Trainee(student, ("ce", "logit"), Distillation(pooled_head="shared")).eval()
     assert torch.allclose(shared(images).taught, student.head(tokens[:, 1:].mean(1))) and not shared.auxiliary
-    plain = students.Trainee(student).eval()(images)
+    plain = Trainee(student).eval()(images)
     assert plain.taught is None and plain.hidden == ()
 
 
 def test_before_norm_pools_the_residual_stream():
     student = small().eval()
     images = torch.randn(2, 1, 12, 12)
-    trainee = students.Trainee(student, ("ce", "logit"), Distillation(pool_before_norm=True)).eval()
+    trainee = Trainee(student, ("ce", "logit"), Distillation(pool_before_norm=True)).eval()
     stream = student.forward_intermediates(images, indices=[3], output_fmt="NLC", intermediates_only=True)[0]
     assert torch.allclose(trainee(images).taught, trainee.auxiliary["pooled_head"](stream.mean(1)))
 
@@ -190,7 +192,7 @@ def test_bad_arguments_name_the_model_and_the_key(args, message):
 
 def test_unknown_model():
     with pytest.raises(InputError, match="deit_tinny"):
-        students.create(Model(name="deit_tinny"), seed=0)
+        networks.create(Model(name="deit_tinny"), seed=0)
 
 
 def test_rpe_spec_reaches_the_layers():

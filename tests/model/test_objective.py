@@ -10,10 +10,10 @@ import torch
 from conftest import pattern
 from timm.data.mixup import Mixup
 
-from dearkd.model import students
 from dearkd.model.losses import class_loss, hidden_loss, logit_loss
 from dearkd.model.objective import TERMS, FeatureScale, mean_squares, objective
-from dearkd.model.teachers import Seen, Teacher
+from dearkd.model.teachers import FeatureShape, Seen, Teacher
+from dearkd.model.trainee import Trainee
 from dearkd.plan import experiments
 from dearkd.plan.stage import LOSSES, Distillation
 from dearkd.schema import InputError
@@ -50,14 +50,14 @@ def test_first_step_of_deit_distilled_equals_deits_criterion():
     seen = Teacher(net)(images)
     assert seen.decisions.tolist() == [3, 0, 0, 0, 0, 3]
     student = pattern(timm.create_model("deit_tiny_distilled_patch16_224", num_heads=3, **SMALL)).train()
-    parts = objective({"ce": 0.5, "token": 0.5}, students.Trainee(student, ("ce", "token"))(images), targets, seen)
+    parts = objective({"ce": 0.5, "token": 0.5}, Trainee(student, ("ce", "token"))(images), targets, seen)
     assert parts["loss"].item() == pytest.approx(3.3758790493011475, abs=1e-6)
 
 
 def test_first_step_of_deit_equals_deits_criterion():
     images, targets = mixed_batch()
     student = pattern(timm.create_model("deit_tiny_patch16_224", num_heads=3, **SMALL)).train()
-    parts = objective({"ce": 1.0}, students.Trainee(student)(images), targets, None)
+    parts = objective({"ce": 1.0}, Trainee(student)(images), targets, None)
     assert parts["loss"].item() == pytest.approx(2.746206283569336, abs=1e-6)
 
 
@@ -67,8 +67,8 @@ def test_stage_one_of_dearkd_is_equation_6():
     student = pattern(
         timm.create_model("dearkd_tiny_patch16_224", num_heads=4, n_mhca=1, rpe={"drop": 0.0}, **SMALL)
     ).train()
-    trainee = students.Trainee(
-        student, ("ce", "logit", "hidden"), Distillation(pairs=((1, 0),)), (students.FeatureShape(6, (8, 8), True),)
+    trainee = Trainee(
+        student, ("ce", "logit", "hidden"), Distillation(pairs=((1, 0),)), (FeatureShape(6, (8, 8), True),)
     )
     pattern(trainee.auxiliary)
     feature = torch.rand(6, 6, 8, 8)
@@ -106,8 +106,8 @@ def test_gradient_reaches_the_student_only():
     teacher = Teacher(pattern(timm.create_model("convnet_micro", widths=(8, 16, 16), num_classes=5)), stages=(0,))
     before = {k: v.clone() for k, v in teacher.state_dict().items()}
     student = timm.create_model("dearkd_tiny_patch16_224", num_heads=4, n_mhca=1, **SMALL)
-    trainee = students.Trainee(
-        student, ("ce", "logit", "hidden"), Distillation(pairs=((1, 0),)), (students.FeatureShape(8, (32, 32), True),)
+    trainee = Trainee(
+        student, ("ce", "logit", "hidden"), Distillation(pairs=((1, 0),)), (FeatureShape(8, (32, 32), True),)
     )
     seen = teacher.train()(images)
     scale = FeatureScale("rms", 1)

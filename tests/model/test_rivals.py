@@ -11,13 +11,13 @@ from conftest import pattern
 from timm.loss import BinaryCrossEntropy
 from timm.models import convit
 
-from dearkd.model import students
 from dearkd.model.aligner import Pointwise
 from dearkd.model.attention import MHCA
 from dearkd.model.gated import GPSA
 from dearkd.model.losses import binary_loss, guidance_loss, orthogonal_loss, soft_loss
 from dearkd.model.objective import FeatureScale, objective
-from dearkd.model.teachers import Seen, Teacher
+from dearkd.model.teachers import FeatureShape, Seen, Teacher
+from dearkd.model.trainee import Trainee
 from dearkd.plan import methods
 from dearkd.plan.experiments import load_scale
 from dearkd.plan.stage import Distillation, Rpe, Training
@@ -77,8 +77,8 @@ def test_orthogonal_loss_by_hand():
 def test_the_projector_stays_orthogonal_while_it_learns(dim, channels):
     """Under the loop's own optimiser: its weight decay would turn the projector into 0."""
     student = timm.create_model("deit_tiny_patch16_224", **{**SMALL, "embed_dim": dim, "num_heads": 1})
-    shape = students.FeatureShape(channels, (3, 3), True)
-    trainee = students.Trainee(student, ("orthogonal",), Distillation(pairs=((3, -1),)), (shape,))
+    shape = FeatureShape(channels, (3, 3), True)
+    trainee = Trainee(student, ("orthogonal",), Distillation(pairs=((3, -1),)), (shape,))
     project, tokens = trainee.auxiliary["aligner3"], torch.rand(4, 9, dim)
     optimiser = optimise.optimiser(trainee, Training(weight_decay=0.5, lr=0.1, lr_scaling="none"))
     before = project.project.weight.detach().clone()
@@ -99,7 +99,7 @@ def test_vkds_objective_is_its_authors():
     knobs = Distillation(kind="soft", temperature=1.0, pairs=((3, -1),), hidden_ln=True)
     losses = {"ce": 1.0, "soft_token": 1.0, "orthogonal": 1.0}
     images, targets = torch.rand(4, 3, 12, 12), torch.eye(5)[[0, 2, 4, 1]]
-    trainee = students.Trainee(student, tuple(losses), knobs, (students.FeatureShape(16, (3, 3), True),))
+    trainee = Trainee(student, tuple(losses), knobs, (FeatureShape(16, (3, 3), True),))
     scale, seen = FeatureScale("none", 1), teacher(images)
     parts = objective(losses, trainee(images), targets, seen, scale, knobs)
     tokens = student.forward_features(images)
@@ -121,8 +121,8 @@ def test_locality_guidance_sums_over_the_papers_blocks():
     assert stage.pairs == ((1, -3), (7, -2), (12, -1)) and stage.losses == (("ce", 1.0), ("guidance", 2.5))
     student = pattern(timm.create_model("deit_tiny_patch16_224", num_heads=3, **SMALL)).eval()
     knobs = Distillation(pairs=((1, 1), (3, 2)))
-    shapes = tuple(students.FeatureShape(c, (n, n), True) for c, n in ((6, 6), (10, 2)))
-    trainee = students.Trainee(student, ("guidance",), knobs, shapes)
+    shapes = tuple(FeatureShape(c, (n, n), True) for c, n in ((6, 6), (10, 2)))
+    trainee = Trainee(student, ("guidance",), knobs, shapes)
     images, features = torch.rand(2, 3, 12, 12), (torch.rand(2, 6, 6, 6), torch.rand(2, 10, 2, 2))
     seen = Seen(torch.zeros(2, dtype=torch.int64), features)
     assert [type(a) for a in trainee.auxiliary.values()] == [Pointwise, Pointwise]

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dearkd.model import students, t2t, teachers
+from dearkd.model import networks, t2t, teachers
+from dearkd.model.trainee import Trainee
 from dearkd.plan.stage import Model, Training
 from dearkd.train.optimise import optimiser
 
@@ -28,7 +29,7 @@ SMALL = {
 
 def small(**changes):
     args = tuple(sorted({**SMALL, **changes}.items()))
-    return students.create(Model(name="t2t_vit_7", args=args, init="timm"), seed=0).eval()
+    return networks.create(Model(name="t2t_vit_7", args=args, init="timm"), seed=0).eval()
 
 
 def published(name):
@@ -185,7 +186,7 @@ def test_initial_statistics_are_the_originals():
 
 
 def test_class_token_is_out_of_weight_decay_and_fixed_tensors_out_of_training():
-    trainee = students.Trainee(small())
+    trainee = Trainee(small())
     groups = optimiser(trainee, Training(weight_decay=0.05)).param_groups
     decay = {id(p): bool(g["weight_decay"]) for g in groups for p in g["params"]}
     student = trainee.student
@@ -197,7 +198,7 @@ def test_class_token_is_out_of_weight_decay_and_fixed_tensors_out_of_training():
 def test_works_as_any_of_timms_vits():
     model = small()
     images = torch.randn(2, 1, 12, 12)
-    assert torch.equal(students.Trainee(model)(images).logits, model(images))
+    assert torch.equal(Trainee(model)(images).logits, model(images))
     _, features = model.forward_intermediates(images, indices=[0, 3])
     assert [f.shape for f in features] == [(2, 36, 4, 4)] * 2
     model.reset_classifier(3)

@@ -15,9 +15,10 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from dearkd.data.loader import affine, training_loader
 from dearkd.jobs.inputs import gather
 from dearkd.keys import torch_generator
-from dearkd.model import students, teachers
+from dearkd.model import networks, teachers
+from dearkd.model.trainee import Trainee
 from dearkd.plan import experiments
-from dearkd.train import evaluate, optimise
+from dearkd.train import evaluate, optimise, state
 from dearkd.train.checkpoint import Checkpoints
 from dearkd.train.loop import Learner
 from dearkd.train.processes import Processes
@@ -44,10 +45,10 @@ def fake_learner(project, monkeypatch):
         stage = run.stage(stage_name)
         stage = dataclasses.replace(stage, training=dataclasses.replace(stage.training, clip=1.0))
         inputs, _ = gather(plan, run, 0, run.stage(stage_name))
-        student = students.create(stage.model, 0)
-        trainee = students.Trainee(student, tuple(n for n, _ in stage.losses), stage.distillation, inputs.features)
-        monkeypatch.setattr(students, "create", lambda *_: student)  # what draws random numbers is made before
-        monkeypatch.setattr(students, "Trainee", lambda *_: trainee)
+        student = networks.create(stage.model, 0)
+        trainee = Trainee(student, tuple(n for n, _ in stage.losses), stage.distillation, inputs.features)
+        monkeypatch.setattr(networks, "create", lambda *_: student)  # what draws random numbers is made before
+        monkeypatch.setattr(state, "Trainee", lambda *_: trainee)
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         with mode:
             run = Learner(stage, 0, inputs, Processes(CUDA))

@@ -9,7 +9,8 @@ from torchvision.transforms import RandomHorizontalFlip, v2
 
 from dearkd.data.augment import Transform
 from dearkd.data.loader import _evaluation_transform
-from dearkd.model import students
+from dearkd.model import networks
+from dearkd.model.trainee import Trainee
 from dearkd.plan import experiments
 from dearkd.train.optimise import mixing, optimiser
 
@@ -21,7 +22,7 @@ def plan():
 
 def student(plan, run, device="cpu"):
     with torch.device(device):
-        return students.create(plan.runs[run].stages[0].model, seed=0).eval()
+        return networks.create(plan.runs[run].stages[0].model, seed=0).eval()
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_distilled_logits_are_the_mean_of_both_heads_as_timm_has_them(plan):
 
 def test_optimiser_and_what_has_no_weight_decay(plan):
     stage = plan.runs["dearkd-Ti"].stages[1]
-    trainee = students.Trainee(student(plan, "dearkd-Ti"))
+    trainee = Trainee(student(plan, "dearkd-Ti"))
     found = optimiser(trainee, stage.training)
     names = {p: n.removeprefix("student.") for n, p in trainee.named_parameters()}
     decay = {names[p]: g["weight_decay"] for g in found.param_groups for p in g["params"]}

@@ -19,9 +19,10 @@ from dearkd import record
 from dearkd.data.loader import Schedule, training_loader
 from dearkd.jobs import inputs
 from dearkd.keys import key_of, seed_all
-from dearkd.model import students, teachers
+from dearkd.model import networks, teachers
 from dearkd.model.attention_cpu import unfuse_few_tokens
 from dearkd.model.objective import FeatureScale, mean_squares, objective
+from dearkd.model.trainee import Trainee
 from dearkd.plan import experiments
 from dearkd.plan.stage import Distillation
 from dearkd.schema import InputError
@@ -65,7 +66,7 @@ def test_task_trains_what_our_loop_trains(project):
     images, _, draws = inputs.real_images(plan, first, 0)
     _, weights = inputs.teacher_weights(plan, "main")
     taught_by = teachers.build(first.teacher, first.data, weights).fold().net
-    net = students.create(first.model, 0)
+    net = networks.create(first.model, 0)
     unfuse_few_tokens(net)
     recipe = first.training
     schedule = Schedule(len(images), draws, recipe.batch, recipe.micro_batch, recipe.augment.repeats, seed=0)
@@ -133,9 +134,7 @@ def test_one_step_is_trainee_and_objective(knobs):
     shapes = cnn.feature_shapes(images)
     net = student()
     torch.manual_seed(3)
-    trainee = students.Trainee(
-        net, ("ce", "logit", "hidden"), knobs, tuple(shapes[stage] for _, stage in knobs.pairs)
-    ).train()
+    trainee = Trainee(net, ("ce", "logit", "hidden"), knobs, tuple(shapes[stage] for _, stage in knobs.pairs)).train()
     seen, scale = cnn(images), FeatureScale(knobs.hidden_norm, len(knobs.pairs))
     scale.update(mean_squares(seen.features))
     weights = {"ce": knobs.alpha, "logit": 1 - knobs.alpha, "hidden": knobs.beta}

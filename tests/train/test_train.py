@@ -17,7 +17,7 @@ from dearkd.data.loader import training_loader
 from dearkd.disk import sha256
 from dearkd.jobs.inputs import gather, teacher_of
 from dearkd.jobs.train import train_stage
-from dearkd.model import students
+from dearkd.model import networks
 from dearkd.plan import experiments
 from dearkd.plan.experiments import load_scale
 from dearkd.plan.methods import dearkd
@@ -128,7 +128,7 @@ def test_exported_weights_hold_the_student_alone(project):
 
     weights = load_file("checkpoints/smoke/dearkd-Ti/seed0/I/student.safetensors")
     stage = experiments.load("smoke").runs["dearkd-Ti"].stage("I")
-    assert weights.keys() == students.create(stage.model, 0).state_dict().keys()
+    assert weights.keys() == networks.create(stage.model, 0).state_dict().keys()
 
 
 def train_command(*arguments):
@@ -345,4 +345,4 @@ def test_processes_change_only_the_order_of_sums(project, processes):
 
 def test_a_model_that_timm_does_not_know():
     with pytest.raises(InputError, match="no_such_model"):
-        students.create(Model(name="no_such_model"), 0)
+        networks.create(Model(name="no_such_model"), 0)

@@ -11,9 +11,9 @@ import torch
 from conftest import PROJECT
 from timm.data.mixup import mixup_target
 
-from dearkd.model import students
 from dearkd.model.objective import FeatureScale, mean_squares, objective
-from dearkd.model.teachers import Seen
+from dearkd.model.teachers import FeatureShape, Seen
+from dearkd.model.trainee import Trainee
 from dearkd.plan.stage import Distillation
 
 
@@ -74,8 +74,8 @@ def twins():
         **{"num_heads": 9, "n_mhca": 2},
     )
     knobs = Distillation(pairs=((2, 1),), alpha=example.ALPHA, beta=example.BETA)
-    shape = students.FeatureShape(16, (12, 12), nonnegative=True)
-    trainee = students.Trainee(package, ("ce", "logit", "hidden"), knobs, (shape,))
+    shape = FeatureShape(16, (12, 12), nonnegative=True)
+    trainee = Trainee(package, ("ce", "logit", "hidden"), knobs, (shape,))
     for ours in (student, extra):
         for parameter in ours.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
@@ -117,7 +117,7 @@ def test_the_one_file_gives_the_packages_losses_and_gradients(training):
     torch.manual_seed(2)
     second = example.stage_two(student, images, labels)
     torch.manual_seed(2)
-    expected = objective({"ce": 1.0}, students.Trainee(trainee.student).train(training)(images), soft, None)
+    expected = objective({"ce": 1.0}, Trainee(trainee.student).train(training)(images), soft, None)
     assert second.item() == pytest.approx(expected["loss"].item(), abs=1e-6)
 
 
