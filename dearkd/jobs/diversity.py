@@ -13,7 +13,7 @@ from torchvision.transforms.functional import gaussian_blur, resize
 
 from dearkd.keys import key_of, numpy_generator
 from dearkd.model import lpips_trunks
-from dearkd.model.teachers import load_weights, weights_sha256
+from dearkd.model.weights import load_weights, weights_sha256
 from dearkd.plan.scale import Diversity
 from dearkd.schema import InputError, home
 

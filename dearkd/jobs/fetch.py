@@ -12,6 +12,7 @@ from torchvision import datasets
 from dearkd.data import cifar, subsets
 from dearkd.data.datasets import read
 from dearkd.model import efficientnet_lite0, hub, lpips_trunks, teachers
+from dearkd.model.weights import weights_sha256
 from dearkd.plan.files import root_of
 from dearkd.plan.plan import Plan
 from dearkd.plan.stage import IN_FILES, Data, Teacher
@@ -96,7 +97,7 @@ def _weights(model: str, weights: str) -> Need:
 
 
 def _state_sha256(teacher: Teacher, data: Data) -> str:
-    return teachers.weights_sha256(teachers.build(teacher, data).net)
+    return weights_sha256(teachers.build(teacher, data).net)
 
 
 def _trunk(plan: Plan) -> Iterator[Need]:

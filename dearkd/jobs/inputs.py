@@ -13,6 +13,7 @@ from dearkd.data.images import Images
 from dearkd.data.loader import Decisions
 from dearkd.model import networks, teachers
 from dearkd.model.teachers import FeatureShape
+from dearkd.model.weights import load_weights, state_sha256
 from dearkd.plan import commands, verify
 from dearkd.plan.plan import Labels, Plan, Run
 from dearkd.plan.stage import Stage, subset_name
@@ -35,7 +36,7 @@ def gather(plan: Plan, run: Run, seed: int, stage: Stage) -> tuple[Inputs, dict[
         initial = pretrained.state_dict()
     elif stage.model.start:
         initial = teachers.start(stage.model)
-        initial_record = {"run": stage.model.start, "weights_sha256": teachers.state_sha256(initial)}
+        initial_record = {"run": stage.model.start, "weights_sha256": state_sha256(initial)}
     previous, previous_record = _previous(plan, run, seed, stage)
     labels, labels_record = decisions(plan, stage, seed, images_sha)
     found = (teacher_record, initial_record, previous_record)
@@ -151,7 +152,7 @@ def trained_student(plan: Plan, run: Run, seed: int) -> tuple[torch.nn.Module, d
     """(student of a finished run, its last record); InputError as `trained_weights`."""
     weights, trained = trained_weights(plan, run, seed)
     model = networks.create(run.stages[-1].model, seed)
-    teachers.load_weights(model, weights)
+    load_weights(model, weights)
     return model, trained
 
 

@@ -15,6 +15,7 @@ from dearkd.jobs import inversion
 from dearkd.jobs.inputs import available_device
 from dearkd.jobs.synthesis import Shard, make
 from dearkd.model import efficientnet_lite0, hub, teachers
+from dearkd.model.weights import read_weights, weights_sha256
 from dearkd.plan import methods
 from dearkd.plan.stage import Data, Phase, Source, Synthesis, Teacher
 from dearkd.schema import InputError, fingerprint, to_json, unknown
@@ -80,7 +81,7 @@ def invert(
         teacher=teacher,
     )
     loaded = teachers.build(teacher, data)
-    state_sha256 = teachers.weights_sha256(loaded.net)
+    state_sha256 = weights_sha256(loaded.net)
     identity = f"{fingerprint((source, tuple(indices), seed))}-{state_sha256}"
     path, folders = out / "images.zip", folders_of(names)
     if _is_made(out, identity):
@@ -125,7 +126,7 @@ def _data_of(teacher: Teacher, named: int, side: int) -> Data:
     config = hub.pretrained_cfg(teacher.model)
     outputs, channels = config.num_classes, config.input_size[0]
     if teacher.weights and not teacher.weights.startswith("package:"):
-        state = teachers.read_weights(Path(teacher.weights))
+        state = read_weights(Path(teacher.weights))
         classifier, first = (state.get(f"{name}.weight") for name in (config.classifier, config.first_conv))
         outputs = (named or outputs) if classifier is None else classifier.shape[0]
         channels = channels if first is None else first.shape[1]

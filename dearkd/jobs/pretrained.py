@@ -9,6 +9,7 @@ from dearkd.data import subsets
 from dearkd.data.loader import evaluation_loader
 from dearkd.jobs.inputs import available_device, data_record
 from dearkd.model import hub, teachers
+from dearkd.model.weights import weights_sha256
 from dearkd.plan.plan import Plan
 from dearkd.plan.stage import Teacher
 from dearkd.schema import to_json
@@ -39,7 +40,7 @@ def evaluate_pretrained(plan: Plan, label: str) -> None:
             "scale": plan.scale.name,
             "label": label,
             "spec": to_json(peer),
-            "state_sha256": teachers.weights_sha256(model.net),
+            "state_sha256": weights_sha256(model.net),
             "input": {"image_size": spec.image_size, "crop": spec.crop, "interpolation": spec.interpolation},
             "images": len(labels),
             "data_sha256": data_record(plan, "main")["sha256"]["test"],

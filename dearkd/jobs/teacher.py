@@ -8,6 +8,7 @@ from dearkd.data.loader import evaluation_loader
 from dearkd.jobs import gate
 from dearkd.jobs.inputs import available_device, data_record, trained_weights
 from dearkd.model import teachers
+from dearkd.model.weights import weights_sha256
 from dearkd.plan.plan import Plan
 from dearkd.schema import to_json
 from dearkd.train.checkpoint import packed
@@ -26,7 +27,7 @@ def admit_teacher(plan: Plan, name: str) -> None:
     own_run = plan.teacher_run(name)
     weights = trained_weights(plan, own_run, 0)[0] if own_run else None
     loaded = teachers.build(spec, scale_data, weights)
-    state_sha256 = teachers.weights_sha256(loaded.net)
+    state_sha256 = weights_sha256(loaded.net)
     splits = subsets.splits(plan, "main")
     classes = gate.classes_of(splits["test"], scale_data.classes)
     if spec.outputs:

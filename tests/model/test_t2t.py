@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dearkd.model import networks, t2t, teachers
+from dearkd.model import networks, t2t
 from dearkd.model.trainee import Trainee
+from dearkd.model.weights import load_weights
 from dearkd.plan.stage import Model, Training
 from dearkd.train.optimise import optimiser
 
@@ -103,7 +104,7 @@ def test_published_file_loads_strictly(tmp_path, wrapped):
     published = {"state_dict": {}, "state_dict_ema": {f"module.{name}": value for name, value in weights.items()}}
     torch.save(published if wrapped else weights, tmp_path / "81.5_T2T_ViT_14.pth")
     model = small()
-    teachers.load_weights(model, tmp_path / "81.5_T2T_ViT_14.pth")
+    load_weights(model, tmp_path / "81.5_T2T_ViT_14.pth")
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
 
