@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dearkd.model.attention import MHCA, QuadraticBias
+from dearkd.model.attention import MHCA
+from dearkd.model.position import QuadraticBias
 from dearkd.schema import InputError
 
 

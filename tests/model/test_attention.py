@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from dearkd.model import attention_cpu
-from dearkd.model.attention import MHCA, QuadraticBias, head_centres
+from dearkd.model.attention import MHCA
 from dearkd.model.attention_cpu import SharedBiasAttention, dropped_entries, unfuse_few_tokens
+from dearkd.model.position import QuadraticBias, head_centres
 from dearkd.plan.stage import Rpe
 from dearkd.schema import InputError
 
