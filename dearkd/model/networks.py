@@ -93,3 +93,9 @@ def adopt(student: nn.Module, weights: Mapping[str, Tensor]) -> None:
         kept["pos_embed"], list(student.patch_embed.grid_size), num_prefix_tokens=student.num_prefix_tokens
     )
     student.load_state_dict({**own, **kept})
+
+
+def freeze_positions(student: nn.Module) -> None:
+    """Train everything but the position encodings of MHCA, alpha and Delta."""
+    for name, parameter in student.named_parameters():
+        parameter.requires_grad_(".rpe." not in name)

@@ -1,4 +1,4 @@
-"""An attempt at a long job: alone at it, on from the newest checkpoint, able to stop, and what it has cost."""
+"""An attempt at a long job: it holds the job's folder, resumes from the newest checkpoint, stops when asked."""
 
 import contextlib
 import time
@@ -11,23 +11,23 @@ from dearkd.train.checkpoint import Checkpoints
 from dearkd.train.lease import Lease
 
 CHANGED = {"fingerprint": "the recipe", "made_from": "what it learns or starts from"}
-"""What a part of an identity stands for, in the words of a log."""
+"""The part of an identity in words, for a log."""
 
 
 class Attempt:
     """One attempt at a resumable job, which is a training, a shard of labels or a shard of images.
 
-    Within it the job's folder is its own. The order is `resume`, then `checkpoint` after each step, then `save` or
+    Within the context no other job uses the folder. Call `resume`, then `checkpoint` after each step, then `save` or
     `keep`, and `costs` for the record. From `resume` on, a request to stop waits for the next `checkpoint`.
 
     Args:
-        folder: of the checkpoints. title: the job in its messages.
-        recipe: fingerprint of what is made; costs count the attempts at the same, and a file that is kept is of it.
+        folder: of the checkpoints. title: names the job in messages.
+        recipe: fingerprint of what is made. `costs` counts the attempts at the same recipe.
         save_seconds: longest time between two checkpoints; 0 saves at every step.
-        wait: wait for another job that has the folder instead of refusing.
-        active: False for all but the first of the processes that share a batch: they write nothing.
+        wait: wait for another job that holds the folder, instead of refusing.
+        active: False for all but the first of the processes that share a batch. These write nothing.
 
-    Raises InputError when another job has the folder, and `wait` is off.
+    Raises InputError when another job holds the folder and `wait` is off.
     """
 
     def __init__(
@@ -54,11 +54,11 @@ class Attempt:
 
     @property
     def seconds(self) -> float:
-        """Spent on the present state, by the attempts before this one too."""
+        """Seconds spent on the present state, by this attempt and those before it."""
         return self.before + time.monotonic() - self.started
 
     def resume(self, identity: Mapping[str, str] | None = None) -> dict[str, Any] | None:
-        """The newest whole checkpoint, or None. Those of another identity are removed, which the log says.
+        """The newest whole checkpoint, or None. Checkpoints of another identity are removed, and the log says so.
 
         identity: fields that a checkpoint must have; by default the recipe alone.
         """
@@ -75,10 +75,10 @@ class Attempt:
         return saved
 
     def checkpoint(self, step: int, total: int, state: Callable[[], dict[str, Any]], asked: bool | None = None) -> None:
-        """Save when it is due or this job is asked to stop; then leave.
+        """Save when a checkpoint is due or the job is asked to stop.
 
-        state: what to save, asked for only then. asked: by default whether this process has been.
-        Raises Interrupted when asked to stop, everything being saved.
+        state: returns what to save. asked: whether the job is asked to stop; by default whether this process is.
+        Raises Interrupted after saving when the job is asked to stop.
         """
         asked = self.asked if asked is None else asked
         if asked or (step < total and time.monotonic() - self.saved >= self.save_seconds):
@@ -89,22 +89,22 @@ class Attempt:
             )
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
-        """Write a checkpoint; the processes that are not the first hold the same and write none."""
+        """Write a checkpoint. Only the first of the processes that share a batch writes one."""
         if self.active:
             self.checkpoints.save(step, {**self.identity, **state, "seconds": self.seconds})
         self.saved = time.monotonic()
 
     def made(self, path: Path) -> dict[str, Any] | None:
-        """What the record of the file at `path` says, where an attempt made it and was killed before its record."""
+        """The values that `keep` noted of the file at `path`, if an attempt was killed before the file's record."""
         made = self.checkpoints.kept(self.lease.identity, path)
         if made is not None:
             print(f"{self.title}: made already, only its record is written", flush=True)
         return made
 
     def keep(self, path: Path, values: dict[str, Any]) -> None:
-        """Note that the file at `path` is whole and what its record is to say; the checkpoints are then removed."""
+        """Note that the file at `path` is whole and what its record is to say, then remove the checkpoints."""
         self.checkpoints.keep(self.lease.identity, path, values)
 
     def costs(self) -> dict[str, Any]:
-        """`seconds` of the state; attempts, seconds_all and seconds_lost of all attempts at it."""
-        return {"seconds": round(self.seconds, 2), **self.lease.costs()}
+        """`seconds` of the state, and `attempts`, `seconds_all` and `seconds_lost` of all attempts at it."""
+        return {"seconds": round(self.seconds, 2), **self.lease.ledger.costs()}

@@ -4,21 +4,22 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from dearkd.data.loader import evaluation_loader
 from dearkd.plan.stage import Stage
-from dearkd.train.evaluate import accuracy, attention_distance, predict
+from dearkd.train.evaluate import accuracy, attended, attention_distance, predict
 from dearkd.train.inputs import Inputs
 from dearkd.train.processes import Processes
 from dearkd.train.state import State
 
 
 def end_epoch(stage: Stage, state: State, inputs: Inputs, processes: Processes, steps_per_epoch: int) -> dict[str, Any]:
-    """Add a line to the curve and begin the next epoch's sums; returns the line.
+    """Add a line to the curve, start the sums of the next epoch, and return the line.
 
-    It has the epoch from 1, learning rate and means of the terms; each `validate_every` epochs and at the end also
-    `validation_top1` in percent and `attention_distance` in patches, a number for each layer.
+    The line has the epoch, counted from 1, the learning rate and the mean of each term. Every `validate_every` epochs
+    and at the end it also has `validation_top1` in percent, and for each layer `attention_distance` in patches.
     """
     epoch = state.step // steps_per_epoch
     means = processes.mean(state.meters.total / steps_per_epoch).tolist()
@@ -40,7 +41,7 @@ def end_epoch(stage: Stage, state: State, inputs: Inputs, processes: Processes, 
 
 
 def text(entry: dict[str, Any]) -> str:
-    """The line for a log: epoch, terms, accuracy."""
+    """A line of the curve as text for a log: epoch, terms, accuracy."""
     left_out = ("epoch", "lr", "validation_top1", "attention_distance")
     terms = [f"{name} {value:.4f}" for name, value in entry.items() if name not in left_out]
     top1 = [f"top-1 {entry['validation_top1']:.1f} %"] if "validation_top1" in entry else []
@@ -48,7 +49,7 @@ def text(entry: dict[str, Any]) -> str:
 
 
 def _top1(stage: Stage, state: State, inputs: Inputs, processes: Processes) -> float:
-    """Percent; the processes that share the batch share the images too."""
+    """Validation top-1 in percent. The processes that share the batch share the images."""
     recipe, device = stage.training, processes.device
     images, count = processes.share(inputs.validation, len(inputs.validation)), torch.zeros(2, dtype=torch.float64)
     if len(images):
@@ -62,10 +63,12 @@ def _top1(stage: Stage, state: State, inputs: Inputs, processes: Processes) -> f
 def _attention_distance(
     stage: Stage, state: State, inputs: Inputs, processes: Processes
 ) -> Float[Tensor, "layers heads"]:
-    """In patches, on the first validation images, shared like them."""
+    """In patches, mean over the first validation images. The processes that share the batch share the images."""
     student, wanted = state.student, stage.attention_images
+    assert isinstance(student, VisionTransformer), "the plan sets attention_images to 0 for a CNN"
     images = processes.share(inputs.validation, wanted)
-    total = torch.zeros(len(student.blocks), student.blocks[0].attn.num_heads, dtype=torch.float64)
+    attention = [layer for _, layer in attended(student)]
+    total = torch.zeros(len(attention), attention[0].num_heads, dtype=torch.float64)
     if len(images):
         pixels, _ = next(evaluation_loader(images, stage.data, wanted))
         total += attention_distance(student, pixels.to(processes.device)).cpu().double() * len(images)

@@ -1,13 +1,15 @@
-"""Measuring a model: predictions, top-1 and top-5, and the average attention distance of Figure 4."""
+"""Measures of a model: predictions, top-1 and top-5, and the average attention distance of Figure 4."""
 
 from collections.abc import Iterable, Iterator
 
 import torch
 from jaxtyping import Bool, Float, Int
-from timm.models.vision_transformer import VisionTransformer
+from timm.layers import Attention
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from dearkd.model.attention import MHCA
+from dearkd.schema import InputError
 from dearkd.train.optimise import autocast
 
 
@@ -15,7 +17,10 @@ from dearkd.train.optimise import autocast
 def predict(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, precision: str = "fp32"
 ) -> tuple[Float[Tensor, "n classes"], Int[Tensor, " n"]]:
-    """(logits in fp32, labels) of a data set, in order; `precision`: of a GPU. The model's mode is restored."""
+    """(logits in fp32, labels) of a data set, in order. The model's mode is restored.
+
+    precision: in which a GPU computes: bf16, fp16 or fp32.
+    """
     training = model.training
     model.eval()
     logits, labels = [], []
@@ -41,10 +46,11 @@ def hits(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], k: int =
 def attention_distance(
     model: VisionTransformer, images: Float[Tensor, "batch rgb height width"]
 ) -> Float[Tensor, "layers heads"]:
-    """Average distance in patches between a query and what it attends to (Figure 4, Sec. 3.2).
+    """Average distance in patches between a query and the keys that it attends to (Figure 4, Sec. 3.2).
 
-    For each layer and head: sum over keys of attention times distance, mean over patch queries and images. Uniform
-    attention on a 14 x 14 grid gives 7.281 patches.
+    The value of a layer and head is the sum over keys of attention times distance, averaged over patch queries and
+    images. Uniform attention on a 14 x 14 grid gives 7.281 patches.
+    Raises InputError where `attended` does.
     """
     rows, columns = model.patch_embed.grid_size
     positions = torch.cartesian_prod(torch.arange(float(rows)), torch.arange(float(columns))).to(images.device)
@@ -56,21 +62,31 @@ def attention_distance(
 def attention_maps(
     model: VisionTransformer, images: Float[Tensor, "batch rgb height width"]
 ) -> Iterator[Float[Tensor, "batch heads patches patches"]]:
-    """What each patch (rows) attends to, layer by layer, each given its own input; one layer at a time is in memory.
+    """The attention of each patch (rows) to each patch, layer by layer; one layer at a time is in memory.
 
-    Class and distillation tokens are left out as queries and keys, attention being renormalised over patches.
+    Class and distillation tokens are neither queries nor keys here: each row is a softmax over patches alone.
+    Raises InputError where `attended` does.
     """
     training = model.training
     model.eval()
     x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
-    for block in model.blocks:
-        logits = _logits(block.attn, block.norm1(x))
+    for block, attention in attended(model):
+        logits = _logits(attention, block.norm1(x))
         yield logits[:, :, model.num_prefix_tokens :, model.num_prefix_tokens :].softmax(-1)
         x = block(x)
     model.train(training)
 
 
-def _logits(attention: nn.Module, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch heads tokens tokens"]:
+def attended(model: VisionTransformer) -> list[tuple[Block, Attention]]:
+    """The blocks of a transformer and their attention. Raises InputError where one is not timm's usual block."""
+    found = [(block, block.attn) for block in model.blocks if isinstance(block, Block)]
+    usual = [(block, attention) for block, attention in found if isinstance(attention, Attention)]
+    if len(usual) < len(model.blocks):
+        raise InputError(f"attention: {type(model).__name__} has blocks that are not timm's `Block` with `Attention`")
+    return usual
+
+
+def _logits(attention: Attention, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch heads tokens tokens"]:
     """Attention logits of MHCA or of timm's MHSA."""
     if isinstance(attention, MHCA):
         return attention.logits(x)

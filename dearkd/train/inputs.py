@@ -1,4 +1,4 @@
-"""What a stage trains on beside its recipe: images, teacher, and where its weights come from."""
+"""The inputs of a stage beside its recipe: images, teacher, and the weights from which it starts."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +18,11 @@ class Inputs:
 
     Args:
         train, validation: images. draws: images that an epoch draws from `train`.
-        fingerprint: of the recipe. made_from: sha256 of all that it is applied to; both identify a checkpoint.
+        fingerprint: of the recipe. made_from: sha256 of images, teacher and weights. Both identify a checkpoint.
         teacher, features: the CNN and the shapes of its features that the stage imitates; none for labels alone.
-        previous: final state of the stage before, whose weights, moments and schedule this one continues.
+        previous: final state of the stage before, whose weights, moments and schedule this stage continues.
         initial: weights of a finished student or of a CNN, from which fine-tuning starts.
-        decisions: the teacher's, computed ahead; None where it is asked.
+        decisions: hard labels of the teacher, computed ahead; None where the teacher runs in each step.
         workers: processes that load images from files.
     """
 
@@ -40,11 +40,11 @@ class Inputs:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What a checkpoint must have been made with."""
+        """The fields that a checkpoint must have."""
         return {"fingerprint": self.fingerprint, "made_from": self.made_from}
 
     def schedule(self, recipe: Training, seed: int, processes: Processes) -> Schedule:
-        """Which images each step of this process sees."""
+        """The images of each step of this process."""
         return Schedule(
             size=len(self.train),
             draws=self.draws,

@@ -1,15 +1,12 @@
-"""One job at a time for a run, and what all its attempts have cost. Standard library only.
+"""One job at a time for a run. Standard library only.
 
-A lease is a file that names its holder, whose beat renews it. Beside it each attempt keeps a file of its own: what it
-began with, when it last saved, and, as its modification time, its last sign of life, so that the cost of an attempt
-that died without a word is known as well.
+A lease is a file that names its holder. The holder touches the file every ten seconds, which is its beat.
 """
 
 import contextlib
 import fcntl
 import json
 import os
-import re
 import socket
 import threading
 import time
@@ -19,35 +16,34 @@ from typing import Any
 
 from dearkd import disk
 from dearkd.schema import InputError
+from dearkd.train.ledger import Ledger, parsed, read
 
 BEAT_SECONDS = 10.0
 LEASE_SECONDS = 120.0
-"""A lease held on another machine is under suspicion after this long without a beat."""
+"""A holder on another machine is watched after so many seconds without a beat."""
 WATCH_SECONDS = 30.0
-"""Then it is watched this long, three beats, before it is taken over: clocks of two machines may differ."""
-READ_TRIES, READ_SECONDS = 5, 1.0
-"""A network file system may refuse a read once (ESTALE): how often one is repeated, and after how long."""
+"""How long it is watched, three beats, before its lease is taken over. The clocks of two machines may differ."""
 ASK_SECONDS = 2.0
-"""How often a job that waits looks again."""
+"""A job that waits looks again after so many seconds."""
 
 
 class Lease:
     """Keeps two jobs off one run, for example when a killed Snakemake is started again and submits a duplicate.
 
-    It is taken over when its holder is dead: a process of this machine and PID namespace that is gone, or, from
-    anywhere else, no beat for two minutes and none while it is watched. A holder that was only suspended that long
-    finds out at its next save, and stops without one.
+    A lease is taken over when its holder is dead. A holder on this machine and in this PID namespace is dead when its
+    process is gone. Any other holder is dead when it has had no beat for two minutes and has none while it is watched.
+    A holder that was only suspended notices at its next save, and stops without saving.
 
     Args:
         folder: of the run's checkpoints.
-        identity: fingerprint of what is made there; costs count the attempts that made the same.
+        identity: fingerprint of what is made there; `ledger` counts the attempts that made the same.
         wait: wait for the holder instead of refusing, as jobs of the workflow do.
         active: False for all but the first of the processes that share a batch.
     """
 
     def __init__(self, folder: Path, identity: str = "", wait: bool = False, active: bool = True) -> None:
         self.folder, self.identity, self.wait, self.active = folder, identity, wait, active
-        self.path = folder / "lease.json"
+        self.path, self.ledger = folder / "lease.json", Ledger(folder, identity)
         self._stop = threading.Event()
         self._silent: tuple[str, int] | None = None
 
@@ -55,25 +51,20 @@ class Lease:
         """Raises InputError when another job holds the run and `wait` is off."""
         if not self.active:
             return self
-        self.me = json.dumps(
-            {
-                "host": socket.gethostname(),
-                "machine": _machine(),
-                "pid": os.getpid(),
-                "job": os.environ.get("SLURM_JOB_ID", ""),
-                "boot": _started(os.getpid()),
-            }
-        )
+        me = {
+            "host": socket.gethostname(),
+            "machine": _machine(),
+            "pid": os.getpid(),
+            "job": os.environ.get("SLURM_JOB_ID", ""),
+            "boot": _started(os.getpid()),
+        }
+        self.me = json.dumps(me)
         try:
             self._wait_or_refuse()
         except OSError as error:
             raise InputError(f"{self.path}: cannot be read or written ({error.strerror}); run again") from None
-        numbers = (re.fullmatch(r"attempt-(\d+)", p.stem) for p in self.folder.glob("attempt-*.json"))
-        number = 1 + max((int(found[1]) for found in numbers if found), default=0)
-        self.attempt = self.folder / f"attempt-{number:04d}.json"
         self._sweep()
-        self.began = time.time()
-        self.saved()
+        self.ledger.begin(me)
         threading.Thread(target=self._beat, daemon=True).start()
         return self
 
@@ -81,7 +72,7 @@ class Lease:
         self._stop.set()
         with contextlib.suppress(OSError):
             if self.active and self._is_mine():
-                os.utime(self.attempt)
+                self.ledger.beat()
                 self.path.unlink(missing_ok=True)
 
     def check(self) -> None:
@@ -99,56 +90,29 @@ class Lease:
                 f"{LEASE_SECONDS:.0f} seconds; it stops and leaves the other's checkpoints alone"
             )
 
-    def saved(self) -> None:
-        """Note that everything up to now is kept."""
-        if self.active:
-            disk.write(
-                self.attempt,
-                json.dumps({**json.loads(self.me), "of": self.identity, "began": self.began, "saved": time.time()}),
-            )
-
-    def costs(self) -> dict[str, Any]:
-        """{"attempts", "seconds_all": of all attempts, "seconds_lost": what they did after their last save}.
-
-        Known to within a beat, ten seconds, for an attempt that died without a word.
-        """
-        spent, lost, count = 0.0, 0.0, 0
-        for path in self.folder.glob("attempt-*.json"):
-            state = None
-            with contextlib.suppress(OSError):
-                state = _state(path)
-            values = _parsed(state[0]) if state else {}
-            numbers = [values.get(k) for k in ("began", "saved")]
-            if values.get("of") != self.identity or not all(isinstance(n, int | float) for n in numbers):
-                continue
-            seen = time.time() if path == self.attempt else state[1] / 1e9
-            count, spent = count + 1, spent + max(seen - values["began"], 0.0)
-            lost += 0.0 if path == self.attempt else max(seen - values["saved"], 0.0)
-        return {"attempts": count, "seconds_all": round(spent, 2), "seconds_lost": round(lost, 2)}
-
     def _sweep(self) -> None:
-        """Remove what killed attempts on any machine wrote in part: only who holds the lease writes here."""
+        """Remove files that a killed attempt wrote in part. Only the holder of the lease writes here."""
         for left in self.folder.glob(".*.tmp"):
             left.unlink(missing_ok=True)
 
     def _take(self) -> dict[str, Any] | None:
-        """Take the lease; returns its holder instead when that one is alive."""
+        """Take the lease. Where its holder is alive, return the holder instead."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "lease.lock").touch()
         except OSError as error:
             raise InputError(
-                f"{self.folder}: cannot be written ({error.strerror}); make room or set permissions and run again"
+                f"{self.folder}: cannot be written ({error.strerror}); make room or set permissions, then run again"
             ) from None
         with _alone(self.folder / "lease.lock"):
-            state = _state(self.path)
+            state = read(self.path)
             if state is not None and state != self._silent and not _gone(holder := _holder(state[0])):
                 return holder
             disk.write(self.path, self.me)
         return None
 
     def _wait_or_refuse(self) -> None:
-        """Take the lease, after its holder where `wait` is on; InputError where it is off and the holder lives."""
+        """Take the lease. Where its holder lives, wait for the holder, or raise InputError if `wait` is off."""
         told: set[str] = set()
         while (holder := self._take()) is not None:
             who = f"{self.folder}: in use by {_name(holder)}"
@@ -163,11 +127,11 @@ class Lease:
             time.sleep(ASK_SECONDS)
 
     def _beats(self) -> bool:
-        """Whether the holder beats while it is watched. If not, `_take` takes the lease if it is still the same."""
-        before, end = _state(self.path), time.monotonic() + WATCH_SECONDS
+        """Whether the holder beats while it is watched. If it does not, `_take` takes the lease that was watched."""
+        before, end = read(self.path), time.monotonic() + WATCH_SECONDS
         while before is not None and not _gone(_holder(before[0])) and time.monotonic() < end:
             time.sleep(min(ASK_SECONDS, WATCH_SECONDS))
-            if _state(self.path) != before:
+            if read(self.path) != before:
                 return True
         self._silent = before
         return False
@@ -178,25 +142,25 @@ class Lease:
             with contextlib.suppress(OSError):
                 if self._is_mine():
                     os.utime(self.path)
-                    os.utime(self.attempt)
+                    self.ledger.beat()
 
     def _is_mine(self) -> bool:
-        state = _state(self.path)
+        state = read(self.path)
         return state is not None and state[0] == self.me
 
     def _alive(self, holder: dict[str, Any]) -> bool:
-        """For sure where the holder's process can be seen, else as the clocks have it."""
+        """Whether the holder lives: certain where its process can be seen, otherwise judged by the two clocks."""
         if holder.get("machine") == _machine():
             return not _gone(holder)
-        state = _state(self.path)
+        state = read(self.path)
         return state is not None and abs(time.time() - state[1] / 1e9) < LEASE_SECONDS
 
 
 def held(folder: Path) -> bool:
-    """Whether a living job has a run's folder; True where its lease cannot be read."""
+    """Whether a living job holds a run's folder. True where its lease cannot be read."""
     lease = Lease(folder)
     try:
-        state = _state(lease.path)
+        state = read(lease.path)
         return state is not None and lease._alive(_holder(state[0]))
     except OSError:
         return True
@@ -204,34 +168,16 @@ def held(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """One process at a time looks at a lease and takes it; where a file system has no locks, they may collide."""
+    """Within, no other process looks at the lease or takes it, unless the file system has no locks."""
     with path.open("w") as file:
         with contextlib.suppress(OSError):
             fcntl.lockf(file, fcntl.LOCK_EX)
         yield
 
 
-def _state(path: Path) -> tuple[str, int] | None:
-    """(text, nanoseconds of the last beat) of a lease, None where there is none; OSError when it stays unreadable.
-
-    It is opened, not only asked for its time: a network file system answers that from a cache.
-    """
-    for tries_left in reversed(range(READ_TRIES)):
-        try:
-            with path.open(errors="replace") as file:
-                return file.read(), os.fstat(file.fileno()).st_mtime_ns
-        except FileNotFoundError:
-            return None
-        except OSError:
-            if not tries_left:
-                raise
-            time.sleep(READ_SECONDS)
-    raise AssertionError("unreachable")
-
-
 def _holder(text: str) -> dict[str, Any]:
-    """Who a lease names; {} where it is damaged, so that only its beat tells whether there is somebody."""
-    values = _parsed(text)
+    """The process that a lease names; {} where the lease is damaged. Only its beat then tells whether it is held."""
+    values = parsed(text)
     return values if {"host", "pid", "job", "boot"} <= values.keys() and isinstance(values["pid"], int) else {}
 
 
@@ -242,7 +188,7 @@ def _name(holder: dict[str, Any]) -> str:
 
 
 def _gone(holder: dict[str, Any]) -> bool:
-    """Whether a holder's process is known to be gone: it was one of this machine and namespace."""
+    """Whether a holder's process is known to be gone, which only its own machine and namespace can tell."""
     if holder.get("machine") != _machine():
         return False
     started = _started(holder["pid"])
@@ -250,7 +196,7 @@ def _gone(holder: dict[str, Any]) -> bool:
 
 
 def _machine() -> str:
-    """Where a process id means a process: this boot of this machine, and the PID namespace, as of a container."""
+    """The place where a process id means one process: this boot of this machine, and the PID namespace."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -259,17 +205,8 @@ def _machine() -> str:
     return " ".join(parts)
 
 
-def _parsed(text: str) -> dict[str, Any]:
-    """A JSON object; {} for anything else."""
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}
-
-
 def _started(pid: int) -> str | None:
-    """When a process started, in clock ticks since boot, which tells reused ids apart; None: it is gone or a zombie."""
+    """When a process started, in clock ticks since boot, which tells reused ids apart; None if gone or a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
         return None if fields[0] in "ZX" else fields[19]

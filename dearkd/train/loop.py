@@ -1,7 +1,7 @@
-"""THE loop: every stage of every method, teachers included. A method is data (`methods.py`); nothing here knows one.
+"""The training loop of every stage of every method, teachers included. A method is data (`plan/methods.py`).
 
-A step is a global batch of `groups` micro-batches. Each micro-batch has its own key for mixing, dropout and drop path,
-so the processes that share a batch, gradient accumulation and restarts change nothing but the order of sums.
+A step is a batch of `groups` micro-batches. Each micro-batch has its own key for mixing, dropout and drop path. The
+number of processes, gradient accumulation and restarts therefore change only the order of sums.
 """
 
 import itertools
@@ -28,7 +28,7 @@ from dearkd.train.state import State
 from dearkd.train.track import Tracked
 
 LOOK = 20
-"""Steps between two looks at whether all terms are finite: each makes the host wait for the device."""
+"""Steps between two checks that all terms are finite. Each check makes the host wait for the device."""
 
 
 def train(
@@ -39,10 +39,10 @@ def train(
     processes: Processes = Processes(),
     track: Tracked | None = None,
 ) -> dict[str, Any]:
-    """Train a stage to its end, from its newest checkpoint if there is one; returns its final state.
+    """Train a stage to its end, from its newest checkpoint if there is one, and return its final state.
 
-    track: where the curve of this run and seed is shown.
-    Raises Interrupted when asked to stop, InputError when the loss is not finite.
+    track: the tracker of this run and seed.
+    Raises Interrupted when asked to stop, and InputError when a term of the loss is not finite.
     """
     learner = Learner(stage, seed, inputs, processes, attempt.resume(inputs.identity))
     state, schedule, first = learner.state, learner.schedule, processes.rank == 0
@@ -87,7 +87,7 @@ def train(
 
 
 class Learner:
-    """Takes a stage's steps: moves its `state` by one batch after the other.
+    """Takes the steps of a stage. Each step moves `state` by one batch.
 
     Args:
         saved: the stage's newest checkpoint, if there is one.
@@ -122,14 +122,14 @@ class Learner:
         self.replayed = Replayed(self.learn) if processes.device.type == "cuda" and alone else None
 
     def step(self, batch: Iterable[tuple[MicroBatch, Tensor, Tensor]]) -> None:
-        """One step: each of this process's micro-batches of (images, labels) is mixed and learned from."""
+        """Take one step: mix each micro-batch (images, labels) of this process and learn from it."""
         device, decisions = self.processes.device, self.inputs.decisions
         self.rate.step(self.state.step // self.schedule.steps_per_epoch)  # of the epoch: a resumed run needs no history
         for i, (micro, images, labels) in enumerate(batch, 1):
             seed_all(self.seed, "forward", micro.step, micro.group)
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             images, targets = optimise.mix(self.mixup, images, labels)
-            known = decisions and decisions.of(micro).to(device, non_blocking=True)
+            known = decisions.of(micro).to(device, non_blocking=True) if decisions else None
             if self.replayed:
                 self.replayed(self.rate.now, images, targets, known)
             else:
@@ -137,7 +137,7 @@ class Learner:
         self.state.step += 1
 
     def learn(self, images: Tensor, targets: Tensor, decisions: Tensor | None, last: bool = True) -> None:
-        """Forward and backward of a micro-batch; the `last` of this process's share of a batch moves the weights."""
+        """Forward and backward pass of a micro-batch. The `last` one of this process's share moves the weights."""
         state, processes, losses = self.state, self.processes, dict(self.stage.losses)
         with optimise.autocast(self.stage.training.precision, processes.device):
             seen = self._look(images, decisions)
@@ -151,22 +151,22 @@ class Learner:
             self._move()
 
     def _look(self, images: Tensor, decisions: Tensor | None) -> Seen | None:
-        """What the teacher says of a micro-batch; only its early stages run where its decisions are known."""
-        if self.teacher is None or decisions is None:
-            return self.teacher and self.teacher(images)
-        return Seen(decisions, self.teacher.features(images))
+        """The teacher's outputs for a micro-batch. Only its early stages run where its decisions are known."""
+        if self.teacher is None:
+            return None
+        return self.teacher(images) if decisions is None else Seen(decisions, self.teacher.features(images))
 
     def _observe(self, seen: Seen | None) -> None:
-        """Collect the scale of the teacher's features; the very first micro-batch of the batch sets it for all."""
+        """Collect the scale of the teacher's features. The very first micro-batch sets it for all processes."""
         scale = self.state.scale
-        if scale is None:
+        if scale is None or seen is None:
             return
         self.squares.append(mean_squares(seen.features))
         if not scale.known:
             scale.update(self.processes.first(self.squares[-1]))
 
     def _move(self) -> None:
-        """Clip, step, EMA. Where fp16 overflowed, weights, their average and the features' scale stay as they are."""
+        """Clip, step, EMA. After an fp16 overflow the weights, their average and the features' scale do not change."""
         state, clip = self.state, self.stage.training.clip
         scaler, squares, self.squares = state.scaler, self.squares, []
         scaler.unscale_(state.optimiser)
@@ -181,14 +181,14 @@ class Learner:
             return
         if state.ema:
             state.ema.update(state.student)
-        if squares:
+        if state.scale is not None and squares:
             state.scale.update(self.processes.mean(torch.stack(squares).mean(0)))
 
 
 def require_finite(state: State, attempt: Attempt) -> None:
-    """InputError naming the first term that was not finite, and the step; waits for the device.
+    """Raise InputError that names the step and the first term that was not finite there. Waits for the device.
 
-    The weights that gave this number are removed where they were saved.
+    A checkpoint with the weights of that step is removed.
     """
     found = state.meters.bad()
     if found is None:

@@ -1,4 +1,4 @@
-"""What a stage measures of itself while it trains, kept on the device so that no step waits for it."""
+"""The sums that a stage keeps while it trains. They are on the device, so that no step waits for them."""
 
 import math
 
@@ -9,23 +9,23 @@ from torch import Tensor
 class Meters:
     """Sums of a stage's terms over an epoch, and the first step at which a term was not finite.
 
-    Adding costs the device a few small kernels and the host nothing; `bad` and `sums` are the only places that wait.
+    `add` starts a few small kernels and does not wait for them. Only `bad` and `sums` wait for the device.
 
     Args:
-        names: of the terms, in the order in which they are reported. device: where the terms are.
+        names: of the terms, in the order in which they are reported. device: of the terms.
     """
 
     def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
         self.names = names
         self.total = torch.zeros(len(names), dtype=torch.float64, device=device)
         self.step = torch.zeros((), dtype=torch.int64, device=device)
-        """Step of the terms that are added next. It is counted here because a CUDA graph sees no number of the host."""
+        """Step of the terms that are added next, a tensor because a CUDA graph sees no number of the host."""
         self.bad_step = torch.full((), -1, dtype=torch.int64, device=device)
         self.bad_terms = torch.zeros_like(self.total)
 
     @torch.no_grad()
     def add(self, parts: dict[str, Tensor], share: int) -> None:
-        """Add one of `share` micro-batches' terms, scalars by name."""
+        """Add the terms of one of `share` micro-batches. parts: scalars by name."""
         values = torch.stack([parts[name].detach() for name in self.names]).double()
         self.total += values / share
         first = ~torch.isfinite(values).all() & (self.bad_step < 0)
@@ -33,7 +33,7 @@ class Meters:
         self.bad_terms.copy_(torch.where(first, values, self.bad_terms))
 
     def bad(self) -> tuple[int, str, float] | None:
-        """(step, name, value) of the first term that was not finite, or None; waits for the device."""
+        """(step, name, value) of the first term that was not finite, or None. Waits for the device."""
         step = int(self.bad_step)
         if step < 0:
             return None
@@ -41,11 +41,11 @@ class Meters:
         return step, *next((name, value) for name, value in terms if not math.isfinite(value))
 
     def sums(self) -> dict[str, float]:
-        """By name; waits for the device. Empty before anything was added."""
+        """The sum of each term by name, empty before the first `add`. Waits for the device."""
         return dict(zip(self.names, self.total.tolist(), strict=True)) if self.total.any() else {}
 
     def start(self, step: int, sums: dict[str, float] | None = None) -> None:
-        """Begin an epoch, or go on within one from its `sums`; the next terms are those of `step`."""
+        """Start an epoch, or resume one from its `sums`. The next terms are those of `step`."""
         given = [sums.get(name, 0.0) for name in self.names] if sums else [0.0] * len(self.names)
         self.total.copy_(torch.tensor(given, dtype=torch.float64))
         self.step.fill_(step)

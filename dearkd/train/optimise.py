@@ -1,9 +1,10 @@
-"""Optimiser, learning rate, precision and mixing of images, as DeiT has them, from torch and timm."""
+"""Optimiser, learning rate, precision and mixing of images, as in DeiT, from torch and timm."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from timm.data.mixup import Mixup, mixup_target
 from timm.optim import param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
@@ -14,7 +15,7 @@ from dearkd.plan.stage import Augment, Stage, Training
 
 
 def optimiser(trainee: Trainee, recipe: Training) -> torch.optim.Optimizer:
-    """AdamW or SGD; biases, norms, positions, tokens, alpha and Delta are out of weight decay."""
+    """AdamW or SGD, without weight decay for biases, norms, positions, tokens, alpha and Delta."""
     keep = trainee.no_weight_decay()
     groups = [
         group
@@ -33,9 +34,9 @@ def optimiser(trainee: Trainee, recipe: Training) -> torch.optim.Optimizer:
 def restore_moments(
     optimiser: torch.optim.Optimizer, trainee: Trainee, moments: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Give each parameter that learns its moments, by name, on the devices where the optimiser keeps them.
+    """Restore the moments of each parameter that learns, by name.
 
-    torch's own `load_state_dict` decides where: a fused AdamW wants even its count of steps beside the parameter.
+    torch's own `load_state_dict` chooses their devices. A fused AdamW needs even its count of steps on the parameter's.
     """
     names = {parameter: name for name, parameter in trainee.named_parameters()}
     order = [parameter for group in optimiser.param_groups for parameter in group["params"]]
@@ -44,6 +45,7 @@ def restore_moments(
 
 
 def learning_rate(optimiser: torch.optim.Optimizer, stage: Stage) -> "LearningRate":
+    """The schedule of a stage: that of the whole run, or one of its own if `stage2_lr` is `restart`."""
     recipe = stage.training
     if stage.first_epoch and recipe.stage2_lr == "restart":
         return LearningRate(optimiser, recipe, stage.first_epoch, recipe.epochs - stage.first_epoch, recipe.stage2_peak)
@@ -51,9 +53,10 @@ def learning_rate(optimiser: torch.optim.Optimizer, stage: Stage) -> "LearningRa
 
 
 class LearningRate:
-    """timm's cosine with warm-up, DeiT's schedule: per epoch, from warmup_lr over the peak to min_lr.
+    """DeiT's schedule, which is timm's cosine with warm-up: it rises from warmup_lr to the peak and falls to min_lr.
 
-    Epoch e has lr(e). DeiT's own script sets lr(e) after epoch e, so its epoch 1 still runs at the warm-up's start.
+    The rate changes once an epoch, and epoch e has lr(e). DeiT's own script sets lr(e) after epoch e, so that its epoch
+    1 still has the first rate of the warm-up.
     """
 
     def __init__(
@@ -71,21 +74,24 @@ class LearningRate:
         )
 
     def step(self, epoch: int) -> None:
+        """Set the rate of an epoch, counted from 0 over the whole run."""
         self.cosine.step(epoch - self.start)
 
     @property
     def now(self) -> float:
-        """The rate of the epoch under way."""
+        """The rate of the current epoch."""
         return self.cosine.optimizer.param_groups[0]["lr"]
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """Within, a GPU computes in `precision`, which is bf16, fp16 or fp32; a CPU always in fp32."""
+    """Within, a GPU computes in `precision`, which is bf16, fp16 or fp32. A CPU always computes in fp32."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision) if device.type == "cuda" else None
     return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
 
-def mix(mixup: Mixup, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def mix(
+    mixup: Mixup, images: Float[Tensor, "batch channels height width"], labels: Int[Tensor, " batch"]
+) -> tuple[Float[Tensor, "batch channels height width"], Float[Tensor, "batch classes"]]:
     """(images, soft targets) after mixup or cutmix and label smoothing."""
     if mixup.mixup_alpha or mixup.cutmix_alpha:
         return mixup(images, labels)
@@ -93,7 +99,7 @@ def mix(mixup: Mixup, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def mixing(a: Augment, classes: int) -> Mixup:
-    """timm's mixup and cutmix over a micro-batch, one ratio for all of it, as DeiT."""
+    """timm's mixup and cutmix, with one ratio for all images of a micro-batch, as in DeiT."""
     return Mixup(
         mixup_alpha=a.mixup,
         cutmix_alpha=a.cutmix,

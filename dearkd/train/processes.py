@@ -1,4 +1,4 @@
-"""The processes that share each batch of a training: who this one is, and what they say to each other."""
+"""The processes that share each batch of a training: the rank of this one, and what they exchange."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from dearkd.data.images import Images
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that share a batch: `rank` of `count`, on its `device`. By default alone, on the CPU."""
+    """This process, `rank` of the `count` that share a batch, on its `device`. By default it is alone, on the CPU."""
 
     device: torch.device = torch.device("cpu")
     rank: int = 0
@@ -22,7 +22,7 @@ class Processes:
 
     @classmethod
     def join(cls) -> "Processes":
-        """This process as the machine has it; joins the group when torchrun has started several."""
+        """This process and its device. If torchrun has started several processes, it joins their group."""
         count, rank, local = (int(os.environ.get(k, d)) for k, d in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
         cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
         device = torch.device("cuda", local % cards) if cards else torch.device("cpu")
@@ -33,25 +33,29 @@ class Processes:
         return cls(device, rank, count)
 
     def meet(self) -> None:
-        """Wait until all are here: none reads a checkpoint before the run is theirs."""
+        """Wait until all processes are here. None reads a checkpoint before the first one holds the run."""
         if self.count > 1:
             dist.barrier()
 
     def parallel(self, module: nn.Module) -> nn.Module:
-        """The module, with gradients averaged over all."""
+        """The module, with gradients averaged over all processes."""
         return module if self.count == 1 else DistributedDataParallel(module, broadcast_buffers=False)
 
-    def no_sync(self, module: nn.Module, last: bool) -> contextlib.AbstractContextManager:
+    def no_sync(self, module: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
         """Within, gradients of a `parallel` module wait for the `last` micro-batch before they are averaged."""
-        return contextlib.nullcontext() if last or self.count == 1 else module.no_sync()
+        return (
+            module.no_sync() if isinstance(module, DistributedDataParallel) and not last else contextlib.nullcontext()
+        )
 
     def sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes, of any shape."""
         if self.count > 1:
             values = values.to(self.device, copy=True)
             dist.all_reduce(values)
         return values
 
     def mean(self, values: Tensor) -> Tensor:
+        """The mean over all processes, of any shape."""
         return self.sum(values) / self.count
 
     def first(self, values: Tensor) -> Tensor:
@@ -62,7 +66,7 @@ class Processes:
         return values
 
     def any(self, flag: bool) -> bool:
-        """Whether any of them says so: they must leave at the same step."""
+        """Whether the flag of any process is set. All processes must stop at the same step."""
         if self.count == 1:
             return flag
         flags = torch.tensor(float(flag), device=self.device)

@@ -1,8 +1,8 @@
 """A step of training as one CUDA graph: the same kernels in the same order, launched at once.
 
-A small student's step is some 500 kernels of a few microseconds; launching them one by one takes several times longer
-than running them. The random numbers are those of the eager step, because a graph reads the generator's seed when it
-is replayed.
+A step of a small student is some 500 kernels of a few microseconds each. Launching them one by one takes several times
+longer than running them. The random numbers equal those of the eager step, because a graph reads the generator's seed
+when it is replayed.
 """
 
 from collections.abc import Callable, Hashable
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 WARM = 3
-"""Eager steps before the first capture: they create the optimiser's moments and let libraries settle."""
+"""Number of eager steps before the first capture. They create the optimiser's moments and let libraries settle."""
 
 
 class Replayed:
-    """`work(*tensors)`, launched kernel by kernel in the first `WARM` calls and replayed from a CUDA graph afterwards.
+    """A call of `work(*tensors)`: kernel by kernel the first `WARM` times, then replayed from a CUDA graph.
 
-    `work` returns nothing, waits for nothing, and works on the device alone. Its tensors keep their shapes. A new key,
-    for what the graph holds as a constant (the learning rate), captures it anew.
+    `work` returns nothing, waits for nothing, and uses the device alone. Its tensors keep their shapes. The key stands
+    for what the graph holds as a constant (the learning rate); a new key captures a new graph.
     """
 
     def __init__(self, work: Callable[..., None]) -> None:
@@ -46,7 +46,7 @@ class Replayed:
         if self.key != key or self.graph is None:
             self.key, self.graph = key, self._capture()  # the one before lives until then: a pool must not be empty
         for kept, given in zip(self.inputs, tensors, strict=True):
-            if kept is not None:
+            if kept is not None and given is not None:
                 kept.copy_(given, non_blocking=True)
         self.graph.replay()
 

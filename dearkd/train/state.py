@@ -1,4 +1,4 @@
-"""The state of a stage under way: what a step changes, and what a checkpoint holds of it."""
+"""The state of a stage in training: what a step changes and a checkpoint saves."""
 
 from typing import Any
 
@@ -21,8 +21,9 @@ class State:
     """Weights, their average, the optimiser's moments, the features' scale, meters, curve and the step, from 0.
 
     Args:
-        first_step: of the stage. saved: its newest checkpoint, or None: it then starts from the end of the stage
-            before, or anew.
+        first_step: of the stage.
+        saved: newest checkpoint of the stage. Where it is None, the stage starts from the end of the stage before if
+            there is one, and from fresh weights otherwise.
     """
 
     def __init__(
@@ -34,23 +35,20 @@ class State:
         first_step: int,
         saved: dict[str, Any] | None = None,
     ) -> None:
-        recipe, self.seed = stage.training, seed
+        recipe, knobs, self.seed = stage.training, stage.distillation, seed
         student = networks.create(stage.model, seed)
         if inputs.initial is not None:
             networks.adopt(student, inputs.initial)
         if device.type == "cpu" and isinstance(student, VisionTransformer):
             unfuse_few_tokens(student)
         if stage.freeze_rpe:
-            for name, parameter in student.named_parameters():
-                parameter.requires_grad_(".rpe." not in name)
+            networks.freeze_positions(student)
         torch.manual_seed(key_of(seed, "auxiliary"))
-        trainee = Trainee(student, tuple(n for n, _ in stage.losses), stage.distillation, inputs.features)
+        trainee = Trainee(student, tuple(n for n, _ in stage.losses), knobs, inputs.features)
         self.trainee = trainee.to(device).train()
-        self.scale = (
-            FeatureScale(stage.distillation.hidden_norm, len(stage.pairs)).to(device)
-            if self.trainee.wants_hidden
-            else None
-        )
+        self.scale: FeatureScale | None = None
+        if knobs is not None and self.trainee.wants_hidden:
+            self.scale = FeatureScale(knobs.hidden_norm, len(stage.pairs)).to(device)
         self.optimiser = optimise.optimiser(self.trainee, recipe)
         self.ema = ModelEmaV3(student, decay=recipe.ema) if recipe.ema else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16" and device.type == "cuda")
@@ -62,11 +60,11 @@ class State:
 
     @property
     def student(self) -> torch.nn.Module:
-        """What is trained, without what a stage adds to it."""
+        """The model that is trained, without the parts that a stage adds."""
         return self.trainee.student
 
     def values(self) -> dict[str, Any]:
-        """Everything that the rest of the stage and the next stage depend on; moments are kept by parameter name."""
+        """All that the rest of the stage and the next stage depend on. Moments are kept by parameter name."""
         names = {p: n for n, p in self.trainee.named_parameters()}
         moments = {names[p]: dict(self.optimiser.state[p]) for p in names if p in self.optimiser.state}
         return {

@@ -1,4 +1,4 @@
-"""DearKD as a training task of timm's, for timm's own train.py or anyone's loop (docs/model.md).
+"""DearKD as a training task of timm, for timm's own train.py or any other loop (docs/model.md).
 
     task = DearKDTask(student, teacher, stage1_updates=1000)
     optimiser = timm.optim.create_optimizer_v2(task.get_trainable_module(), "adamw", lr=1e-3)
@@ -8,7 +8,7 @@
         optimiser.zero_grad()
         task.update_ema(step + 1)
 
-The losses are those of this repository's own loop.
+The losses are the same as in `train.loop`.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,8 +25,9 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dearkd.model.networks import freeze_positions
 from dearkd.model.objective import TERMS, FeatureScale, mean_squares, objective
-from dearkd.model.teachers import Moments, Teacher
+from dearkd.model.teachers import FeatureShape, Moments, Teacher
 from dearkd.model.trainee import Trainee
 from dearkd.plan.stage import LOSSES, Distillation
 from dearkd.schema import InputError, build, unknown
@@ -35,24 +36,23 @@ from dearkd.schema import InputError, build, unknown
 class DearKDTask(TrainingTask):
     """Two-stage distillation (Sec. 3) of a CNN into a vision transformer: stage I is Eq. 6, stage II is Eq. 7.
 
-    The student's state dict stays that of the student: aligner and pooled head belong to the task, which keeps them in
-    timm's task state, and fall away in stage II.
+    The student's state dict has the student alone. Aligner and pooled head belong to the task, are saved in timm's task
+    state, and are unused in stage II.
 
     Args:
         student_model: a DearKD, DeiT or other timm VisionTransformer.
-        teacher_model: a timm CNN, or the name of one with published weights. It stays in evaluation mode, gets no
-            gradient, and sees pixels normalised as its `pretrained_cfg` says.
+        teacher_model: a timm CNN, or the name of one with published weights. It stays in evaluation mode and gets no
+            gradient. Its pixels are normalised as its `pretrained_cfg` says.
         criterion, criterion_kwargs: loss on the labels, as in timm's tasks; cross-entropy where neither is given.
         distillation: alpha, beta, pairs and the other knobs, as `stage.Distillation` or a mapping of its fields.
-        losses: weights of the terms of `objective.TERMS` in stage I; None: Eq. 6 with alpha and beta. DeiT
+        losses: weights of the terms of `objective.TERMS` in stage I. None is Eq. 6 with alpha and beta. DeiT
             distilled is {"ce": 0.5, "token": 0.5}.
         stage1_updates: updates of the optimiser after which `update_ema` begins stage II; 0: only `begin_stage_two`
             does.
-        probe: images (batch, channels, height, width) that tell the shape and sign of the teacher's features; None:
-            noise.
+        probe: images that tell the shape and sign of the teacher's features; None: noise.
         device, dtype, verbose: as in timm's tasks.
 
-    Raises InputError naming the argument when student, teacher and pairs do not fit each other.
+    Raises InputError that names the argument when student, teacher and pairs do not fit each other.
     """
 
     def __init__(
@@ -73,44 +73,27 @@ class DearKDTask(TrainingTask):
         super().__init__(device=device, dtype=dtype, verbose=verbose)
         if not isinstance(distillation, Distillation):
             distillation = build(Distillation, dict(distillation), "distillation")
-        alpha, beta = distillation.alpha, distillation.beta
-        self.losses = dict(losses or {"ce": alpha, "logit": 1 - alpha, "hidden": beta})
-        for name in self.losses:
-            if name not in TERMS:
-                raise InputError(unknown(name, TERMS, "loss", "losses"))
-            if "token" in name and not hasattr(student_model, "head_dist"):
-                raise InputError(f"losses: {name} needs a distillation token; take a deit_*_distilled_* student")
+        student = _transformer(student_model)
+        self.losses = _weights(losses, distillation, student)
         self.stage, self.stage1_updates, self.knobs = 1, stage1_updates, distillation
         self.criterion = resolve_classification_loss(criterion, self.device, criterion_kwargs=criterion_kwargs)
         pairs = distillation.pairs if any(LOSSES[name].aligner for name in self.losses) else ()
-        teacher = _teacher(teacher_model, student_model, tuple(stage for _, stage in pairs))
+        teacher = _teacher(teacher_model, student, tuple(stage for _, stage in pairs))
         self.teacher = teacher.to(self.device, self.dtype)
-        if probe is None:
-            size = (2, student_model.in_chans, *student_model.patch_embed.img_size)
-            probe = torch.randn(size, generator=torch.Generator().manual_seed(0))
-        with torch.no_grad():
-            shapes = self.teacher.feature_shapes(probe.to(self.device, self.dtype)) if pairs else []
-        for block, stage in pairs:
-            if not (0 < block <= len(student_model.blocks) and 0 <= stage < len(shapes)):
-                raise InputError(
-                    f"pairs: {block, stage} is not a block of 1 to {len(student_model.blocks)} of the student and a "
-                    f"stage of 0 to {len(shapes) - 1} of the teacher"
-                )
-        features = tuple(shapes[stage] for _, stage in pairs)
-        trainee = Trainee(student_model, tuple(self.losses), distillation, features)
+        probe = _noise(student) if probe is None else probe
+        features = _features(self.teacher, student, pairs, probe.to(self.device, self.dtype))
+        trainee = Trainee(student, tuple(self.losses), distillation, features)
         self.trainable_module: nn.Module = trainee.to(self.device, self.dtype)
-        self.scale = FeatureScale(distillation.hidden_norm, len(pairs)).to(self.device)
-        self.passes = 0
-        self.register_buffer("squares", torch.zeros(len(pairs), device=self.device), persistent=False)
+        self.scale = SharedScale(distillation.hidden_norm, len(pairs)).to(self.device)
 
     def forward(
         self,
         input: Float[Tensor, "batch channels height width"],
         target: Int[Tensor, " batch"] | Float[Tensor, "batch classes"],
     ) -> dict[str, Tensor]:
-        """{"loss": to go backward from, "output": logits (batch, classes), and each term of the loss by its name}.
+        """{"loss": a scalar with gradients, "output": logits (batch, classes), and each term of the loss by its name}.
 
-        target: class indices, or soft labels after mixup, whatever the criterion takes.
+        target: class indices, or soft labels after mixup, as the criterion takes them.
         """
         outputs = self.trainable_module(input)
         ce = self.criterion(outputs.logits.float(), target)
@@ -118,44 +101,27 @@ class DearKDTask(TrainingTask):
         if self.stage == 2 or not others:
             return {"loss": ce, "output": outputs.logits, "ce": ce}
         seen = self.teacher(input)
-        self._observe(seen.features)
+        if self.trainable_module.training:
+            self.scale.observe(seen.features)
         soft = F.one_hot(target, outputs.logits.shape[1]).float() if target.ndim == 1 else target
         parts = objective(others, outputs, soft, seen, self.scale, self.knobs)
         loss = self.losses.get("ce", 0.0) * ce + parts["loss"]
         return {**parts, "loss": loss, "output": outputs.logits, "ce": ce}
 
-    def _observe(self, features: tuple[Tensor, ...]) -> None:
-        """Collect the scale of the teacher's features for `update_ema`; the very first batch sets it for all."""
-        if not features or not self.trainable_module.training:
-            return
-        squares = mean_squares(features)
-        self.squares, self.passes = self.squares + squares, self.passes + 1
-        if not self.scale.known:
-            if dist.is_initialized():
-                dist.broadcast(squares, 0)
-            self.scale.update(squares)
-
     def begin_stage_two(self) -> None:
-        """From here on the student learns from the labels alone (Eq. 7); the same optimiser goes on."""
+        """Let the student learn from the labels alone (Eq. 7) from now on. The optimiser stays the same."""
         trainee = self._trainee()
         self.stage, trainee.wants_token, trainee.wants_pooled, trainee.wants_hidden = 2, False, False, False
         if self.knobs.freeze_rpe:
-            for name, parameter in trainee.student.named_parameters():
-                parameter.requires_grad_(".rpe." not in name)
+            freeze_positions(trainee.student)
 
     def update_ema(self, step: int | None = None) -> None:
-        """To be called after each update of the optimiser, as timm's train.py does, whether there is an EMA or not.
+        """Update the EMA, if there is one, and the scale of the teacher's features; begin stage II when it is due.
 
-        Moves the scale of the teacher's features and, after `stage1_updates` of them, begins stage II.
+        Call it after each update of the optimiser, as timm's train.py does. step: number of updates so far.
         """
         super().update_ema(step)
-        if self.passes:
-            squares = self.squares / self.passes
-            if dist.is_initialized():
-                dist.all_reduce(squares)
-                squares /= dist.get_world_size()
-            self.scale.update(squares)
-            self.passes, self.squares = 0, torch.zeros_like(squares)
+        self.scale.move()
         if self.stage == 1 and step is not None and 0 < self.stage1_updates <= step:
             self.begin_stage_two()
 
@@ -177,7 +143,7 @@ class DearKDTask(TrainingTask):
         return [*(student[:-2] if exclude_head else student), *trainee.auxiliary.parameters()]
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
-        """What a checkpoint holds beside the student: the stage, aligner and pooled head, the features' scale."""
+        """The state that a checkpoint has beside the student: stage, aligner, pooled head, scale of the features."""
         module = module if module is not None else self.get_trainable_module(ema=ema)
         if module is None:
             return {}
@@ -187,7 +153,7 @@ class DearKDTask(TrainingTask):
     def load_task_state(
         self, state: dict[str, Any] | None, strict: bool = True, module: nn.Module | None = None, ema: bool = False
     ) -> None:
-        """Go on where `get_task_state` was called; without a state (weights alone) the task stays as it is."""
+        """Restore what `get_task_state` returned. Without a state (weights alone) the task stays as it is."""
         if not state:
             return
         trainee = self._trainee(ema) if module is None else unwrap_model(module)
@@ -198,39 +164,121 @@ class DearKDTask(TrainingTask):
                 self.begin_stage_two()
 
     def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any) -> "DearKDTask":
-        """Wrap what is trained in DistributedDataParallel; in stage II some of it gets no gradient."""
+        """Wrap the trained module in DistributedDataParallel. In stage II some parameters get no gradient."""
         ddp_kwargs = {"find_unused_parameters": True, **ddp_kwargs}
         self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
         return self
 
-    def compile(self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any) -> nn.Module:
-        """Compile student, teacher and what stage I adds; returns the compiled student."""
+    def compile(  # type: ignore[override]  # the signature is timm's, which differs from that of nn.Module
+        self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any
+    ) -> nn.Module:
+        """Compile student, teacher and the parts that stage I adds; returns the compiled student."""
         how = {"backend": backend, "mode": mode, **compile_kwargs}
-        self.eval_model = torch.compile(self._trainee().student, **how)
-        self.trainable_module = torch.compile(self.trainable_module, **how)
-        self.teacher = torch.compile(self.teacher, **how)
+        parts = (self._trainee().student, self.trainable_module, self.teacher)
+        compiled: list[Any] = [torch.compile(part, **how) for part in parts]
+        self.eval_model, self.trainable_module, self.teacher = compiled
         return self.eval_model
 
 
-def _teacher(model: nn.Module | str, student: nn.Module, stages: tuple[int, ...]) -> Teacher:
-    """The CNN, frozen, with the normalisation that its pretrained configuration asks for."""
+class SharedScale(FeatureScale):
+    """The scale of the teacher's features, which moves once an update over all forward passes of all processes."""
+
+    squares: Tensor
+    """Sum over the passes since the last move of the mean squares of the features, one number for each pair."""
+
+    def __init__(self, mode: str, pairs: int) -> None:
+        super().__init__(mode, pairs)
+        self.passes = 0
+        self.register_buffer("squares", torch.zeros(pairs), persistent=False)
+
+    def observe(self, features: tuple[Tensor, ...]) -> None:
+        """Note the features of a pass. The very first pass sets the scale of all processes."""
+        if not features:
+            return
+        squares = mean_squares(features)
+        self.squares, self.passes = self.squares + squares, self.passes + 1
+        if not self.known:
+            if dist.is_initialized():
+                dist.broadcast(squares, 0)
+            self.update(squares)
+
+    def move(self) -> None:
+        """Move towards the mean over the passes; nothing happens where there was none."""
+        if not self.passes:
+            return
+        squares = self.squares / self.passes
+        if dist.is_initialized():
+            dist.all_reduce(squares)
+            squares /= dist.get_world_size()
+        self.update(squares)
+        self.passes, self.squares = 0, torch.zeros_like(squares)
+
+
+def _transformer(student: nn.Module) -> VisionTransformer:
     if not isinstance(student, VisionTransformer):
-        raise InputError(f"student_model: {type(student).__name__} is no VisionTransformer of timm's")
+        raise InputError(
+            f"student_model: {type(student).__name__} is no VisionTransformer of timm; take a dearkd_* or deit_* model"
+        )
+    return student
+
+
+def _weights(losses: Mapping[str, float] | None, knobs: Distillation, student: nn.Module) -> dict[str, float]:
+    """The weight of each term in stage I: those given, or Eq. 6."""
+    weights = dict(losses or {"ce": knobs.alpha, "logit": 1 - knobs.alpha, "hidden": knobs.beta})
+    for name in weights:
+        if name not in TERMS:
+            raise InputError(unknown(name, TERMS, "loss", "losses"))
+        if "token" in name and not hasattr(student, "head_dist"):
+            raise InputError(f"losses: {name} needs a distillation token; take a deit_*_distilled_* student")
+    return weights
+
+
+def _teacher(model: nn.Module | str, student: VisionTransformer, stages: tuple[int, ...]) -> Teacher:
+    """The CNN, frozen, with the normalisation that its pretrained configuration names."""
     classes, channels = student.num_classes, student.in_chans
-    if isinstance(model, str):
-        model = timm.create_model(model, pretrained=True, num_classes=classes, in_chans=channels)
-    if not hasattr(model, "forward_intermediates"):
-        raise InputError(f"teacher_model: {type(model).__name__} has no forward_intermediates; take a CNN of timm's")
-    if model.num_classes != classes:
-        raise InputError(f"teacher_model has {model.num_classes} classes, the student {classes}; give both the same")
-    given, own = (_moments(net, channels) for net in (student, model))
-    return Teacher(model, stages, given, own)
+    net = (
+        timm.create_model(model, pretrained=True, num_classes=classes, in_chans=channels)
+        if isinstance(model, str)
+        else model
+    )
+    if not hasattr(net, "forward_intermediates"):
+        raise InputError(f"teacher_model: {type(net).__name__} has no forward_intermediates; take a CNN of timm")
+    if net.num_classes != classes:
+        raise InputError(f"teacher_model has {net.num_classes} classes, the student {classes}; give both the same")
+    return Teacher(net, stages, _moments(student, channels), _moments(net, channels))
 
 
 def _moments(net: nn.Module, channels: int) -> Moments | None:
-    """(mean, std) of the pixels that a network expects, one number a channel; None where it does not say."""
+    """(mean, std) of the pixels that a network expects, one number for each channel; None where it does not say."""
     config = getattr(net, "pretrained_cfg", None) or {}
     if "mean" not in config or "std" not in config:
         return None
-    moments = (tuple(config["mean"]), tuple(config["std"]))
-    return tuple(m if len(m) == channels else (sum(m) / len(m),) * channels for m in moments)
+    mean, std = (
+        tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
+        for values in (config["mean"], config["std"])
+    )
+    return mean, std
+
+
+def _noise(student: VisionTransformer) -> Float[Tensor, "batch channels height width"]:
+    """Two images of noise at the student's size."""
+    size = (2, student.in_chans, *student.patch_embed.img_size)
+    return torch.randn(size, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def _features(
+    teacher: Teacher,
+    student: VisionTransformer,
+    pairs: tuple[tuple[int, int], ...],
+    images: Float[Tensor, "batch channels height width"],
+) -> tuple[FeatureShape, ...]:
+    """Shape and sign of the teacher's features in each pair of (student block, teacher stage), seen on `images`."""
+    shapes, depth = teacher.feature_shapes(images) if pairs else [], len(student.blocks)
+    for block, stage in pairs:
+        if not (0 < block <= depth and 0 <= stage < len(shapes)):
+            raise InputError(
+                f"pairs: {block, stage} is not a block of 1 to {depth} of the student and a stage of 0 to "
+                f"{len(shapes) - 1} of the teacher"
+            )
+    return tuple(shapes[stage] for _, stage in pairs)

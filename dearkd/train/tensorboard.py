@@ -11,15 +11,15 @@ from dearkd.schema import InputError
 
 
 class Board:
-    """Event files of one run and seed, both stages on one axis (step: epoch, counted from 1).
+    """Event files of one run and seed. Both stages are on one axis, the epoch, counted from 1.
 
-    What an earlier attempt wrote after its last checkpoint is taken back: the epochs are trained again.
+    Epochs that an earlier attempt wrote after its last checkpoint are removed, because they are trained again.
     """
 
     def __init__(self, folder: Path, curve: list[dict[str, Any]], first_epoch: int) -> None:
-        """curve: what the stage has behind it; first_epoch: the stage's first, from 1.
+        """curve: lines of the epochs that are done. first_epoch: first epoch of the stage, counted from 1.
 
-        Raises InputError where tensorboard is not installed. Every method does where the folder cannot be written.
+        Raises InputError where tensorboard is not installed. Every method raises it where the folder cannot be written.
         """
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -33,13 +33,14 @@ class Board:
             self.add(entry)
 
     def add(self, entry: dict[str, Any]) -> None:
-        """An epoch's line of the curve; a list is one value per layer."""
+        """Add an epoch's line of the curve, in which a list has one value for each layer."""
         with self._written():
             for name, value in scalars(entry).items():
                 self.writer.add_scalar(name, value, entry["epoch"])
             self.writer.flush()
 
     def close(self) -> None:
+        """Write everything and close the files."""
         with self._written():
             self.writer.close()
 
@@ -52,7 +53,7 @@ class Board:
 
 
 def scalars(entry: dict[str, Any]) -> dict[str, float]:
-    """The numbers of an epoch's line of a curve, by name; a list has one for each layer."""
+    """The numbers of an epoch's line of a curve, by name. A list has one number for each layer."""
     found: dict[str, float] = {}
     for name, value in entry.items():
         if isinstance(value, list):
@@ -63,7 +64,7 @@ def scalars(entry: dict[str, Any]) -> dict[str, float]:
 
 
 def _hush() -> None:
-    """TensorBoard's thread prints the error that its next call raises; once, as a sentence, is enough."""
+    """Keep TensorBoard's thread from printing an error, because its next call raises the same error."""
     before = threading.excepthook
 
     def hook(args: threading.ExceptHookArgs) -> None:

@@ -1,4 +1,4 @@
-"""Where a run's curve is shown while it trains: TensorBoard, Weights & Biases or trackio, behind one interface."""
+"""Trackers, which show the curve of a run while it trains: TensorBoard, Weights & Biases and trackio."""
 
 import importlib
 from pathlib import Path
@@ -15,26 +15,27 @@ class Tracker(Protocol):
     """Shows the epochs of one stage."""
 
     def add(self, entry: dict[str, Any]) -> None:
-        """An epoch's line of the curve; a list is one value per layer."""
+        """Add an epoch's line of the curve, in which a list has one value for each layer."""
 
     def close(self) -> None:
-        """Everything has been handed over."""
+        """Send everything and stop."""
 
 
 @spec
 class Tracked:
-    """Where the curve of one run and seed goes."""
+    """The tracker of one run and seed, and the place where it puts the curve."""
 
     kind: Kind
     place: str
-    """TensorBoard's folder, with a folder for each run and seed; else the name of a project."""
+    """TensorBoard: a folder, which gets a folder for each run and seed. The others: the name of a project."""
     run: str
     seed: int
 
     def open(self, curve: list[dict[str, Any]], first_epoch: int) -> Tracker:
-        """A tracker of a stage. curve: what the stage has behind it; first_epoch: the stage's first, from 1.
+        """A tracker of a stage, ready for its next epoch.
 
-        Raises InputError where the package is not installed, and where it refuses.
+        curve: lines of the epochs that are done. first_epoch: first epoch of the stage, counted from 1.
+        Raises InputError where the package is not installed or refuses.
         """
         if self.kind == "tensorboard":
             return Board(Path(self.place) / self.run / f"seed{self.seed}", curve, first_epoch)
@@ -42,19 +43,21 @@ class Tracked:
 
 
 def tracked(wanted: str, scale: str, run: str, seed: int) -> Tracked:
-    """What `--track KIND` or `--track KIND=PLACE` means for a run; without a place a folder or project of the scale."""
-    kind, _, place = wanted.partition("=")
-    if kind not in get_args(Kind):
-        raise InputError(unknown(kind, get_args(Kind), "tracker", "--track"))
+    """The tracker that `--track KIND` or `--track KIND=PLACE` names. The default place has the name of the scale."""
+    name, _, place = wanted.partition("=")
+    kinds: tuple[Kind, ...] = get_args(Kind)
+    kind = next((kind for kind in kinds if kind == name), None)
+    if kind is None:
+        raise InputError(unknown(name, kinds, "tracker", "--track"))
     default = f"logs/{scale}/tensorboard" if kind == "tensorboard" else f"dearkd-{scale}"
     return Tracked(kind=kind, place=place or default, run=run, seed=seed)
 
 
 class Hosted:
-    """A run of Weights & Biases, or of trackio, which has the same functions; both stages and all attempts are one run.
+    """A run of Weights & Biases or of trackio, whose functions are the same. All stages and attempts are one run.
 
-    An attempt sends what it trains itself: what it resumes from was sent by the one before. Epochs that are trained
-    again have the values and the step that they had.
+    An attempt sends only the epochs that it trains, because the attempt before has sent the others. An epoch that is
+    trained again has the same values and the same step.
     """
 
     def __init__(self, to: Tracked) -> None:

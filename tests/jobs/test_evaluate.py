@@ -48,6 +48,12 @@ def test_uniform_attention_on_14_by_14_is_7_281_patches():
     assert distance.shape == (2, 4) and torch.allclose(distance, torch.full((2, 4), 7.2808), atol=1e-3)
 
 
+def test_no_attention_distance_of_blocks_that_normalise_after_their_attention():
+    model = timm.create_model("vit_base_patch16_rpn_224", img_size=32, embed_dim=24, depth=1, num_heads=4)
+    with pytest.raises(InputError, match="VisionTransformer has blocks that are not timm's `Block`"):
+        attention_distance(model, torch.randn(1, 3, 32, 32))
+
+
 def test_attention_distance_by_hand():
     """A head of MHCA with a huge alpha at Delta = (0, 1): one patch, but the last column attends to itself."""
     model = vit()

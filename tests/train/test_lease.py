@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from dearkd.jobs import gpus
 from dearkd.schema import InputError
-from dearkd.train import lease
+from dearkd.train import lease, ledger
 from dearkd.train.checkpoint import Checkpoints
 from dearkd.train.lease import Lease
 
@@ -76,7 +76,7 @@ def elsewhere(tmp_path, age=0.0, **values):
 def short_watch(monkeypatch):
     monkeypatch.setattr(lease, "WATCH_SECONDS", 0.5)
     monkeypatch.setattr(lease, "ASK_SECONDS", 0.05)
-    monkeypatch.setattr(lease, "READ_SECONDS", 0.01)
+    monkeypatch.setattr(ledger, "READ_SECONDS", 0.01)
 
 
 def test_another_machine_is_believed_for_two_minutes_and_then_watched(tmp_path, short_watch):
@@ -142,7 +142,7 @@ def test_a_damaged_lease_is_somebodys_until_it_is_silent(tmp_path, short_watch, 
     (tmp_path / "attempt-0007.json").write_text(text)
     (tmp_path / "attempt-x.json").write_text(text)
     with Lease(tmp_path) as mine:
-        assert mine.costs()["attempts"] == 1 and mine.attempt.name == "attempt-0008.json"
+        assert mine.ledger.costs()["attempts"] == 1 and mine.ledger.path.name == "attempt-0008.json"
 
 
 @pytest.mark.parametrize("times", [1, 3])
@@ -216,7 +216,7 @@ def test_costs_count_all_attempts_and_what_they_lost(tmp_path):
         path.write_text(json.dumps({"of": of, "began": now + began, "saved": now + saved}))
         os.utime(path, (now + seen,) * 2)
     with Lease(tmp_path, "x") as mine:
-        costs = mine.costs()
+        costs = mine.ledger.costs()
     assert costs["attempts"] == 3
     assert costs["seconds_all"] == pytest.approx(40 + 25, abs=2) and costs["seconds_lost"] == pytest.approx(35, abs=0.1)
 
@@ -225,7 +225,7 @@ def test_an_attempt_that_ends_in_peace_has_lost_nothing(tmp_path):
     with Lease(tmp_path, "x") as mine:
         Checkpoints(tmp_path, mine).save(1, {})
     with Lease(tmp_path, "x") as mine:
-        costs = mine.costs()
+        costs = mine.ledger.costs()
     assert costs["attempts"] == 2 and costs["seconds_lost"] < 1
 
 

@@ -328,8 +328,8 @@ def test_distributed_it_goes_through_both_stages(tmp_path):
         with task.no_sync():
             task(*batch(9))["loss"].backward()
         optimiser.zero_grad()
-        task.passes, task.scale.known = 0, False
-        task.squares.zero_()
+        task.scale.passes, task.scale.known = 0, False
+        task.scale.squares.zero_()
         got = steps(task, optimiser, range(1, 6))
         assert task.stage == 2
     finally:
