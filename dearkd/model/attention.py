@@ -41,7 +41,7 @@ class MHCA(Attention):
             dtype.
     """
 
-    bias_class = QuadraticBias
+    bias_class: type[QuadraticBias] = QuadraticBias
 
     def __init__(
         self,

@@ -94,7 +94,7 @@ def unfuse_few_tokens(student: VisionTransformer) -> None:
     if student.patch_embed.num_patches + student.num_prefix_tokens <= FEW:
         for block in student.blocks:
             if type(block.attn) is Attention:  # MHCA chooses by itself, see `MHCA.path`
-                block.attn.fused_attn = False
+                block.attn.fused_attn = False  # type: ignore[misc]  # timm calls it final for TorchScript only
 
 
 def captured() -> bool:

@@ -37,6 +37,7 @@ class GPSA(MHCA):
     """MHCA whose position has a softmax of its own; arguments as MHCA's."""
 
     bias_class = GatedBias
+    rpe: GatedBias
 
     def forward(
         self, x: Float[Tensor, "batch tokens dim"], attn_mask: Tensor | None = None, is_causal: bool = False

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import timm
 from huggingface_hub import constants, get_session
@@ -40,6 +40,11 @@ def pretrained_cfg(model: str) -> Any:
     if config is None:
         raise InputError(f"timm has no model {model!r}; take a name with its tag from timm.list_pretrained()")
     return config
+
+
+def description(net: nn.Module) -> dict[str, Any]:
+    """What timm knows of a network: mean and std of its images, names of its first convolution and its classifier."""
+    return cast(dict[str, Any], net.pretrained_cfg)
 
 
 @functools.cache

@@ -59,9 +59,9 @@ def guidance_loss(
     projected: Float[Tensor, "batch channels rows columns"], feature: Float[Tensor, "batch channels height width"]
 ) -> Float[Tensor, ""]:
     """Locality guidance (Li et al., ECCV 2022): mean squared difference, both brought to the larger of their sizes."""
-    size = tuple(max(a, b) for a, b in zip(projected.shape[2:], feature.shape[2:], strict=True))
-    both = (F.interpolate(x.float(), size, mode="bilinear", align_corners=False) for x in (projected, feature))
-    return F.mse_loss(*both)
+    size = [max(a, b) for a, b in zip(projected.shape[2:], feature.shape[2:], strict=True)]
+    ours, theirs = (F.interpolate(x.float(), size, mode="bilinear", align_corners=False) for x in (projected, feature))
+    return F.mse_loss(ours, theirs)
 
 
 def orthogonal_loss(

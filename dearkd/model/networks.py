@@ -11,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from dearkd.keys import key_of, torch_generator
-from dearkd.model import convnets, t2t  # noqa: F401  they register their models in timm
+from dearkd.model import convnets, hub, t2t  # noqa: F401  convnets and t2t register their models in timm
 from dearkd.model.students import DearKD
 from dearkd.plan.stage import Model
 from dearkd.schema import InputError, unknown
@@ -25,7 +25,9 @@ def create(model: Model, seed: int) -> nn.Module:
     torch.manual_seed(key_of(seed, "init"))
     net = _from_timm(model)
     if model.stem_stride:
-        net.get_submodule(net.pretrained_cfg["first_conv"]).stride = (model.stem_stride, model.stem_stride)
+        first = net.get_submodule(hub.description(net)["first_conv"])
+        assert isinstance(first, nn.Conv2d)
+        first.stride = (model.stem_stride, model.stem_stride)
     if model.init != "timm":
         _initialise(net, model.init, seed)
     return net
@@ -75,8 +77,8 @@ def _initialise(net: nn.Module, init: str, seed: int) -> None:
         nn.init.trunc_normal_(parameter, std=std, generator=generator)
     if isinstance(net, DearKD) and net.rpe.value_identity:
         with torch.no_grad():
-            for block in net.blocks[: net.n_mhca]:
-                block.attn.qkv.weight[-net.embed_dim :] = torch.eye(net.embed_dim)
+            for attention in net.convolutional():
+                attention.qkv.weight[-net.embed_dim :] = torch.eye(net.embed_dim)
 
 
 def adopt(student: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -1,7 +1,8 @@
 """From a stage's losses to one number: the weighted sum of its terms, each kept by name."""
 
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,8 @@ from dearkd.model.teachers import Seen
 from dearkd.model.trainee import Outputs
 from dearkd.plan.stage import Distillation
 
+T = TypeVar("T")
+
 
 class Given(NamedTuple):
     """What a term is a function of."""
@@ -33,19 +36,30 @@ class Given(NamedTuple):
 
     def pairs(self, loss: Callable[[Tensor, Tensor], Tensor]) -> Float[Tensor, " pairs"]:
         """A loss between each aligned block and the teacher's feature map that it is paired with."""
-        both = zip(self.outputs.hidden, self.scale.normalise(self.seen.features), strict=True)
+        both = zip(self.outputs.hidden, needed(self.scale).normalise(needed(self.seen).features), strict=True)
         return torch.stack([loss(aligned, feature) for aligned, feature in both])
 
+    def hard(self) -> Float[Tensor, ""]:
+        """The loss of the logits that a teacher teaches by its decision."""
+        return logit_loss(needed(self.outputs.taught), needed(self.seen).decisions)
+
     def soft(self) -> Float[Tensor, ""]:
-        return soft_loss(self.outputs.taught, self.seen.logits, self.knobs.temperature)
+        """The loss of the logits that a teacher teaches by its distribution, at the temperature of the knobs."""
+        return soft_loss(needed(self.outputs.taught), needed(needed(self.seen).logits), needed(self.knobs).temperature)
+
+
+def needed(value: T | None) -> T:
+    """A value that is there wherever a stage has a loss which needs it (`stage.LOSSES`)."""
+    assert value is not None
+    return value
 
 
 TERMS: dict[str, Callable[[Given], Tensor]] = {
     "ce": lambda given: class_loss(given.outputs.logits, given.targets),
     "bce": lambda given: binary_loss(given.outputs.logits, given.targets),
-    "logit": lambda given: logit_loss(given.outputs.taught, given.seen.decisions),
-    "token": lambda given: logit_loss(given.outputs.taught, given.seen.decisions),
-    "token_label": lambda given: class_loss(given.outputs.taught, given.targets),
+    "logit": Given.hard,
+    "token": Given.hard,
+    "token_label": lambda given: class_loss(needed(given.outputs.taught), given.targets),
     "hidden": lambda given: given.pairs(hidden_loss).mean(),
     "soft_logit": Given.soft,
     "soft_token": Given.soft,
@@ -66,7 +80,8 @@ def objective(
     """Eq. 6 or 7: {"loss": weighted sum, and each term of `losses` unweighted}."""
     given = Given(outputs, targets, seen, scale, knobs)
     parts = {name: TERMS[name](given) for name in losses}
-    return {"loss": sum(weight * parts[name] for name, weight in losses.items()), **parts}
+    weighted = [weight * parts[name] for name, weight in losses.items()]
+    return {"loss": functools.reduce(torch.add, weighted), **parts}
 
 
 class FeatureScale(nn.Module):
@@ -76,6 +91,8 @@ class FeatureScale(nn.Module):
     pair this only re-parametrises beta. ln: normalise over channels at each position. none: raw.
     """
 
+    mean_square: Tensor
+
     def __init__(self, mode: str, pairs: int) -> None:
         super().__init__()
         self.mode = mode
@@ -83,10 +100,10 @@ class FeatureScale(nn.Module):
         """Whether there is a mean square yet; asking the buffer would wait for the device in every step."""
         self.register_buffer("mean_square", torch.zeros(pairs))
 
-    def load_state_dict(self, state: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load as torch does. A scale that has seen features continues from theirs."""
-        self.known = bool(state["mean_square"].any())
-        return super().load_state_dict(state, *args, **kwargs)
+        self.known = bool(state_dict["mean_square"].any())
+        return super().load_state_dict(state_dict, strict, assign)
 
     def normalise(self, features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Features in fp32 at the scale of the mode; rms uses the value before this step's update."""

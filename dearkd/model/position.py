@@ -33,6 +33,33 @@ def head_centres(heads: int, init: Literal["convit", "rect", "random", "zero"]) 
     return torch.cat([grid, torch.zeros(heads - len(grid), 2)])
 
 
+def fold(
+    a: Float[Tensor, " heads"],
+    w: Float[Tensor, "heads 2"],
+    c: Float[Tensor, " heads"],
+    p: Float[Tensor, "patches 2"],
+    c0: float,
+) -> tuple[Float[Tensor, "heads patches 4"], Float[Tensor, "patches 4"]]:
+    """Query and key dimensions whose product is the bias between patches at the positions `p`, by its rank of 4.
+
+    a |p_j - p_i|^2 + w . (p_j - p_i) + c
+        = (w - 2 a p_i) . p_j + a (|p_j|^2 - c0) + (a (|p_i|^2 + c0) - w . p_i + c)
+
+    c0 cancels out; it keeps |p_j|^2 - c0 exact in bf16.
+    """
+    norm = p.square().sum(1)
+    query = torch.cat(
+        [
+            w[:, None] - 2 * a[:, None, None] * p,
+            a[:, None, None].expand(-1, len(p), 1),
+            (a[:, None] * (norm + c0) - (w[:, None] * p).sum(-1) + c[:, None])[..., None],
+        ],
+        dim=-1,
+    )
+    key = torch.cat([p, (norm - c0)[:, None], torch.ones_like(norm)[:, None]], dim=-1)
+    return query, key
+
+
 class QuadraticBias(nn.Module):
     """The learned part of MHCA: alpha (width) and Delta (centre) of each head, their bias and its fold.
 
@@ -44,6 +71,15 @@ class QuadraticBias(nn.Module):
         knobs: see `stage.Rpe`.
         device, dtype: of the parameters.
     """
+
+    alpha: Tensor
+    delta: Tensor
+    v: Tensor
+    """-alpha and 2 alpha Delta as three free numbers, for `rpe.param: free`; there is no alpha and Delta then."""
+    positions: Tensor
+    """Of the patches, centred on the image: (patches, 2)."""
+    terms: Tensor
+    """|d|^2, d and 1 of every two tokens: (4, tokens, tokens)."""
 
     def __init__(
         self,
@@ -149,22 +185,8 @@ class QuadraticBias(nn.Module):
         return bias.unflatten(1, self.terms.shape[1:])
 
     def folded(self) -> tuple[Float[Tensor, "heads tokens 4"], Float[Tensor, "tokens 4"]]:
-        """Query and key dimensions whose product is `dense()`: bias[h, i, j] = query[h, i] . key[j].
-
-        a |p_j - p_i|^2 + w . (p_j - p_i) + c
-            = (w - 2 a p_i) . p_j + a (|p_j|^2 - c0) + (a (|p_i|^2 + c0) - w . p_i + c)
-        """
-        a, w, c = self.coefficients()
-        p, norm = self.positions, self.positions.square().sum(1)
-        query = torch.cat(
-            [
-                w[:, None] - 2 * a[:, None, None] * p,
-                a[:, None, None].expand(-1, len(p), 1),
-                (a[:, None] * (norm + self.c0) - (w[:, None] * p).sum(-1) + c[:, None])[..., None],
-            ],
-            dim=-1,
-        )
-        key = torch.cat([p, (norm - self.c0)[:, None], torch.ones_like(norm)[:, None]], dim=-1)
+        """Query and key dimensions whose product is `dense()`: bias[h, i, j] = query[h, i] . key[j]."""
+        query, key = fold(*self.coefficients(), self.positions, self.c0)
         return F.pad(query, (0, 0, self.prefix, 0)), F.pad(key, (0, 0, self.prefix, 0))
 
     def dropped(self, samples: int) -> Float[Tensor, "*samples heads tokens tokens"]:

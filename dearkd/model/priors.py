@@ -77,6 +77,12 @@ class _Moments(torch.autograd.Function):
         return parts[0] if len(parts) == 1 else torch.cat(parts), None
 
 
+def _running(layer: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """(mean, variance) that a layer has kept of its training."""
+    assert layer.running_mean is not None and layer.running_var is not None
+    return layer.running_mean, layer.running_var
+
+
 class BatchNormPrior:
     """R_BN over all BatchNorm layers of a network, collected during its forward pass.
 
@@ -90,7 +96,7 @@ class BatchNormPrior:
     def __init__(self, net: nn.Module, first: float = 1.0) -> None:
         self.layers = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None]
         self.first = first
-        self.seen: list[tuple[nn.Module, Tensor]] = []
+        self.seen: list[tuple[nn.BatchNorm2d, Tensor]] = []
 
     def __enter__(self) -> "BatchNormPrior":
         self.handles = [m.register_forward_pre_hook(self._keep) for m in self.layers]
@@ -100,12 +106,12 @@ class BatchNormPrior:
         for handle in self.handles:
             handle.remove()
 
-    def _keep(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def _keep(self, layer: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
         self.seen.append((layer, inputs[0]))  # in the order of execution, which is not that of modules()
 
     def take(self, groups: int) -> Float[Tensor, " groups"]:
         """R_BN of the forward pass since the last call."""
-        terms = [statistics_distance(x, layer.running_mean, layer.running_var, groups) for layer, x in self.seen]
+        terms = [statistics_distance(x, *_running(layer), groups) for layer, x in self.seen]
         self.seen = []
         return self.first * terms[0] + sum(terms[1:])
 

@@ -62,6 +62,7 @@ class DearKD(VisionTransformer):
         self.n_mhca, self.rpe = n_mhca, rpe
         for block in self.blocks[:n_mhca]:
             plain = block.attn
+            assert isinstance(plain, Attention)
             block.attn = (GPSA if rpe.mix == "gated" else MHCA)(
                 self.embed_dim,
                 plain.num_heads,
@@ -83,6 +84,10 @@ class DearKD(VisionTransformer):
         if mode != "skip":
             self.init_weights(needs_reset=False)
 
+    def convolutional(self) -> list[MHCA]:
+        """The MHCA of the first blocks, in order."""
+        return [module for module in self.modules() if isinstance(module, MHCA)]
+
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Names without weight decay: timm's, and alpha and Delta by name, since Delta is a matrix (heads, 2).
@@ -97,8 +102,8 @@ class DearKD(VisionTransformer):
     ) -> None:
         """Change the image size. timm resamples positions; distances stay in patches (`rpe.coord`)."""
         super().set_input_size(img_size, patch_size)
-        for block in self.blocks[: self.n_mhca]:
-            block.attn.rpe.set_grid(self.patch_embed.grid_size)
+        for attention in self.convolutional():
+            attention.rpe.set_grid(self.patch_embed.grid_size)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load as torch does, and also weights that fit a ViT only after a change, with a warning.

@@ -107,7 +107,8 @@ class TokensToToken(nn.Module):
 
 def _grid(size: tuple[int, int], split: Split) -> tuple[int, int]:
     kernel, stride, padding = split
-    return tuple((n + 2 * padding - kernel) // stride + 1 for n in size)
+    rows, columns = ((n + 2 * padding - kernel) // stride + 1 for n in size)
+    return rows, columns
 
 
 def _soft_split(x: Float[Tensor, "batch channels height width"], split: Split) -> Float[Tensor, "batch tokens dim"]:
@@ -124,6 +125,8 @@ class T2TViT(VisionTransformer):
         All other arguments are those of timm's VisionTransformer, for one image size.
     """
 
+    tokens_to_token: TokensToToken
+
     def __init__(
         self, *args: Any, token_dim: int = 64, splits: tuple[Split, Split, Split] = SPLITS, **kwargs: Any
     ) -> None:
@@ -131,7 +134,7 @@ class T2TViT(VisionTransformer):
             return TokensToToken(img_size, in_chans, embed_dim, token_dim, splits)
 
         super().__init__(*args, **{**kwargs, "embed_layer": embed, "norm_layer": NORM, "qkv_bias": False})
-        self.tokens_to_token = self._modules.pop("patch_embed")
+        self.add_module("tokens_to_token", self._modules.pop("patch_embed"))
 
     @property
     def patch_embed(self) -> TokensToToken:
@@ -140,6 +143,7 @@ class T2TViT(VisionTransformer):
 
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
         """The original's statistics: linear weights and class token truncated normal of std 0.02, biases 0."""
+        assert self.pos_embed is not None
         self.pos_embed = nn.Parameter(sinusoid(*self.pos_embed.shape[1:])[None], requires_grad=False)
         trunc_normal_(self.cls_token, std=0.02)
         named_apply(init_weights_vit_timm, self)

@@ -6,7 +6,7 @@ and must reach its published accuracy before anything learns from it.
 
 import contextlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -59,12 +59,17 @@ class Teacher(nn.Module):
         side: of the square images that it is shown, in pixels; 0: as they come.
     """
 
+    net: Any  # torch's types do not know the methods of timm's CNNs
+    grey: Tensor | None
+    gain: Tensor | None
+    offset: Tensor | None
+
     def __init__(
         self,
         net: nn.Module,
         stages: tuple[int, ...] = (),
-        given: "Moments | None" = None,
-        own: "Moments | None" = None,
+        given: Moments | None = None,
+        own: Moments | None = None,
         side: int = 0,
     ) -> None:
         super().__init__()
@@ -73,8 +78,9 @@ class Teacher(nn.Module):
         grey = None
         if given is not None and own is not None and len(given[0]) == 3 and len(own[0]) == 1:
             grey, given = _to_grey(given)
-        differs = given is not None and own is not None and given != own
-        gain, offset = _renormalisation(given, own) if differs else (None, None)
+        gain = offset = None
+        if given is not None and own is not None and given != own:
+            gain, offset = _renormalisation(given, own)
         self.register_buffer("grey", grey, persistent=False)
         self.register_buffer("gain", gain, persistent=False)
         self.register_buffer("offset", offset, persistent=False)
@@ -87,7 +93,7 @@ class Teacher(nn.Module):
         """The student's pixels with the channels, mean, std and side that the network was trained on."""
         if self.grey is not None:
             images = (images * self.grey).sum(1, keepdim=True)
-        if self.gain is not None:
+        if self.gain is not None and self.offset is not None:
             images = images * self.gain + self.offset
         if self.side and images.shape[-1] != self.side:
             images = F.interpolate(images, self.side, mode="bilinear", antialias=True)
@@ -155,7 +161,7 @@ def probe(model: stage.Model, side: int, channels: int) -> list[tuple[int, int, 
 
     Raises InputError when the network cannot take such images, naming the smallest side it takes, or has no stages.
     """
-    net = sketch(model).eval()
+    net: Any = sketch(model).eval()
     if not hasattr(net, "forward_intermediates"):
         raise InputError(f"teacher {model.name}: timm gives no features of its stages; take another CNN")
 
@@ -242,9 +248,10 @@ def moments(teacher: stage.Teacher, net: nn.Module, channels: int) -> Moments | 
                 f"channels; set its `channels` too"
             )
         return teacher.mean, teacher.std
-    tag = (net.pretrained_cfg["mean"], net.pretrained_cfg["std"])
+    tag = hub.description(net)
     # timm adds a first layer's weights up for grey images, so what it wants of them is the channels' average.
-    return tuple(tuple(m) if len(m) == channels else (sum(m) / len(m),) * channels for m in tag)
+    mean, std = (tuple(m) if len(m) == channels else (sum(m) / len(m),) * channels for m in (tag["mean"], tag["std"]))
+    return mean, std
 
 
 def start(model: stage.Model) -> dict[str, Tensor]:
@@ -253,7 +260,7 @@ def start(model: stage.Model) -> dict[str, Tensor]:
     Raises InputError as `build` does.
     """
     net = hub.create(model.name, model.start == "timm", dict(model.args), "start")
-    names = net.pretrained_cfg["classifier"]
+    names = hub.description(net)["classifier"]
     classifier = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
     if model.start != "timm":
         load_weights(net, Path(home(model.start)), but=classifier)

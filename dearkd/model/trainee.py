@@ -1,7 +1,7 @@
 """What training wraps around a student: its outputs for the losses, and the parts that only stage I has."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from timm.models import group_parameters
@@ -33,8 +33,10 @@ class Trainee(nn.Module):
     Args:
         student: ViT or CNN.
         losses: names of the stage's losses, which decide what is built.
-        knobs: Distillation where one of the losses needs it.
+        knobs: needed where one of the losses learns from pooled tokens or features.
         features: shape (channels, height, width) and sign of the teacher's feature map, one per pair.
+
+    Raises ValueError where knobs are needed and missing.
     """
 
     def __init__(
@@ -45,21 +47,25 @@ class Trainee(nn.Module):
         features: tuple[FeatureShape, ...] = (),
     ) -> None:
         super().__init__()
-        self.student, self.knobs = student, knobs
+        self.student = student
         self.wants_token, self.wants_pooled, self.wants_hidden = (
             not {"token", "token_label", "soft_token"}.isdisjoint(losses),
             not {"logit", "soft_logit"}.isdisjoint(losses),
             any(LOSSES[name].aligner for name in losses),
         )
+        if knobs is None and (self.wants_pooled or self.wants_hidden):
+            raise ValueError(f"the losses {', '.join(losses)} need `knobs`, a Distillation")
+        self.knobs = knobs or Distillation()
         self.auxiliary = nn.ModuleDict()
-        if self.wants_pooled and knobs.pooled_head == "separate":
-            self.auxiliary["pooled_head"] = nn.Linear(student.embed_dim, student.num_classes)
-            nn.init.trunc_normal_(self.auxiliary["pooled_head"].weight, std=0.02)
-            nn.init.zeros_(self.auxiliary["pooled_head"].bias)
+        vit: Any = student  # torch's types do not know the attributes of timm's networks
+        if self.wants_pooled and self.knobs.pooled_head == "separate":
+            head = self.auxiliary["pooled_head"] = nn.Linear(vit.embed_dim, vit.num_classes)
+            nn.init.trunc_normal_(head.weight, std=0.02)
+            nn.init.zeros_(head.bias)
         if self.wants_hidden:
-            grid, aligner = student.patch_embed.grid_size, next(a for n in losses if (a := LOSSES[n].aligner))
-            for (block, _), f in zip(knobs.pairs, features, strict=True):
-                made = ALIGNERS[aligner](student.embed_dim, grid, f.channels, f.size, f.nonnegative)
+            grid, aligner = vit.patch_embed.grid_size, next(a for n in losses if (a := LOSSES[n].aligner))
+            for (block, _), f in zip(self.knobs.pairs, features, strict=True):
+                made = ALIGNERS[aligner](vit.embed_dim, grid, f.channels, f.size, f.nonnegative)
                 self.auxiliary[f"aligner{block}"] = made
 
     def no_weight_decay(self) -> set[str]:
@@ -71,14 +77,15 @@ class Trainee(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
         """timm's layer of a parameter, as in the student; `auxiliary` is in the last layer."""
-        layers = group_parameters(self.student, self.student.group_matcher(coarse), reverse=True)
+        student: Any = self.student
+        layers = group_parameters(student, student.group_matcher(coarse), reverse=True)
         return lambda name: layers.get(name.removeprefix("student."), max(layers.values()))
 
     def forward(self, images: Float[Tensor, "batch rgb height width"]) -> Outputs:
         """One forward pass. timm's `forward_intermediates` returns the hidden block outputs; there are no hooks."""
-        student = self.student
-        if not isinstance(student, VisionTransformer):
-            return Outputs(student(images), None, ())
+        if not isinstance(self.student, VisionTransformer):
+            return Outputs(self.student(images), None, ())
+        student: Any = self.student
         blocks = [block - 1 for block, _ in self.knobs.pairs] if self.wants_hidden else []
         last = len(student.blocks) - 1
         tokens, streams = student.forward_intermediates(images, indices=[*blocks, last], output_fmt="NLC")

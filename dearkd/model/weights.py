@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -37,7 +38,8 @@ def load_weights(
     state = read_weights(path)
     if rename is not None:
         state = {rename(name): value for name, value in state.items()}
-    own, state = ({k: v for k, v in s.items() if not k.startswith(but)} for s in (net.state_dict(), state))
+    own = {name: value for name, value in net.state_dict().items() if not name.startswith(but)}
+    state = {name: value for name, value in state.items() if not name.startswith(but)}
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shapes = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
     if missing or extra or shapes:
@@ -55,7 +57,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises InputError naming the file when it is missing, cut short, or a pickle that runs code.
     """
     try:
-        state = (
+        state: dict[str, Any] = (
             load_file(path)
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)

@@ -8,6 +8,7 @@ import timm
 import torch
 import torch.nn.functional as F
 
+import dearkd.models  # noqa: F401  registers the students
 from dearkd.model import attention_cpu
 from dearkd.model.attention import MHCA
 from dearkd.model.attention_cpu import SharedBiasAttention, dropped_entries, unfuse_few_tokens

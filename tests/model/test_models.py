@@ -198,3 +198,8 @@ def test_unknown_model():
 def test_rpe_spec_reaches_the_layers():
     model = small(rpe={"drop": 0.3, "init": "zero"})
     assert model.blocks[0].attn.rpe.knobs == Rpe(drop=0.3, init="zero") and not model.blocks[0].attn.rpe.delta.any()
+
+
+def test_a_trainee_without_the_knobs_of_its_losses_is_refused():
+    with pytest.raises(ValueError, match="the losses ce, logit need `knobs`"):
+        Trainee(timm.create_model("dearkd_tiny_patch16_224", depth=1, n_mhca=1), ("ce", "logit"))
