@@ -27,9 +27,10 @@ from dearkd.model.losses import class_loss
 from dearkd.model.objective import FeatureScale, mean_squares, objective
 from dearkd.model.teachers import FeatureShape, Seen, Teacher
 from dearkd.model.trainee import Trainee
-from dearkd.plan import methods, stage
+from dearkd.plan import stage
 from dearkd.plan.scale import Diversity
 from dearkd.plan.stage import Data, Distillation, Model, Phase, Rpe, Source, Synthesis, Training
+from dearkd.plan.synthesis import terms
 from dearkd.train import optimise
 from dearkd.train.meters import Meters
 
@@ -276,7 +277,7 @@ def inversion(way: str) -> tuple[Step, int]:
     net = _inverted()
     source = Source(
         name="deepinversion",
-        terms=methods.terms(recipe, "deepinversion"),
+        terms=terms(recipe, "deepinversion"),
         recipe=recipe,
         data=Data(kind="folder", classes=CLASSES, image_size=SIDE),
         teacher_name="main",

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from benchmarks.compare import Result, in_turns, peak_mb, ratio
 from dearkd.jobs.inversion import Inversion
 from dearkd.model.teachers import Teacher
-from dearkd.plan import methods, stage
+from dearkd.plan import stage
 from dearkd.plan.stage import Data, Phase, Source, Synthesis
+from dearkd.plan.synthesis import terms
 
 NET, SIDE, CLASSES, PER_CLASS = "resnet50", 112, 2, 4
 BATCH = CLASSES * PER_CLASS
@@ -100,7 +101,7 @@ def _ours(net: nn.Module) -> Callable[[], list[float]]:
     teacher = stage.Teacher(model=NET, top1=0.0)
     source = Source(
         name="deepinversion",
-        terms=methods.terms(recipe, "deepinversion"),
+        terms=terms(recipe, "deepinversion"),
         recipe=recipe,
         data=data,
         teacher_name="main",

@@ -19,7 +19,7 @@ from dearkd.data.loader import evaluation_loader
 from dearkd.jobs import diversity
 from dearkd.jobs.inputs import available_device, data_record, synthetic, teacher_weights
 from dearkd.model import lpips_trunks, teachers
-from dearkd.plan.methods import REAL
+from dearkd.plan.data import REAL
 from dearkd.plan.plan import Plan
 from dearkd.plan.stage import Data
 from dearkd.schema import fingerprint, to_json

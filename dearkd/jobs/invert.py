@@ -16,8 +16,8 @@ from dearkd.jobs.inputs import available_device
 from dearkd.jobs.synthesis import Shard, make
 from dearkd.model import efficientnet_lite0, hub, teachers
 from dearkd.model.weights import read_weights, weights_sha256
-from dearkd.plan import methods
 from dearkd.plan.stage import Data, Phase, Source, Synthesis, Teacher
+from dearkd.plan.synthesis import competes, terms
 from dearkd.schema import InputError, fingerprint, to_json, unknown
 from dearkd.train.attempt import Attempt
 from dearkd.train.checkpoint import Checkpoints
@@ -62,7 +62,7 @@ def invert(
     Raises InputError when the CNN has no BatchNorm, the names do not fit it, the method needs a student, or `out` holds
     other images.
     """
-    if methods.competes(method):
+    if competes(method):
         raise InputError(
             f"{method}: its images compete with a student in training, which only a scale has (docs/data-free.md); "
             f"for a CNN alone take df_dearkd or deepinversion"
@@ -74,7 +74,7 @@ def invert(
     recipe = _recipe(recipe, data.image_size, images, len(indices), quick)
     source = Source(
         name=method,
-        terms=methods.terms(recipe, method),
+        terms=terms(recipe, method),
         recipe=recipe,
         data=data,
         teacher_name=teacher.model,

@@ -7,6 +7,9 @@ from dearkd.schema import InputError, Part, Whole, Within, spec
 IN_FILES = ("folder", "flowers102", "cars")
 """Kinds of data that are image files, decoded anew in each epoch."""
 
+REAL = "real"
+"""`images: real`: those of the scale's main data set."""
+
 Fraction = Annotated[int, Within(1, 100)]
 """Percent of the training images."""
 

@@ -28,6 +28,7 @@ from dearkd.plan.plan import Plan
 from dearkd.plan.runs import Runs, run_name, switches_of
 from dearkd.plan.scale import Scale
 from dearkd.plan.scale_file import load_scale
+from dearkd.plan.synthesis import competes
 from dearkd.plan.tables import Cell, Figure, Row, Table
 from dearkd.schema import InputError, build, convert, freeze, shown, unknown
 
@@ -146,7 +147,7 @@ class _Reader:
             here = f"{where}, row {i}"
             if entry.reads != "diversity":
                 rows = (*rows, self._row(row, (), _ALONE, None, here))
-            elif self.scale.students or not methods.competes(str(row.get("images", ""))):
+            elif self.scale.students or not competes(str(row.get("images", ""))):
                 rows = (*rows, self._images_row(row, None, here))
         if not rows:
             raise InputError(f"{where}: it needs rows, or a table")

@@ -8,13 +8,13 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from dearkd.plan.data import REAL
 from dearkd.plan.scale import Scale
-from dearkd.plan.stage import Distillation, Model, Source, Stage, Synthesis, Training, geometry
+from dearkd.plan.stage import Distillation, Model, Source, Stage, Training, geometry
+from dearkd.plan.synthesis import competes, terms
 from dearkd.schema import InputError, deviations, freeze, unknown
 
 Stages = tuple[Stage, ...]
-REAL = "real"
-"""`images: real`: those of the scale's main data set."""
 TRANSFER = "transfer"
 """Name of the stage of fine-tuning."""
 UNSWITCHED: dict[str, Any] = {"stage1_epochs": 0, "stage2_lr": "continue", "stage2_peak": 1.0}
@@ -180,23 +180,6 @@ METHODS: dict[str, Callable[..., Stages]] = {
     recipe.__name__: recipe for recipe in (deit, deit_distilled, dearkd, deit3, locality_guidance, vkd, peer, transfer)
 }
 
-SYNTHESIS = {
-    "deepinversion": ("ce", "tv", "l2", "r_bn"),
-    "adi": ("ce", "tv", "l2", "r_bn", "competition"),
-    "df_dearkd": ("ce", "tv", "l2", "r_bn", "easy_positive", "triplet"),
-}
-"""Methods of making images from a teacher: the terms they minimise, weighted as the scale's `synthesis` says."""
-PRIORS = {
-    "ce": "L_CE: -log p_y, p the teacher's, y the class wanted (Eq. 8)",
-    "tv": "R_TV: norm of the differences of neighbouring pixels (Eq. 9)",
-    "l2": "R_l2: norm of the image (Eq. 9)",
-    "r_bn": "R_BN: sum_l |mean_l(x) - mean_l| + |var_l(x) - var_l| over BatchNorm layers l (Eq. 9)",
-    "competition": "1 - JS(teacher, student) (ADI)",
-    "easy_positive": "L_ep: -d_ap, the distance to the nearest other image of the class (Eq. 11)",
-    "triplet": "L_triplet: max(0, d_ap - d_an + margin) (Eq. 12)",
-}
-"""What each term is; `priors.py` has its function."""
-
 
 def source(scale: Scale, name: str) -> Source:
     """The set of synthetic images that a method of `SYNTHESIS` makes at a scale."""
@@ -211,18 +194,6 @@ def source(scale: Scale, name: str) -> Source:
         student=dearkd(scale, recipe.student, images="deepinversion") if competes(name) and not recipe.verifier else (),
         verifier=scale.teachers[recipe.verifier] if competes(name) and recipe.verifier else None,
     )
-
-
-def competes(name: str) -> bool:
-    """Whether a method of making images trains a student on the way (ADI)."""
-    return "competition" in SYNTHESIS.get(name, ())
-
-
-def terms(recipe: Synthesis, method: str) -> tuple[tuple[str, float], ...]:
-    """(term, weight) of a method of making images; InputError with the nearest when there is none of that name."""
-    if method not in SYNTHESIS:
-        raise InputError(unknown(method, (REAL, *SYNTHESIS), "value", "images"))
-    return tuple((term, getattr(recipe, term)) for term in SYNTHESIS[method])
 
 
 def competitor(scale: Scale, name: str, round: int) -> Stages:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Literal, TypeVar
 
-from dearkd.plan.methods import REAL
+from dearkd.plan.data import REAL
 from dearkd.plan.paths import Paths
 from dearkd.plan.scale import Peer, Resources, Scale
 from dearkd.plan.stage import LOSSES, Augment, Data, Source, Stage, Teacher, subset_name

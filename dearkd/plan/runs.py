@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dearkd.plan import methods
+from dearkd.plan.data import REAL
 from dearkd.plan.matrix import DESCRIPTION, check_keys
 from dearkd.plan.plan import Run
 from dearkd.plan.scale import Peer, Scale
@@ -60,7 +61,7 @@ class Runs:
         )
         resolve = _Recipe(self.scale, method, student, where)
         settings = {k: convert(switches[k][0], v, f"{where}: {k}") if k in switches else v for k, v in settings.items()}
-        self.take_images(settings.get("images", methods.REAL), where)
+        self.take_images(settings.get("images", REAL), where)
         stages = resolve(settings)
         # A setting that changes nothing here is no part of the name: equal rows are one run.
         deviating = dict(sorted(settings.items()))
@@ -94,7 +95,7 @@ class Runs:
 
     def take_images(self, name: str, where: str) -> None:
         """Take up a set of synthetic images and the runs of the students that compete for it."""
-        if name == methods.REAL or name in self.sources:
+        if name == REAL or name in self.sources:
             return
         try:
             source = methods.source(self.scale, name)

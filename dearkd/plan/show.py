@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import yaml
 
 from dearkd.plan import cost, rates, verify
-from dearkd.plan.methods import PRIORS, UNSWITCHED
+from dearkd.plan.methods import UNSWITCHED
 from dearkd.plan.origins import OFF, Origins, Path, idle, of_default
 from dearkd.plan.plan import Plan, Run
 from dearkd.plan.scale_file import written
 from dearkd.plan.stage import LOSSES, Rpe, Source, Stage, Teacher, Training, geometry
+from dearkd.plan.synthesis import PRIORS
 from dearkd.plan.tables import Figure, Table
 from dearkd.schema import InputError, build, default, deviations, unknown
 
@@ -284,7 +285,7 @@ def _source(source: Source, origins: Origins) -> Iterator[Line]:
         yield Line(f"student: {_scalar(source.recipe.student)}", "of method dearkd: competes, learning from the images")
     if source.verifier:
         yield Line(f"verifier: {_scalar(source.recipe.verifier)}", "competes in a student's place")
-    yield Line("terms:", "weights of the sum; methods.SYNTHESIS")
+    yield Line("terms:", "weights of the sum; synthesis.SYNTHESIS")
     for name, weight in source.terms:
         yield Line(f"  {name}: {_scalar(weight)}", PRIORS[name])
     yield Line("recipe:", f"{source.recipe.made()} images in {source.recipe.shards} jobs")

@@ -1,12 +1,30 @@
-"""How images are made out of a teacher."""
+"""How images are made out of a teacher: by which terms, and how these are minimised."""
 
 from typing import Annotated, Literal
 
+from dearkd.plan.data import REAL
 from dearkd.plan.training import Augment, Betas
-from dearkd.schema import Count, InputError, Positive, Several, Share, Weight, Whole, Within, spec
+from dearkd.schema import Count, InputError, Positive, Several, Share, Weight, Whole, Within, spec, unknown
 
 MOST_SHARDS = 10_000
 """Largest number of shards of a set of images or labels: a shard's number has four digits, and each shard is a job."""
+
+SYNTHESIS = {
+    "deepinversion": ("ce", "tv", "l2", "r_bn"),
+    "adi": ("ce", "tv", "l2", "r_bn", "competition"),
+    "df_dearkd": ("ce", "tv", "l2", "r_bn", "easy_positive", "triplet"),
+}
+"""Methods of making images from a teacher: the terms they minimise, weighted as the scale's `synthesis` says."""
+PRIORS = {
+    "ce": "L_CE: -log p_y, p the teacher's, y the class wanted (Eq. 8)",
+    "tv": "R_TV: norm of the differences of neighbouring pixels (Eq. 9)",
+    "l2": "R_l2: norm of the image (Eq. 9)",
+    "r_bn": "R_BN: sum_l |mean_l(x) - mean_l| + |var_l(x) - var_l| over BatchNorm layers l (Eq. 9)",
+    "competition": "1 - JS(teacher, student) (ADI)",
+    "easy_positive": "L_ep: -d_ap, the distance to the nearest other image of the class (Eq. 11)",
+    "triplet": "L_triplet: max(0, d_ap - d_an + margin) (Eq. 12)",
+}
+"""What each term is; `priors.py` has its function."""
 
 
 @spec
@@ -23,7 +41,7 @@ class Phase:
 class Synthesis:
     """Images out of a teacher: the terms of Eq. 8-13 with their weights, and how they are minimised (Sec. 4).
 
-    Which terms are in is the method's (`methods.SYNTHESIS`); defaults are the paper's, or DeepInversion's.
+    Which terms are in is the method's (`SYNTHESIS`); defaults are the paper's, or DeepInversion's.
     """
 
     teacher: str = "main"
@@ -101,3 +119,15 @@ class Synthesis:
     def made(self, shards: int = 0) -> int:
         """Images in the first so many shards; 0: in all."""
         return min((shards or self.shards) * self.shard_batches, self.batches) * self.batch
+
+
+def competes(name: str) -> bool:
+    """Whether a method of making images trains a student on the way (ADI)."""
+    return "competition" in SYNTHESIS.get(name, ())
+
+
+def terms(recipe: Synthesis, method: str) -> tuple[tuple[str, float], ...]:
+    """(term, weight) of a method of making images; InputError with the nearest when there is none of that name."""
+    if method not in SYNTHESIS:
+        raise InputError(unknown(method, (REAL, *SYNTHESIS), "value", "images"))
+    return tuple((term, getattr(recipe, term)) for term in SYNTHESIS[method])

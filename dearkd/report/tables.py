@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from dearkd import disk
-from dearkd.plan.methods import REAL
+from dearkd.plan.data import REAL
 from dearkd.plan.plan import Cell, Plan, Row, Table
 from dearkd.report import escaping, records
 

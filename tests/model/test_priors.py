@@ -7,6 +7,7 @@ import timm
 import torch
 
 from dearkd.model import priors
+from dearkd.plan.synthesis import terms
 
 
 def one_pixel(height=3, width=3):
@@ -136,14 +137,13 @@ def test_no_term_of_the_paper_swamps_the_others_at_the_start(net):
     """Eq. 11 on raw features would: its gradient has norm 50, and nothing bounds it."""
     from dearkd.jobs.inversion import Inversion, classes_of
     from dearkd.model import teachers
-    from dearkd.plan import methods
     from dearkd.plan.stage import Data, Phase, Source, Synthesis, Teacher
 
     recipe = Synthesis(batch_classes=2, per_class=4, images=8, phases=(Phase(size=64, iterations=1, lr=0.1),))
     data = Data(kind="folder", classes=5, image_size=64)
     source = Source(
         name="df_dearkd",
-        terms=methods.terms(recipe, "df_dearkd"),
+        terms=terms(recipe, "df_dearkd"),
         recipe=recipe,
         data=data,
         teacher_name="main",

@@ -7,6 +7,7 @@ import pytest
 
 from dearkd.plan import methods, verify
 from dearkd.plan.experiments import load
+from dearkd.plan.synthesis import SYNTHESIS
 from dearkd.report import diagrams
 from dearkd.report.drawing import Box, Line, Text, arrow, chain, draw
 
@@ -20,7 +21,7 @@ def laid_out(ax):
 
 
 @pytest.mark.parametrize("scale", ["digits", "imagenet", "smoke"])
-@pytest.mark.parametrize("name", methods.SYNTHESIS)
+@pytest.mark.parametrize("name", SYNTHESIS)
 def test_no_box_of_figure_5_covers_another_or_leaves_the_canvas(scale, name):
     ax = diagrams.data_free_pipeline(plt.subplots()[1], methods.source(load(scale).scale, name))
     for a, b in itertools.combinations(laid_out(ax), 2):

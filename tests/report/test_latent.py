@@ -16,6 +16,7 @@ from PIL import Image
 
 from dearkd.plan import methods
 from dearkd.plan.experiments import load
+from dearkd.plan.synthesis import SYNTHESIS
 from dearkd.report import diagrams, latent_space
 from dearkd.report.figures import STYLE
 from dearkd.schema import InputError
@@ -249,7 +250,7 @@ def test_a_sheet_is_read_as_it_was_written_and_a_broken_one_is_named(tmp_path, c
 
 # ---------------------------------------------------------------------------------------------- Figure 5
 
-SOURCES = [(scale, name) for scale in ("digits", "imagenet", "smoke") for name in methods.SYNTHESIS]
+SOURCES = [(scale, name) for scale in ("digits", "imagenet", "smoke") for name in SYNTHESIS]
 
 
 def diagram(source, stages=()):
@@ -260,7 +261,7 @@ def diagram(source, stages=()):
 
 
 def test_every_term_of_a_method_has_its_place():
-    assert {term for terms in methods.SYNTHESIS.values() for term in terms} == set(diagrams.TERMS)
+    assert {term for terms in SYNTHESIS.values() for term in terms} == set(diagrams.TERMS)
 
 
 @pytest.mark.parametrize("scale, name", SOURCES)
