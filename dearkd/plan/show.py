@@ -8,19 +8,18 @@ key there changes one value of the stage. A spec that has a page of its own is t
 import dataclasses
 import textwrap
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
-
-import yaml
+from typing import Any
 
 from dearkd.plan import cost, rates, verify
+from dearkd.plan.lines import Line, fields, scalar
 from dearkd.plan.methods import UNSWITCHED
-from dearkd.plan.origins import OFF, Origins, Path, idle, of_default
+from dearkd.plan.origins import Origins, Path
 from dearkd.plan.plan import Plan, Run
 from dearkd.plan.scale_file import written
 from dearkd.plan.stage import LOSSES, Rpe, Source, Stage, Teacher, Training, geometry
 from dearkd.plan.synthesis import PRIORS
 from dearkd.plan.tables import Figure, Table
-from dearkd.schema import InputError, build, default, deviations, unknown
+from dearkd.schema import InputError, build, unknown
 
 OPTIMISER: tuple[str, ...] = (
     "batch",
@@ -38,18 +37,6 @@ OPTIMISER += ("drop_path", "precision", "compile")
 """Fields of `Training` under the heading optimiser; those of `UNSWITCHED` stand at the stages, the rest is schedule."""
 OWN = ("name", "first_epoch", "last_epoch", "losses", "teacher_name", "initial", "source")
 """Fields of `Stage` that each stage has in its own entry."""
-COLUMN = 44
-"""Where comments begin, unless a value is longer."""
-
-
-class Line(NamedTuple):
-    text: str
-    comment: str = ""
-
-    def __str__(self) -> str:
-        if not self.text:
-            return f"# {self.comment}" if self.comment else ""
-        return f"{self.text:<{COLUMN}}  # {self.comment}" if self.comment else self.text
 
 
 def show(plan: Plan, name: str, file: object = None) -> str:
@@ -71,40 +58,6 @@ def show(plan: Plan, name: str, file: object = None) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _scalar(value: Any) -> str:
-    """A value on one line, as strict YAML; of a spec what differs from its defaults."""
-    plain = deviations(value)
-    text = yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True, width=10**9, sort_keys=False)
-    return text.removesuffix("\n").removesuffix("\n...")
-
-
-def _fields(spec: Any, path: Path, origins: Origins, names: tuple[str, ...] = (), indent: str = "  ") -> Iterator[Line]:
-    """A spec's fields, or those of `names`; those at a default that does nothing are named in one line below."""
-    unused, useless = [], idle(spec)
-    for field in dataclasses.fields(spec):
-        value = getattr(spec, field.name)
-        if names and field.name not in names:
-            continue
-        if value == default(field) and (field.name in useless or of_default(type(spec), field.name) == OFF):
-            unused.append(field.name)
-        elif dataclasses.is_dataclass(value) or field.name == "args":
-            yield from _nested(field.name, value, (*path, field.name), origins, indent)
-        else:
-            yield Line(f"{indent}{field.name}: {_scalar(value)}", origins.of((*path, field.name), value))
-    if unused:
-        yield Line(f"{indent}# not used: {', '.join(unused)}")
-
-
-def _nested(name: str, value: Any, path: Path, origins: Origins, indent: str) -> Iterator[Line]:
-    """A spec inside a spec, of which only what differs from the defaults is there, or keyword arguments."""
-    inner = dict(value) if isinstance(value, tuple) else {k: getattr(value, k) for k in deviations(value)}
-    yield Line(
-        f"{indent}{name}:{'' if inner else ' {}'}", "" if isinstance(value, tuple) else "what differs from the defaults"
-    )
-    for key, one in inner.items():
-        yield Line(f"{indent}  {key}: {_scalar(one)}", origins.of((*path, key), one))
-
-
 # ---------------------------------------------------------------------------------------------- a run
 
 
@@ -115,18 +68,18 @@ def _run(plan: Plan, run: Run, origins: Origins) -> Iterator[Line]:
     yield Line("", f"{run.name}, scale {plan.scale.name}: {plan.scale.summary}")
     for place in _places(plan, run):
         yield Line("", place)
-    yield Line(f"run: {_scalar(run.name)}")
-    yield Line(f"method: {_scalar(run.method)}", f"methods.{run.method} of dearkd/plan/methods.py")
-    yield Line(f"student: {_scalar(run.student)}")
-    yield Line(f"seeds: {_scalar(run.seeds)}", origins.of(("seeds",), run.seeds))
+    yield Line(f"run: {scalar(run.name)}")
+    yield Line(f"method: {scalar(run.method)}", f"methods.{run.method} of dearkd/plan/methods.py")
+    yield Line(f"student: {scalar(run.student)}")
+    yield Line(f"seeds: {scalar(run.seeds)}", origins.of(("seeds",), run.seeds))
     yield Line("")
-    yield Line(f"data_name: {_scalar(first.data_name)}")
+    yield Line(f"data_name: {scalar(first.data_name)}")
     yield Line("data:")
-    yield from _fields(first.data, ("data", first.data_name), origins)
+    yield from fields(first.data, ("data", first.data_name), origins)
     yield Line(f"fraction: {first.fraction}", "percent of the training images" + _from(origins, first.fraction))
     for name in ("subset_seed", "subset_draw", "shards", "attention_images"):
         value = getattr(first, name)
-        yield Line(f"{name}: {_scalar(value)}", origins.of((name,), value) if name != "shards" else "0: all")
+        yield Line(f"{name}: {scalar(value)}", origins.of((name,), value) if name != "shards" else "0: all")
     yield from _model(first, run, origins)
     yield Line("")
     yield Line("stages:")
@@ -135,18 +88,18 @@ def _run(plan: Plan, run: Run, origins: Origins) -> Iterator[Line]:
     if first.teacher:
         yield Line("")
         yield Line("teacher:", f"{first.teacher_name} of the scale's teachers")
-        yield from _fields(first.teacher, ("teachers", first.teacher_name), origins)
+        yield from fields(first.teacher, ("teachers", first.teacher_name), origins)
     if first.distillation:
         yield Line("distillation:", "Eq. 6")
-        yield from _fields(first.distillation, ("distillation",), origins)
+        yield from fields(first.distillation, ("distillation",), origins)
     yield Line("")
     others = tuple(f.name for f in dataclasses.fields(Training) if f.name not in (*OPTIMISER, *UNSWITCHED, "augment"))
     yield Line("optimiser:", f"learning rate {first.training.peak_lr:g} after warm-up")
-    yield from _fields(first.training, recipe, origins, OPTIMISER)
+    yield from fields(first.training, recipe, origins, OPTIMISER)
     yield Line("schedule:", "linear warm-up, then one cosine")
-    yield from _fields(first.training, recipe, origins, others)
+    yield from fields(first.training, recipe, origins, others)
     yield Line("augmentation:")
-    yield from _fields(first.training.augment, (*recipe, "augment"), origins)
+    yield from fields(first.training.augment, (*recipe, "augment"), origins)
     yield Line("")
     yield Line("cost:", "of one seed, without what the run waits for")
     yield from _cost(plan, run)
@@ -182,12 +135,12 @@ def _model(stage: Stage, run: Run, origins: Origins) -> Iterator[Line]:
     yield Line(f"  name: {stage.model.name}")
     yield Line(f"  args:{'' if args else ' {}'}")
     for name, value in args.items():
-        yield Line(f"    {name}: {_scalar(value)}", origins.of(_argument(stage, run, name), value))
+        yield Line(f"    {name}: {scalar(value)}", origins.of(_argument(stage, run, name), value))
     names = ("init", "stem_stride", "start")
-    yield from _fields(stage.model, ("peers" if run.method == "peer" else "students", run.student), origins, names)
+    yield from fields(stage.model, ("peers" if run.method == "peer" else "students", run.student), origins, names)
     if rpe is not None:
         yield Line("rpe:", "Eq. 2 and 3")
-        yield from _fields(build(Rpe, dict(rpe), "rpe"), ("rpe",), origins)
+        yield from fields(build(Rpe, dict(rpe), "rpe"), ("rpe",), origins)
 
 
 def _argument(stage: Stage, run: Run, name: str) -> Path:
@@ -206,25 +159,25 @@ def _argument(stage: Stage, run: Run, name: str) -> Path:
 
 
 def _stage(plan: Plan, run: Run, stage: Stage, first: Stage, origins: Origins) -> Iterator[Line]:
-    yield Line(f"- name: {_scalar(stage.name)}")
+    yield Line(f"- name: {scalar(stage.name)}")
     yield Line(f"  first_epoch: {stage.first_epoch}")
     yield Line(f"  last_epoch: {stage.last_epoch}", "not itself")
     yield Line("  losses:", f"weights of the sum; method {run.method}")
     for name, weight in stage.losses:
-        yield Line(f"    {name}: {_scalar(weight)}", f"{LOSSES[name].what}: {LOSSES[name].formula}")
-    yield Line(f"  teacher_name: {_scalar(stage.teacher_name)}", "" if stage.teacher else "no teacher")
+        yield Line(f"    {name}: {scalar(weight)}", f"{LOSSES[name].what}: {LOSSES[name].formula}")
+    yield Line(f"  teacher_name: {scalar(stage.teacher_name)}", "" if stage.teacher else "no teacher")
     if stage.initial:
-        yield Line(f"  initial: {_scalar(run.initial)}", "the run whose weights it starts from, with a new classifier")
+        yield Line(f"  initial: {scalar(run.initial)}", "the run whose weights it starts from, with a new classifier")
     if stage.source:
-        yield Line(f"  source: {_scalar(stage.source.name)}", "synthetic training images; `show` has a page of them")
+        yield Line(f"  source: {scalar(stage.source.name)}", "synthetic training images; `show` has a page of them")
     if any(getattr(stage.training, name) != value for name, value in UNSWITCHED.items()):
         for name in UNSWITCHED:
             value = getattr(stage.training, name)
-            yield Line(f"  training.{name}: {_scalar(value)}", origins.of((*_recipe(plan, run), name), value))
+            yield Line(f"  training.{name}: {scalar(value)}", origins.of((*_recipe(plan, run), name), value))
     usual = dataclasses.replace(first, training=dataclasses.replace(first.training, **UNSWITCHED))
     own = dataclasses.replace(stage, training=dataclasses.replace(stage.training, **UNSWITCHED))
     for place, value in _differences(own, usual):
-        yield Line(f"  {place}: {_scalar(value)}", f"method {run.method}")
+        yield Line(f"  {place}: {scalar(value)}", f"method {run.method}")
 
 
 def _differences(spec: Any, usual: Any, above: str = "") -> Iterator[tuple[str, Any]]:
@@ -261,8 +214,8 @@ def _cost(plan: Plan, run: Run) -> Iterator[Line]:
             seconds = [round(sum(r["seconds_all"] for r in stages), 1) for stages in records]
             device, seeds = records[0][0]["hardware"], ", ".join(map(str, trained))
             where = plan.paths.results / "runs" / run.name
-            yield Line(f"  seconds: {_scalar(seconds)}", f"of seeds {seeds}: records under {where}")
-            yield Line(f"  device: {_scalar(device['device'])}", device["cpu"])
+            yield Line(f"  seconds: {scalar(seconds)}", f"of seeds {seeds}: records under {where}")
+            yield Line(f"  device: {scalar(device['device'])}", device["cpu"])
             return
         yield Line("  seconds: null", "not run")
     except InputError:
@@ -279,24 +232,24 @@ def _cost(plan: Plan, run: Run) -> Iterator[Line]:
 
 def _source(source: Source, origins: Origins) -> Iterator[Line]:
     yield Line("", f"{source.name}, scale {origins.scale.name}: images out of {source.teacher_name}")
-    yield Line(f"name: {_scalar(source.name)}")
-    yield Line(f"teacher_name: {_scalar(source.teacher_name)}", "`show` has a page of it")
+    yield Line(f"name: {scalar(source.name)}")
+    yield Line(f"teacher_name: {scalar(source.teacher_name)}", "`show` has a page of it")
     if source.student:
-        yield Line(f"student: {_scalar(source.recipe.student)}", "of method dearkd: competes, learning from the images")
+        yield Line(f"student: {scalar(source.recipe.student)}", "of method dearkd: competes, learning from the images")
     if source.verifier:
-        yield Line(f"verifier: {_scalar(source.recipe.verifier)}", "competes in a student's place")
+        yield Line(f"verifier: {scalar(source.recipe.verifier)}", "competes in a student's place")
     yield Line("terms:", "weights of the sum; synthesis.SYNTHESIS")
     for name, weight in source.terms:
-        yield Line(f"  {name}: {_scalar(weight)}", PRIORS[name])
+        yield Line(f"  {name}: {scalar(weight)}", PRIORS[name])
     yield Line("recipe:", f"{source.recipe.made()} images in {source.recipe.shards} jobs")
-    yield from _fields(source.recipe, ("synthesis",), origins)
+    yield from fields(source.recipe, ("synthesis",), origins)
     yield Line("data:", "of its pixels; none of its images are used")
-    yield from _fields(source.data, ("data", "main"), origins)
+    yield from fields(source.data, ("data", "main"), origins)
 
 
 def _teacher(name: str, teacher: Teacher, origins: Origins) -> Iterator[Line]:
     trained: Mapping[bool, str] = {True: f"trained by the run teacher-{name}", False: "its weights come from elsewhere"}
     yield Line("", f"teacher {name}, scale {origins.scale.name}: {trained[teacher.training is not None]}")
-    yield Line(f"teacher_name: {_scalar(name)}")
+    yield Line(f"teacher_name: {scalar(name)}")
     yield Line("teacher:")
-    yield from _fields(teacher, ("teachers", name), origins)
+    yield from fields(teacher, ("teachers", name), origins)
