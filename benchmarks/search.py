@@ -31,6 +31,7 @@ import torch
 from benchmarks.workers import leave_with_parent
 from dearkd import arithmetic, disk, record, strict_yaml
 from dearkd.data import datasets, subsets
+from dearkd.fingerprint import fingerprint
 from dearkd.jobs.inputs import available_device
 from dearkd.model import teachers
 from dearkd.model.teachers import FeatureShape
@@ -38,7 +39,7 @@ from dearkd.plan import experiments, methods
 from dearkd.plan.paths import Paths
 from dearkd.plan.scale import Scale
 from dearkd.plan.stage import Data, Stage, subset_name
-from dearkd.schema import InputError, build, fingerprint, spec, unknown
+from dearkd.schema import InputError, build, spec, unknown
 from dearkd.stop import Interrupted
 from dearkd.train.attempt import Attempt
 from dearkd.train.inputs import Inputs

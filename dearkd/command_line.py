@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import dearkd
 from dearkd import verbs
-from dearkd.schema import LARGEST
+from dearkd.ranges import LARGEST
 
 Argument = tuple[tuple[str, ...], dict[str, Any]]
 

@@ -1,5 +1,7 @@
-"""Files of the workflow and the paper: those in the working folder (a clone, a study), else those of the package."""
+"""Places of files: in the working folder (a clone, a study) or else in the package, and how names become paths."""
 
+import hashlib
+import re
 from pathlib import Path
 
 SHIPPED = Path(__file__).with_name("shipped")
@@ -16,3 +18,19 @@ def all_shipped(folder: Path, pattern: str) -> list[Path]:
     """The files of a shipped folder, sorted by name; one in the working folder replaces one of the same name."""
     found = {path.name: path for place in (SHIPPED / folder, folder) for path in place.glob(pattern)}
     return [found[name] for name in sorted(found)]
+
+
+def home(path: str) -> str:
+    """`path` with ~ as the home folder; of a user who is not known it stays as it is."""
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError:
+        return path
+
+
+def slug(text: str) -> str:
+    """A text as part of a path: as it is where it can be, else folded, with a hash so that no two texts get one."""
+    folded = re.sub(r"[^A-Za-z0-9._-]+", "_", text.strip())
+    if folded == text and len(folded) <= 80 and not folded.startswith((".", "-")):
+        return folded
+    return f"{folded[:60].lstrip('.-')}~{hashlib.sha256(text.encode()).hexdigest()[:6]}"

@@ -4,15 +4,16 @@ import contextlib
 import dataclasses
 import difflib
 import functools
-import hashlib
 import json
 import math
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
+
+from dearkd.meanings import meanings
+from dearkd.ranges import LARGEST, Within
 
 T = TypeVar("T")
 Check = Callable[[Any, str], None]
@@ -30,70 +31,6 @@ class Stale(InputError):
 
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 """Characters that no file name and no text of ours has: controls but for tab and line feed, and halves of a pair."""
-LARGEST = 2**32 - 1
-"""Limit of a number without another limit. No count or weight of ours is near it."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Within:
-    """A number from `low` to `high`, which a field's type names: `Annotated[int, Within(1)]`. NaN lies in no range.
-
-    above, below: the limit itself is left out.
-    """
-
-    low: int | float = -LARGEST
-    high: int | float = LARGEST
-    above: bool = False
-    below: bool = False
-
-    def allows(self, value: int | float) -> bool:
-        over = value > self.low if self.above else value >= self.low
-        return over and (value < self.high if self.below else value <= self.high)
-
-    def __str__(self) -> str:
-        low = f"above {self.low:,}" if self.above else f"at least {self.low:,}"
-        high = f"below {self.high:,}" if self.below else f"at most {self.high:,}"
-        return low if self.high == LARGEST else high if self.low == -LARGEST else f"{low} and {high}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Several:
-    """A list of at least so many entries, none of them twice."""
-
-    least: int = 0
-
-    def allows(self, value: Sequence[Any]) -> bool:
-        return len(value) >= self.least and len(set(value)) == len(value)
-
-    def __str__(self) -> str:
-        return ("at least one entry, " if self.least else "") + "each entry once"
-
-
-@dataclasses.dataclass(frozen=True)
-class Matches:
-    """A text of a form; `form` says which."""
-
-    pattern: str
-    form: str
-
-    def allows(self, value: str) -> bool:
-        return re.fullmatch(self.pattern, value) is not None
-
-    def __str__(self) -> str:
-        return self.form
-
-
-Whole = Annotated[int, Within(0)]
-Count = Annotated[int, Within(1)]
-Weight = Annotated[float, Within(0)]
-Positive = Annotated[float, Within(0, above=True)]
-Share = Annotated[float, Within(0, 1)]
-Part = Annotated[float, Within(0, 1, below=True)]
-"""A share that is never all."""
-Seed = Annotated[int, Within(0, LARGEST)]
-Percent = Annotated[float, Within(0, 100)]
-Name = Annotated[str, Matches(r"\w[\w.+-]{0,99}", "it becomes part of paths: letters, digits and _ . + - only")]
-Sha256 = Annotated[str, Matches(r"([0-9a-f]{64})?", "64 hexadecimal digits, or empty")]
 
 
 @typing.dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -213,7 +150,7 @@ def build(cls: type[T], values: Any, where: str) -> T:
 
 def _instead(cls: type, field: dataclasses.Field, value: Any) -> str:
     """What to write where a field does not take a value as people write it in YAML; empty where nothing would do."""
-    for meant in _meanings(value):
+    for meant in meanings(value):
         with contextlib.suppress(InputError):
             converted = convert(_hints(cls)[field.name], meant, "")
             for name, check in _checks(cls):
@@ -223,26 +160,6 @@ def _instead(cls: type, field: dataclasses.Field, value: Any) -> str:
     usual = default(field)
     known = (value is True or value is None) and isinstance(usual, int | float | str)
     return f"; the default is {json.dumps(usual)}" if known else ""
-
-
-def _meanings(value: Any) -> Iterator[Any]:
-    """What a value may stand for: `off` for 0 or none, `0,5` for 0.5, 2000.0 for 2000, 3 for "3" or [3]."""
-    if value is False:
-        yield from (0, "none")
-    elif value is None:
-        yield "none"
-    elif isinstance(value, str):
-        yield from ({"yes": (True,), "true": (True,), "no": (False,), "false": (False,)}.get(value.lower(), ()))
-        yield from ((0, value.lower()) if value.lower() in ("off", "none", "no", "false") else ())
-        with contextlib.suppress(ValueError):
-            number = float(value.replace(",", "."))
-            yield int(number) if number.is_integer() else number
-    elif isinstance(value, int | float) and not isinstance(value, bool) and Within().allows(value):
-        yield from ((bool(value),) if value in (0, 1) else ())
-        yield from ((int(value),) if isinstance(value, float) and value.is_integer() else ())
-        yield str(value)
-    if isinstance(value, str | int | float) and not isinstance(value, bool):
-        yield [value]
 
 
 def convert(hint: Any, value: Any, where: str) -> Any:
@@ -351,45 +268,9 @@ def override(base: T, changes: Mapping[str, Any], where: str) -> T:
         raise InputError(f"{where}: {error}") from None
 
 
-def home(path: str) -> str:
-    """`path` with ~ as the home folder; of a user who is not known it stays as it is."""
-    try:
-        return str(Path(path).expanduser()) if path.startswith("~") else path
-    except RuntimeError:
-        return path
-
-
-def slug(text: str) -> str:
-    """A text as part of a path: as it is where it can be, else folded, with a hash so that no two texts get one."""
-    folded = re.sub(r"[^A-Za-z0-9._-]+", "_", text.strip())
-    if folded == text and len(folded) <= 80 and not folded.startswith((".", "-")):
-        return folded
-    return f"{folded[:60].lstrip('.-')}~{hashlib.sha256(text.encode()).hexdigest()[:6]}"
-
-
-def lookup(base: Any, path: str) -> Any:
-    """The value at a dotted path."""
-    for part in path.split("."):
-        base = getattr(base, part)
-    return base
-
-
 def to_json(value: Any) -> Any:
     """A spec as plain JSON values, every field written out."""
     return json.loads(json.dumps(dataclasses.asdict(value)))
-
-
-def deviations(value: Any) -> Any:
-    """The spec as JSON values without fields at their default, so that a new knob changes no old run."""
-    if dataclasses.is_dataclass(value):
-        return {
-            f.name: deviations(getattr(value, f.name))
-            for f in dataclasses.fields(value)
-            if getattr(value, f.name) != default(f)
-        }
-    if isinstance(value, tuple):
-        return [deviations(v) for v in value]
-    return value
 
 
 def default(field: dataclasses.Field) -> Any:
@@ -397,9 +278,3 @@ def default(field: dataclasses.Field) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default
-
-
-def fingerprint(value: Any) -> str:
-    """First 16 hex digits of the sha256 of a spec's deviations from the defaults."""
-    text = json.dumps(deviations(value), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -155,8 +155,8 @@ def do_export(args: Namespace) -> None:
 
 
 def do_synthesize(args: Namespace) -> None:
+    from dearkd.fingerprint import fingerprint
     from dearkd.jobs import synthesis
-    from dearkd.schema import fingerprint
 
     if args.teacher:
         return _invert(args)

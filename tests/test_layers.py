@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from rooms import imported
 
-GROUND = {"schema", "arithmetic", "arrays", "keys", "disk", "places", "strict_yaml", "record", "stop", "progress"}
+GROUND = {"schema", "ranges", "meanings", "fingerprint", "arithmetic", "arrays", "keys", "disk", "places"}
+GROUND |= {"strict_yaml", "record", "stop", "progress"}
 ROOMS = {
     "plan": GROUND,
     "model": GROUND | {"plan"},

@@ -14,8 +14,9 @@ from torchvision.transforms.functional import gaussian_blur, resize
 from dearkd.keys import key_of, numpy_generator
 from dearkd.model import lpips_trunks
 from dearkd.model.weights import load_weights, weights_sha256
+from dearkd.places import home
 from dearkd.plan.scale import Diversity
-from dearkd.schema import InputError, home
+from dearkd.schema import InputError
 
 INTERPOLATION = "bilinear, antialiased"
 """How images are brought to the size of the scale."""

@@ -16,13 +16,14 @@ from dearkd import record
 from dearkd.data import subsets
 from dearkd.data.images import Images
 from dearkd.data.loader import evaluation_loader
+from dearkd.fingerprint import fingerprint
 from dearkd.jobs import diversity
 from dearkd.jobs.inputs import available_device, data_record, synthetic, teacher_weights
 from dearkd.model import lpips_trunks, teachers
 from dearkd.plan.data import REAL
 from dearkd.plan.plan import Plan
 from dearkd.plan.stage import Data
-from dearkd.schema import fingerprint, to_json
+from dearkd.schema import to_json
 
 CLASSES = 10
 """Classes shown, the first that a set has."""

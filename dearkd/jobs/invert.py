@@ -11,6 +11,7 @@ from timm.data import ImageNetInfo
 
 from dearkd import disk, record
 from dearkd.data.image_archive import folders_of
+from dearkd.fingerprint import fingerprint
 from dearkd.jobs import inversion
 from dearkd.jobs.inputs import available_device
 from dearkd.jobs.synthesis import Shard, make
@@ -18,7 +19,7 @@ from dearkd.model import efficientnet_lite0, hub, teachers
 from dearkd.model.weights import read_weights, weights_sha256
 from dearkd.plan.stage import Data, Phase, Source, Synthesis, Teacher
 from dearkd.plan.synthesis import competes, terms
-from dearkd.schema import InputError, fingerprint, to_json, unknown
+from dearkd.schema import InputError, to_json, unknown
 from dearkd.train.attempt import Attempt
 from dearkd.train.checkpoint import Checkpoints
 

@@ -9,7 +9,8 @@ from dearkd import disk
 from dearkd.places import SHIPPED, all_shipped
 from dearkd.plan import files
 from dearkd.plan.scale_file import SCALES
-from dearkd.schema import InputError, Name, build, spec
+from dearkd.ranges import Name
+from dearkd.schema import InputError, build, spec
 
 TEMPLATES = Path(__file__).with_name("study_files")
 COPIED = ("profiles/default/config.yaml", "slurm/config.yaml")

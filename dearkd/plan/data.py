@@ -2,7 +2,8 @@
 
 from typing import Annotated, Literal
 
-from dearkd.schema import InputError, Part, Whole, Within, spec
+from dearkd.ranges import Part, Whole, Within
+from dearkd.schema import InputError, spec
 
 IN_FILES = ("folder", "flowers102", "cars")
 """Kinds of data that are image files, decoded anew in each epoch."""

@@ -18,8 +18,9 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from dearkd import disk, record
+from dearkd.places import home
 from dearkd.plan.plan import Plan
-from dearkd.schema import InputError, home
+from dearkd.schema import InputError
 
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 LIST = "images.csv"

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from dearkd.fingerprint import deviations
 from dearkd.plan.origins import OFF, Origins, Path, idle, of_default
-from dearkd.schema import default, deviations
+from dearkd.schema import default
 
 COLUMN = 44
 """Where comments begin, unless a value is longer."""

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from dearkd.plan.tables import Kind, Metric
-from dearkd.schema import InputError, Matches, Name, Several, build, spec, unknown
+from dearkd.ranges import Matches, Name, Several
+from dearkd.schema import InputError, build, spec, unknown
 
 MATRIX = Path("workflow/experiments.yaml")
 RULES: tuple[str, ...] = ("all", "subset", "presize", "teacher", "labels", "train", "synthesize", "diversity")

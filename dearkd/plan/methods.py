@@ -8,11 +8,12 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from dearkd.fingerprint import deviations
 from dearkd.plan.data import REAL
 from dearkd.plan.scale import Scale
 from dearkd.plan.stage import Distillation, Model, Source, Stage, Training, geometry
 from dearkd.plan.synthesis import competes, terms
-from dearkd.schema import InputError, deviations, freeze, unknown
+from dearkd.schema import InputError, freeze, unknown
 
 Stages = tuple[Stage, ...]
 TRANSFER = "transfer"

@@ -3,7 +3,8 @@
 import re
 from typing import Annotated, Any, Literal
 
-from dearkd.schema import InputError, Matches, Pairs, Part, Weight, Whole, shown, spec
+from dearkd.ranges import Matches, Part, Weight, Whole
+from dearkd.schema import InputError, Pairs, shown, spec
 
 Timm = Annotated[str, Matches(r"\w[\w.-]*", "a model of timm by name, as timm.list_models() prints them, and no path")]
 

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from dearkd.schema import slug
+from dearkd.places import slug
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Literal, TypeVar
 
+from dearkd.fingerprint import fingerprint
+from dearkd.places import home
 from dearkd.plan.data import REAL
 from dearkd.plan.paths import Paths
 from dearkd.plan.scale import Peer, Resources, Scale
 from dearkd.plan.stage import LOSSES, Augment, Data, Source, Stage, Teacher, subset_name
 from dearkd.plan.tables import Cell, Figure, Kind, Metric, Row, Table
-from dearkd.schema import InputError, Pairs, fingerprint, home, spec, unknown
+from dearkd.schema import InputError, Pairs, spec, unknown
 
 __all__ = ["Cell", "Figure", "Kind", "Labels", "Metric", "Paths", "Plan", "Row", "Run", "Table"]
 T = TypeVar("T")

@@ -4,17 +4,19 @@ import dataclasses
 import hashlib
 import inspect
 import json
+import operator
 import typing
 from collections.abc import Mapping
 from typing import Any
 
+from dearkd.places import slug
 from dearkd.plan import methods
 from dearkd.plan.data import REAL
 from dearkd.plan.matrix import DESCRIPTION, check_keys
 from dearkd.plan.plan import Run
 from dearkd.plan.scale import Peer, Scale
 from dearkd.plan.stage import Source
-from dearkd.schema import InputError, convert, freeze, lookup, override, slug
+from dearkd.schema import InputError, convert, freeze, override
 
 LONGEST = 180
 """Characters of a run's name: a folder's name has at most 255 bytes."""
@@ -154,7 +156,7 @@ class _Recipe:
 
     def value(self, settings: Mapping[str, Any], key: str) -> Any:
         """What a setting comes to, however it was written: 1e-3 and 0.001 are one value."""
-        return lookup(self._scale(settings), key) if "." in key else settings[key]
+        return operator.attrgetter(key)(self._scale(settings)) if "." in key else settings[key]
 
     def _scale(self, settings: Mapping[str, Any]) -> Scale:
         dotted = {k: v for k, v in settings.items() if "." in k}

@@ -4,23 +4,10 @@ import dataclasses
 from pathlib import PurePath
 from typing import Annotated, Literal
 
+from dearkd.places import slug
 from dearkd.plan.stage import MOST_SHARDS, Data, Distillation, Fraction, Rpe, Synthesis, Teacher, Timm, Training
-from dearkd.schema import (
-    Count,
-    InputError,
-    Matches,
-    Name,
-    Pairs,
-    Seed,
-    Several,
-    Sha256,
-    Weight,
-    Whole,
-    Within,
-    slug,
-    spec,
-    unknown,
-)
+from dearkd.ranges import Count, Matches, Name, Seed, Several, Sha256, Weight, Whole, Within
+from dearkd.schema import InputError, Pairs, spec, unknown
 
 JOBS = ("data", "teacher", "labels", "train", "synthesize", "diversity", "evaluate", "throughput")
 """Kinds of jobs that ask for resources."""

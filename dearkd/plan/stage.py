@@ -12,7 +12,8 @@ from dearkd.plan.model import DEARKD_HEADS, DEIT_HEADS, SIZES, Model, Rpe, Timm,
 from dearkd.plan.synthesis import MOST_SHARDS, Phase, Synthesis
 from dearkd.plan.teacher import Distillation, Teacher
 from dearkd.plan.training import Augment, Betas, Policy, Training
-from dearkd.schema import InputError, Name, Seed, Weight, Whole, spec, unknown
+from dearkd.ranges import Name, Seed, Weight, Whole
+from dearkd.schema import InputError, spec, unknown
 
 __all__ = [
     "DEARKD_HEADS",

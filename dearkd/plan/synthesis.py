@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from dearkd.plan.data import REAL
 from dearkd.plan.training import Augment, Betas
-from dearkd.schema import Count, InputError, Positive, Several, Share, Weight, Whole, Within, spec, unknown
+from dearkd.ranges import Count, Positive, Several, Share, Weight, Whole, Within
+from dearkd.schema import InputError, spec, unknown
 
 MOST_SHARDS = 10_000
 """Largest number of shards of a set of images or labels: a shard's number has four digits, and each shard is a job."""

@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal
 
 from dearkd.plan.model import Timm
 from dearkd.plan.training import Training
-from dearkd.schema import Count, InputError, Pairs, Percent, Positive, Several, Sha256, Share, Weight, Within, spec
+from dearkd.ranges import Count, Percent, Positive, Several, Sha256, Share, Weight, Within
+from dearkd.schema import InputError, Pairs, spec
 
 
 @spec

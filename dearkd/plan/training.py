@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Annotated, Literal
 
-from dearkd.schema import Count, InputError, Matches, Part, Positive, Share, Weight, Whole, Within, spec
+from dearkd.ranges import Count, Matches, Part, Positive, Share, Weight, Whole, Within
+from dearkd.schema import InputError, spec
 
 Policy = Annotated[
     str,

@@ -9,7 +9,8 @@ import yaml
 
 from benchmarks import search
 from dearkd.data import datasets
-from dearkd.schema import InputError, fingerprint
+from dearkd.fingerprint import fingerprint
+from dearkd.schema import InputError
 
 ROW = {"method": "deit", "student": "Ti"}
 

@@ -20,10 +20,11 @@ from dearkd.data import datasets, loader, presize
 from dearkd.data.augment import Transform, reduce
 from dearkd.data.datasets import Images
 from dearkd.data.loader import MicroBatch, TrainingImages
+from dearkd.fingerprint import fingerprint
 from dearkd.keys import seed_all, seed_cpu, torch_generator
 from dearkd.plan import experiments
 from dearkd.plan.stage import Augment, Data
-from dearkd.schema import InputError, fingerprint
+from dearkd.schema import InputError
 
 SPEC = Data(kind="folder", classes=2, image_size=64)
 GREY = Data(kind="folder", classes=2, image_size=64, channels=1, mean=(0.5,), std=(0.2,))

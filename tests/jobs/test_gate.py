@@ -15,10 +15,11 @@ from torch import nn
 
 import dearkd.models  # noqa: F401  registers convnet_micro
 from dearkd.data.datasets import Images
+from dearkd.fingerprint import fingerprint
 from dearkd.jobs import gate
 from dearkd.model import hub, teachers
 from dearkd.plan import stage
-from dearkd.schema import InputError, build, fingerprint
+from dearkd.schema import InputError, build
 
 CLASSES, SIDE = 12, 16
 NAMES = sorted(map(str, range(CLASSES)))

@@ -12,12 +12,12 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from dearkd import schema
 from dearkd.plan import data, model, plan, scale, stage, synthesis, tables, teacher, training
 from dearkd.plan.experiments import MATRIX, load
 from dearkd.plan.scale import Scale
 from dearkd.plan.scale_file import load_scale
-from dearkd.schema import InputError, Within, build, to_json
+from dearkd.ranges import LARGEST, Within
+from dearkd.schema import InputError, build, to_json
 
 HOSTILE = [
     *(-1, 0, 1, 3, 10**6, 10**12, 10**40, -(10**40), 0x7 << 20_000),
@@ -143,7 +143,7 @@ def test_no_value_of_any_key_of_a_scale_breaks_out(cls):
                 continue
             assert build(cls, to_json(built), "again") == built, (field, value)
             if type(value) in (int, float):
-                assert math.isfinite(value) and abs(value) <= schema.LARGEST, field
+                assert math.isfinite(value) and abs(value) <= LARGEST, field
         assert refused > len(values) / 3, f"{field.name} takes nearly anything"
 
 

@@ -11,10 +11,11 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from dearkd.fingerprint import deviations
 from dearkd.plan.experiments import MATRIX, load, load_scale, run_name
 from dearkd.plan.methods import METHODS
 from dearkd.plan.stage import Stage
-from dearkd.schema import InputError, build, deviations, override, to_json
+from dearkd.schema import InputError, build, override, to_json
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ sys.path.insert(0, workflow.basedir)
 from snakemake.exceptions import WorkflowError
 from snakemake.io import IOFile
 
+from dearkd.fingerprint import fingerprint
 from dearkd.places import shipped
 from dearkd.plan import experiments, verify
-from dearkd.schema import InputError, fingerprint
+from dearkd.schema import InputError
 
 try:
     for key in config:

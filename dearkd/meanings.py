@@ -1,0 +1,27 @@
+"""What a value in YAML may have been meant as, so that a refusal can say what to write."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from dearkd.ranges import Within
+
+
+def meanings(value: Any) -> Iterator[Any]:
+    """What a value may stand for: `off` for 0 or none, `0,5` for 0.5, 2000.0 for 2000, 3 for "3" or [3]."""
+    if value is False:
+        yield from (0, "none")
+    elif value is None:
+        yield "none"
+    elif isinstance(value, str):
+        yield from ({"yes": (True,), "true": (True,), "no": (False,), "false": (False,)}.get(value.lower(), ()))
+        yield from ((0, value.lower()) if value.lower() in ("off", "none", "no", "false") else ())
+        with contextlib.suppress(ValueError):
+            number = float(value.replace(",", "."))
+            yield int(number) if number.is_integer() else number
+    elif isinstance(value, int | float) and not isinstance(value, bool) and Within().allows(value):
+        yield from ((bool(value),) if value in (0, 1) else ())
+        yield from ((int(value),) if isinstance(value, float) and value.is_integer() else ())
+        yield str(value)
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        yield [value]
