@@ -1,7 +1,7 @@
 """timm's training transform one image at a time: crop, flip, RandAugment, normalisation, erasing.
 
 `Augment.decode` has two ways to make the crop. Both make the same random choices in the same order. Nothing is copied
-without need, because on ImageNet's JPEG files this transform costs as much as decoding (docs/paper-scale.md).
+without need, because on ImageNet's JPEG files this transform takes as long as decoding (docs/paper-scale.md).
 """
 
 from typing import Any
@@ -52,7 +52,7 @@ class Transform:
         """
         image = self.colour(self._reduced(images, index) if self.reduced else self._as_timm(images, index))
         for plane, band in zip(out, image.split(), strict=True):
-            plane.copy_(torch.from_numpy(np.array(band)))  # faster than three strided ones
+            plane.copy_(torch.from_numpy(np.array(band)))  # faster than three strided copies
         out.div_(255).sub_(self.mean).div_(self.std)
         self.erase(out)
 
@@ -71,13 +71,15 @@ class Transform:
     def _resized(self, image: Image.Image) -> Image.Image:
         side, channels = self.data.image_size, self.data.channels
         top, left, height, width = self._box(image)
-        edges = (left, top, left + width, top + height)
+        right, bottom = left + width, top + height
         shrink = reduce(image, min(height, width) // side)
         if shrink > 1:  # PIL takes edges between pixels, which rounding would move by up to half a pixel of the crop
-            small = tuple(edge / shrink for edge in edges)
+            small = (left / shrink, top / shrink, right / shrink, bottom / shrink)
             return eight_bit(image.resize((side, side), Image.Resampling.BICUBIC, box=small), channels)
         # torch: within 2 of 255 of PIL's pixels in a third of the time
-        part = torch.from_numpy(np.array(eight_bit(image.crop(edges), channels))).reshape(1, height, width, -1)
+        part = torch.from_numpy(np.array(eight_bit(image.crop((left, top, right, bottom)), channels))).reshape(
+            1, height, width, -1
+        )
         pixels = F.interpolate(part.permute(0, 3, 1, 2), (side, side), mode="bicubic", antialias=True)
         return Image.fromarray(pixels[0].permute(1, 2, 0).numpy().squeeze())
 
@@ -87,7 +89,7 @@ class Transform:
 
 
 def reduce(image: Image.Image, times: int) -> float:
-    """Set a JPEG file to be decoded at 1/2, 1/4 or 1/8, the least that is at least 1/times; returns the factor."""
+    """Set a JPEG file to be decoded at 1/2, 1/4 or 1/8, the least that is at least 1/times, and return its inverse."""
     if times < 2:
         return 1.0
     width = image.width

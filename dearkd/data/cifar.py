@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100: the authors' binary version, which `fetch` brings, or the folder that torchvision makes."""
+"""CIFAR-10 and CIFAR-100: the authors' binary version, which `fetch` downloads, or torchvision's folder."""
 
 import tarfile
 from pathlib import Path
@@ -18,13 +18,13 @@ PIXELS = (3, 32, 32)
 
 
 class Binary(NamedTuple):
-    """The binary version: files of images, each as its labels and then its pixels, a byte each."""
+    """The binary version: files of images. An image is its labels and then its pixels, one byte each."""
 
     folder: str
     files: dict[str, tuple[str, ...]]
     """Files of each split."""
     labels: int
-    """Bytes before an image's pixels; the last is the class, which CIFAR-100's coarse one precedes."""
+    """Number of bytes before an image's pixels. The last is the class; CIFAR-100 has its coarse class before it."""
     url: str
     sha256: str
     """sha256 of the archive at the URL."""
@@ -74,7 +74,7 @@ def read(data: Data) -> dict[str, Images]:
 
 
 def fetch(kind: str, root: str) -> None:
-    """Download the binary version into `root` and unpack it; InputError when its sha256 is not the known one."""
+    """Download the binary version into `root` and unpack it. Raises InputError when its sha256 is not `sha256`."""
     from torchvision.datasets.utils import download_url
 
     binary = BINARY[kind]
@@ -84,7 +84,7 @@ def fetch(kind: str, root: str) -> None:
         download_url(binary.url, root, archive.name)
     if disk.sha256(archive) != binary.sha256:
         archive.unlink()
-        raise InputError(f"{binary.url}: what came has another sha256 than {binary.sha256}; try again")
+        raise InputError(f"{binary.url}: the sha256 of the download is not {binary.sha256}; try again")
     with tarfile.open(archive) as members:
         for member in members:
             members.extract(member, root, filter="data")
@@ -109,7 +109,7 @@ def _binary(path: Path, labels: int) -> tuple[np.ndarray, np.ndarray]:
     raw, size = np.fromfile(path, np.uint8), labels + int(np.prod(PIXELS))
     if raw.size == 0 or raw.size % size:
         raise InputError(
-            f"{path}: {raw.size:,} bytes are no whole images of {size:,}; delete its folder and fetch it again"
+            f"{path}: {raw.size:,} bytes are not whole images of {size:,} bytes; delete its folder and fetch it again"
         )
     images = raw.reshape(-1, size)
     return images[:, labels - 1], images[:, labels:]

@@ -202,7 +202,7 @@ def _fetched(data: Data, cls: Any, **which: Any) -> Any:
     try:
         return cls(data.root, download=False, **which)
     except (RuntimeError, OSError):
-        by_hand = "bring it by hand (docs/paper-scale.md)"  # the host of Cars is gone
+        by_hand = "download it by hand (docs/paper-scale.md)"  # the host of Cars is gone
         way = (
             by_hand if data.kind == "cars" else "on a machine with internet run `python -m dearkd fetch` for this scale"
         )
@@ -215,7 +215,7 @@ def _files(root: Path, files: Sequence[str | Path], labels: Sequence[int]) -> Im
 
 
 def noisy(train: Images, data: Data) -> Images:
-    """The training images with another label for a share `label_noise` of them, the same ones each time."""
+    """The training images, of which a share `label_noise` has another label, the same images each time."""
     if not data.label_noise:
         return train
     random = numpy_generator("label noise", data.label_noise)

@@ -12,14 +12,14 @@ from dearkd.plan.stage import Data
 from dearkd.schema import InputError
 
 HELD_OUT = ("test", "val", "valid", "validation")
-"""Names of a folder of test images. The first that has class folders is taken; ImageNet's test/ has none."""
+"""Names of a folder of test images. The first one that has class folders is read; ImageNet's test/ has none."""
 
 
 def read(data: Data) -> tuple[dict[str, Images], dict[str, list[str]]]:
-    """(the `train` and `test` images below root, what was left out and why).
+    """(the `train` and `test` images below root, the files that were left out by reason).
 
     The images are root/train/<class>/*.jpg and root/val/<class>/*.jpg, or root/<class>/*.jpg with `test_share`. Raises
-    InputError for any other folder, and for classes that are empty, too many, too few or of two spellings.
+    InputError for any other folder, and for classes that are empty, too many, too few or spelt in two ways.
     """
     root = Path(data.root)
     if not root.is_dir():
@@ -42,7 +42,7 @@ def _split(root: Path, data: Data) -> tuple[dict[str, Images], dict[str, list[st
     train = files.walk(root / "train")
     if train.images and not train.folders:
         raise InputError(
-            f"{root / 'train'}: holds images, no class folders; if train is a class beside others, set test_share in "
+            f"{root / 'train'}: has images but no class folders; if train is a class beside others, set test_share in "
             f"the scale (0.2 holds out a fifth of each class as test images)"
         )
     classes = _classes(train, root / "train")
@@ -50,7 +50,10 @@ def _split(root: Path, data: Data) -> tuple[dict[str, Images], dict[str, list[st
     found = {name: files.walk(root / name) for name in HELD_OUT if (root / name).is_dir()}
     name = next((n for n in found if found[n].folders), None)
     if name is None:
-        raise InputError(f"{root}: has train/, but class folders to report on in none of {', '.join(HELD_OUT)}")
+        raise InputError(
+            f"{root}: has train/, but none of {', '.join(HELD_OUT)} has class folders; put the test images into "
+            f"{HELD_OUT[1]}/<class>/"
+        )
     tested = _classes(found[name], root / name)
     if tested.keys() != classes.keys():
         only = {"train": sorted(classes.keys() - tested.keys()), name: sorted(tested.keys() - classes.keys())}
@@ -78,7 +81,8 @@ def _shared(root: Path, data: Data) -> tuple[dict[str, Images], dict[str, list[s
             f"{root}: train/ has folders, so it is split already; take test_share out of the scale, or, if train is a "
             f"class, move its images directly into train/"
         )
-    classes, parts = _classes(found, root), {"train": [], "test": []}
+    classes = _classes(found, root)
+    parts: dict[str, list[np.ndarray]] = {"train": [], "test": []}
     _count(classes, root, data)
     images = _labelled(root, found, classes)
     for label, name in enumerate(classes):
@@ -122,8 +126,8 @@ def _labelled(place: Path, found: Found, classes: dict[str, str]) -> Images:
             found.leave("beside the class folders", name)
     for folder, names in members.items():
         if not names:
-            inside = {w: [n for n in out if n.startswith(f"{folder}/")] for w, out in found.left_out.items()}
-            left_out = files.left_out({why: names for why, names in inside.items() if names})
+            of_class = {w: [n for n in out if n.startswith(f"{folder}/")] for w, out in found.left_out.items()}
+            left_out = files.left_out({why: names for why, names in of_class.items() if names})
             raise InputError(
                 f"{place / folder}: no images of this class ({', '.join(EXTENSIONS)})"
                 + (f"; left out: {left_out}" if left_out else "")

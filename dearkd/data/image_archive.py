@@ -28,7 +28,7 @@ LONGEST = 100
 
 
 def write(path: Path, pixels: UInt8[np.ndarray, "n height width channels"], names: Sequence[str]) -> str:
-    """Write images as PNG members of a zip file, whole or not at all; returns the file's sha256."""
+    """Write images as PNG members of a zip file, whole or not at all, and return the file's sha256."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, image in zip(names, pixels, strict=True):
@@ -53,7 +53,7 @@ def folders_of(names: Sequence[str]) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class ArchivedImages(Images):
-    """Images whose names are `shard-0000.zip/member.png` below `root`; members are read, never extracted."""
+    """Images in zip files below `root`, with names such as `shard-0000.zip/member.png`. No member is extracted."""
 
     def open(self, index: int, channels: int) -> Image.Image:
         """One image. Raises InputError naming archive and member when it cannot be decoded."""
@@ -76,7 +76,10 @@ def _archive(path: Path, process: int) -> zipfile.ZipFile:
 
 
 def read(paths: Sequence[Path], names: Sequence[str], labels: Int[np.ndarray, " n"], channels: int) -> Images:
-    """The images of some shards; `names` are `shard-0000.zip/member.png`. Small sets are decoded into memory."""
+    """The images of some shards. Small sets are decoded into memory.
+
+    names: of the images, such as `shard-0000.zip/member.png`. Raises InputError naming an image that cannot be decoded.
+    """
     images = ArchivedImages(names, labels, root=paths[0].parent)
     first = images.open(0, channels)
     if len(labels) * first.width * first.height * channels > IN_MEMORY:

@@ -42,7 +42,7 @@ def opened(file: Path | io.BytesIO) -> Image.Image:
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF's orientation from 1 to 8. It is 1, upright, where there is none or it cannot be read."""
+    """EXIF's orientation from 1 to 8; 1, which is upright, where it is missing or cannot be read."""
     try:
         found = image.getexif().get(ORIENTATION, 1)
     except Exception:  # damaged EXIF data, which viewers ignore
@@ -104,7 +104,7 @@ class Images:
         return dataclasses.replace(self, names=names, labels=self.labels[chosen], pixels=pixels)
 
     def open(self, index: int, channels: int) -> Image.Image:
-        """One image as `eight_bit` makes it. Raises InputError naming a file that is missing or cannot be decoded."""
+        """One image as `eight_bit` makes it. Raises InputError naming a file that is missing or unreadable."""
         if self.pixels is not None:
             return eight_bit(Image.fromarray(self.pixels[index].squeeze()), channels)
         path = self.root / self.names[index]
@@ -113,7 +113,7 @@ class Images:
             return eight_bit(image, channels)
 
     def sha256(self) -> str:
-        """sha256 of pixels and labels. For files it is of names, sizes and labels; `subsets` lists their contents."""
+        """sha256 of pixels and labels; for files of names, sizes and labels, because `subsets` lists their contents."""
         digest = hashlib.sha256(np.ascontiguousarray(self.labels, dtype=np.int64).tobytes())
         if self.pixels is not None:
             digest.update(self.pixels.tobytes())

@@ -24,8 +24,8 @@ from dearkd.schema import InputError
 def epoch_order(size: int, draws: int, repeats: int, seed: int, epoch: int) -> Int[np.ndarray, " draws"]:
     """Indices of one epoch: shuffled passes over `size` images, each index `repeats` times in a row, cut at `draws`.
 
-    With repeats 3 this is DeiT's repeated augmentation: an epoch shows a third of the images three times, and
-    neighbours in the order go to different micro-batches.
+    With repeats 3 this is DeiT's repeated augmentation. An epoch then shows a third of the images three times, and
+    neighbours in the order are in different micro-batches.
     """
     distinct = -(-draws // repeats)
     passes = [numpy_generator(seed, "order", epoch, i).permutation(size) for i in range(-(-distinct // size))]
@@ -72,10 +72,12 @@ class Schedule:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Number of whole batches in an epoch."""
         return self.draws // self.batch
 
     @property
     def groups(self) -> int:
+        """Number of micro-batches in a batch, of all processes."""
         return self.batch // self.micro_batch
 
     def batches(self, first_step: int, last_step: int) -> Iterator[MicroBatch]:
@@ -93,10 +95,10 @@ class Schedule:
 
 @dataclasses.dataclass(frozen=True)
 class Decisions:
-    """A teacher's hard labels, computed ahead (`labels.py`).
+    """A teacher's hard labels, computed ahead (`jobs/labels.py`).
 
-    shards: for each shard number, (epochs, draws) uint16: the label of each position of an epoch's order. epochs: of a
-    shard.
+    shards: by number of the shard an array (epochs, draws) of uint16, the label at each position of an epoch's order.
+    epochs: number of epochs of a shard.
     """
 
     shards: dict[int, np.ndarray]
@@ -129,9 +131,9 @@ class TrainingImages(torch.utils.data.Dataset):
         return len(self.images)
 
     def __getitems__(self, batch: MicroBatch) -> "tuple[MicroBatch, Tensor, Tensor] | InputError":
-        """(batch, normalised images, labels). An InputError is returned as a value, to pass from worker to trainer."""
+        """(batch, normalised images, labels). An InputError is returned, so that it passes from worker to trainer."""
         try:
-            pixels = self._per_image(batch) if self.transform else self._whole(batch)
+            pixels = self._whole(batch) if self.transform is None else self._per_image(batch, self.transform)
         except InputError as error:
             return error
         return batch, pixels, self.labels[self._chosen(batch)]
@@ -139,12 +141,12 @@ class TrainingImages(torch.utils.data.Dataset):
     def _chosen(self, batch: MicroBatch) -> Int[Tensor, " batch"]:
         return torch.tensor(batch.indices).to(self.device, non_blocking=True)
 
-    def _per_image(self, batch: MicroBatch) -> Float[Tensor, "batch channels height width"]:
+    def _per_image(self, batch: MicroBatch, transform: Transform) -> Float[Tensor, "batch channels height width"]:
         side = self.data.image_size
         pixels = torch.empty(len(batch.indices), self.data.channels, side, side)
         for index, position, out in zip(batch.indices, batch.positions, pixels, strict=True):
             seed_cpu(self.seed, "augment", batch.epoch, position, index)
-            self.transform(self.images, index, out)
+            transform(self.images, index, out)
         return pixels
 
     def _whole(self, batch: MicroBatch) -> Float[Tensor, "batch channels height width"]:
@@ -197,9 +199,9 @@ def training_loader(
     """Micro-batches of a span of steps, decoded by `workers` processes. The number of workers changes no pixel.
 
     Images in memory are kept and augmented on the `device`. Others arrive in pinned memory, from which the device can
-    copy by itself.
+    copy without the CPU. Raises InputError naming an image that cannot be read.
     """
-    batches = schedule.batches(first_step, last_step)
+    batches: Any = schedule.batches(first_step, last_step)  # the DataLoader's types know lists of indices alone
     made: Iterable[tuple[MicroBatch, Tensor, Tensor] | InputError]
     if device.type != "cpu" and augment.kind != "timm" and images.pixels is not None:
         made = map(TrainingImages(images, data, augment, schedule.seed, device).__getitems__, batches)
@@ -233,7 +235,7 @@ class EvaluationImages(torch.utils.data.Dataset):
 
 
 def evaluation_loader(images: Images, data: Data, batch: int, workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-    """(normalised images, labels) in order, without augmentation."""
+    """(normalised images, labels) in order, without augmentation. Raises InputError naming an unreadable image."""
     spans = [list(range(i, min(i + batch, len(images)))) for i in range(0, len(images), batch)]
     for item in torch.utils.data.DataLoader(
         EvaluationImages(images, data), batch_sampler=spans, num_workers=workers, collate_fn=_unchanged

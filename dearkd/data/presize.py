@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -21,7 +22,7 @@ from dearkd.schema import InputError, to_json
 
 QUALITY = 90
 """Quality of the copy's JPEG files. Chroma has half the resolution, so that they decode a third faster."""
-SAVED = {"JPEG": {"quality": QUALITY, "subsampling": "4:2:0"}, "WEBP": {"quality": QUALITY}}
+SAVED: dict[str, dict[str, Any]] = {"JPEG": {"quality": QUALITY, "subsampling": "4:2:0"}, "WEBP": {"quality": QUALITY}}
 """Arguments of the encoder of a format."""
 SPAN = 1000
 """Number of images between two checks for a failure."""
@@ -65,7 +66,10 @@ def presize(plan: Plan, name: str) -> None:
 
 
 def copy(plan: Plan, name: str, images: Images) -> Images:
-    """The same training images in the copy. Raises InputError when it is unfinished, of others, changed or gone."""
+    """The training images `images`, read from the copy.
+
+    Raises InputError when the copy is unfinished, missing, changed, or of other images.
+    """
     spec = plan.scale.data[name]
     folder, path = plan.paths.presized_images(name, spec.presize), plan.paths.presized(name)
     again = f"run `python -m dearkd presize {name} --scale {plan.scale.name}`"
@@ -73,7 +77,7 @@ def copy(plan: Plan, name: str, images: Images) -> Images:
         raise InputError(f"{path if folder.is_dir() else folder}: the smaller copy is not finished; {again}")
     made = record.read(path)
     if (made["spec"]["presize"], made["quality"]) != (spec.presize, QUALITY):
-        raise InputError(f"{path}: of a copy with other settings; delete it and {again}")
+        raise InputError(f"{path}: describes a copy with other settings; delete it and {again}")
     if not _list(folder).is_file() or hashlib.sha256(_list(folder).read_bytes()).hexdigest() != made["sha256"]:
         raise InputError(f"{_list(folder)}: missing or not what {path} describes; {again}")
     if files.first_process():
@@ -81,7 +85,7 @@ def copy(plan: Plan, name: str, images: Images) -> Images:
         copied, listed = _contents(plan, name, images.names), _listed(folder)
         if others := [n for n in images.names if listed.get(n) != (known[n], copied.get(n))]:
             raise InputError(
-                f"{folder / others[0]}: gone, not a readable image, or not the copy of its original any more, as are "
+                f"{folder / others[0]}: missing, not a readable image, or no longer the copy of its original, as are "
                 f"{len(others)} in all; {again}"
             )
     return Images(images.names, images.labels, root=folder)
@@ -93,7 +97,7 @@ def _list(folder: Path) -> Path:
 
 
 def _listed(folder: Path) -> dict[str, tuple[str, str]]:
-    """sha256 of original and copy by name, from when the copy was last finished; empty where it never was."""
+    """(sha256 of the original, sha256 of the copy) by name; empty where the copy was never finished."""
     if not _list(folder).is_file():
         return {}
     with _list(folder).open(newline="") as file:
@@ -106,34 +110,32 @@ def _contents(plan: Plan, name: str, names: Sequence[str]) -> dict[str, str]:
     return files.contents(plan.paths.presized_images(name, side), names, seen, plan.resources("data").threads)
 
 
-def shrink(source: Path, target: Path, spec: Data) -> None:
+def shrink(original: Path, target: Path, spec: Data) -> None:
     """Copy one image at its size under a temporary name, then rename it, so that every file is whole.
 
     The copy has the time of its original. A copy with another time is made again.
     """
-    with named(source):
-        written = source.stat().st_mtime_ns
+    with named(original):
+        written = original.stat().st_mtime_ns
         if target.exists() and target.stat().st_mtime_ns == written:
             return
-        content = _resized(source, spec)
+        content = _resized(original, spec)
     disk.write(target, content)
     os.utime(target, ns=(written, written))
 
 
-def _resized(source: Path, spec: Data) -> bytes:
+def _resized(original: Path, spec: Data) -> bytes:
     """The file unchanged where its shorter side is small enough, otherwise resized, in the same format."""
-    with opened(source) as image:
+    with opened(original) as image:
         image.load()  # so that a damaged image is found here, even if it is copied unchanged
-        whole, scale = eight_bit(image, spec.channels), spec.presize / min(image.size)
-        if scale >= 1:
-            return source.read_bytes()
-        size = (round(whole.width * scale), round(whole.height * scale))
-        # pixels alone are kept, not what EXIF says of them
+        whole, factor = eight_bit(image, spec.channels), spec.presize / min(image.size)
+        if factor >= 1:
+            return original.read_bytes()
+        size = (round(whole.width * factor), round(whole.height * factor))
         # MPO is a camera's JPEG with a preview behind it; GIF would keep 256 colours
-        name = {"MPO": "JPEG", "GIF": "PNG"}.get(image.format, image.format)
+        name = {"MPO": "JPEG", "GIF": "PNG"}.get(image.format or "", image.format)
         buffer = io.BytesIO()
-        smaller = Image.fromarray(
-            np.asarray(whole.resize(size, Image.Resampling.BICUBIC))
-        )  # without EXIF's orientation
-        smaller.save(buffer, name, **SAVED.get(name, {}))
+        # of an array, so that EXIF's orientation is not saved with pixels that are upright
+        smaller = Image.fromarray(np.asarray(whole.resize(size, Image.Resampling.BICUBIC)))
+        smaller.save(buffer, name, **SAVED.get(name or "", {}))
         return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""A data set as its record describes it: its split and class-balanced nested fractions, listed with their sha256."""
+"""The subsets of a data set: validation images and class-balanced, nested fractions, listed with their sha256."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ from dearkd.plan.stage import Data, subset_name
 from dearkd.schema import InputError, build, to_json
 
 DECIDES = ("kind", "classes", "validation", "label_noise", "task", "order", "test_share")
-"""Fields of `Data` that decide which images and labels there are. `image_size` decides it for digits."""
+"""Fields of `Data` that decide which images and labels there are. For digits `image_size` does so too."""
 
 
 def choose(
@@ -32,11 +32,11 @@ def choose(
     draws: Sequence[int] = (),
     classes: Mapping[int, str] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Indices of the validation split and of each fraction of the rest, class-balanced. The 10 % are part of the 25 %.
+    """Indices of the validation split and of each fraction of the rest, by name. Each subset is class-balanced.
 
     Each class is shuffled once by (seed, class), or left in order (`order: first`). Its first images are the
-    validation split. A fraction takes the first int(n fraction) of the others. Each of `draws` shuffles those others
-    once more, for fractions of its own. Keys: validation, train-10, ..., train-10-seed0, ...
+    validation split. A fraction takes the first int(n fraction) of the others, so the 10 % are part of the 25 %. Each
+    of `draws` shuffles the others once more, for fractions of its own. Names: validation, train-10, train-10-seed0.
     classes: names of the classes, for messages. Raises InputError where a class would have no image in a subset.
     """
     fractions = tuple(dict.fromkeys(fractions))
@@ -57,7 +57,8 @@ def choose(
         chosen["validation"].append(members[:per_class])
         others = members[per_class:]
         left[name] = len(others)
-        orders = {None: others, **{d: numpy_generator(seed, "subset", label, d).permutation(others) for d in draws}}
+        orders: dict[int | None, np.ndarray] = {None: others}
+        orders |= {draw: numpy_generator(seed, "subset", label, draw).permutation(others) for draw in draws}
         for draw, order in orders.items():
             for fraction in fractions if draw is None else (f for f in fractions if f < 100):
                 chosen.setdefault(subset_name(fraction, draw), []).append(order[: len(order) * fraction // 100])
@@ -74,7 +75,7 @@ def choose(
 def write(
     images: Images, chosen: Mapping[str, np.ndarray], folder: Path, others: Mapping[str, str] | None = None
 ) -> None:
-    """Write one file a subset, with a sample's name per line, and SHA256SUMS as `sha256sum -c` reads it.
+    """Write a file for each subset, with the name of an image on each line, and SHA256SUMS for `sha256sum -c`.
 
     others: texts of other files, by name.
     """
@@ -87,7 +88,7 @@ def write(
 
 
 def read(images: Images, folder: Path, name: str) -> tuple[Images, str]:
-    """The images listed in a subset file, and the file's sha256. Raises InputError when file and data do not agree."""
+    """(the images of a subset, sha256 of its list). Raises InputError when the list does not fit the data set."""
     path = folder / f"{name}.txt"
     text = files.verified(path)
     position = {n: i for i, n in enumerate(images.names)}
@@ -101,9 +102,9 @@ def read(images: Images, folder: Path, name: str) -> tuple[Images, str]:
 
 
 def sha256s(plan: Plan, name: str, sets: Mapping[str, Images]) -> dict[str, dict[str, str]]:
-    """sha256 of the image files of a data set by split and name, each opened once on this machine.
+    """sha256 of the image files of a data set, by split and name. Each file is opened once on this machine.
 
-    Raises one InputError that lists every file which cannot be used.
+    Raises one InputError that lists every file that cannot be used.
     """
     spec, places = plan.scale.data[name], folders(plan.scale.data[name], sets)
     paths = {files.below(places[split], n) for split, images in sets.items() for n in images.names}
@@ -119,7 +120,7 @@ def folders(spec: Data, sets: Mapping[str, Images]) -> dict[str, str]:
 
 
 def survey(spec: Data, found: Mapping[str, Mapping[str, str]]) -> str:
-    """A line on the files of a data set: their number, which are left out and why, and which are copies of others."""
+    """A line on the files of a data set: how many there are, are left out by reason, and are copies of others."""
     root = files.root_of(spec.root)
     line = f"{root}: " + " and ".join(f"{len(names):,} {split} images" for split, names in found.items())
     if spec.kind == "folder" and (out := folder.read(dataclasses.replace(spec, root=root))[1]):
@@ -127,7 +128,7 @@ def survey(spec: Data, found: Mapping[str, Mapping[str, str]]) -> str:
     first: dict[str, str] = {}
     named = [(f"{split} {name}", digest) for split, names in found.items() for name, digest in names.items()]
     if copies := [f"{name} = {first[digest]}" for name, digest in named if first.setdefault(digest, name) != name]:
-        line += f"; {len(copies)} are copies of others, which may stand in train and in test ({copies[0]})"
+        line += f"; {len(copies)} are copies of others, which may be in train and in test ({copies[0]})"
     return line
 
 
@@ -148,7 +149,7 @@ def list_files(plan: Plan, name: str, sets: Mapping[str, Images]) -> tuple[str, 
 def splits(plan: Plan, name: str) -> dict[str, Images]:
     """`train`, `validation` and `test` images of a data set, as they were when its subsets were written.
 
-    Where there is no validation split (ImageNet), `validation` is the test images. Only the labels of `train` have
+    Where there is no validation split (ImageNet), `validation` has the test images. Only the labels of `train` have
     noise. Raises InputError naming the files that were added, removed or changed since.
     """
     spec, lists = plan.scale.data[name], plan.paths.subsets(name)
@@ -166,8 +167,8 @@ def splits(plan: Plan, name: str) -> dict[str, Images]:
         for split, images in {**sets, "train": datasets.noisy(sets["train"], spec)}.items():
             if images.sha256() != described["sha256"][split]:
                 raise InputError(
-                    f"{lists / 'data.json'}: the {split} images of {spec.root or spec.kind} are no longer those it "
-                    f"describes; bring them back, or {again}"
+                    f"{lists / 'data.json'}: the {split} images of {spec.root or spec.kind} are not the images "
+                    f"that it describes; restore them, or {again}"
                 )
     if any(line.endswith("  test.txt") for line in files.sums(lists)):
         sets["test"] = read(sets["test"], lists, "test")[0]
@@ -182,14 +183,15 @@ def _again(plan: Plan, name: str) -> str:
 
 
 def _described(plan: Plan, name: str) -> dict[str, Any]:
-    """The record of a data set. Raises InputError when there is none, or when it is of other data than the scale's."""
+    """The record of a data set. Raises InputError when it is missing or describes other data than the scale."""
     path, spec = plan.paths.subsets(name) / "data.json", plan.scale.data[name]
     if not path.is_file():
         raise InputError(f"{path}: missing; write it with `python -m dearkd subset {name} --scale {plan.scale.name}`")
     described = record.read(path)
-    recorded, planned = (to_json(s) for s in (build(Data, described["spec"], str(path)), spec))
     decides = [*DECIDES, *(["image_size"] if spec.kind == "digits" else [])]
-    if changed := record.differences(*({k: s[k] for k in decides} for s in (recorded, planned))):
+    specs = [to_json(build(Data, described["spec"], str(path))), to_json(spec)]
+    recorded, planned = ({key: values[key] for key in decides} for values in specs)
+    if changed := record.differences(recorded, planned):
         raise InputError(f"{path}: describes other data ({'; '.join(changed)}); {_again(plan, name)}")
     return described
 

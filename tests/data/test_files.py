@@ -199,7 +199,7 @@ def test_a_class_may_be_called_train(tmp_path):
     classes(tmp_path, ("bus", "car", "train"))
     assert len(datasets.read(spec(tmp_path, test_share=0.25))["test"]) == 6
     with pytest.raises(
-        InputError, match=r"train: holds images, no class folders; if train is a class .* set test_share"
+        InputError, match=r"train: has images but no class folders; if train is a class .* set test_share"
     ):
         datasets.read(spec(tmp_path))
     shutil.rmtree(tmp_path / "train")
@@ -215,7 +215,7 @@ def test_train_and_held_out_have_the_same_classes(tmp_path):
         datasets.read(spec(tmp_path))
     shutil.rmtree(tmp_path / "val")
     (tmp_path / "val").mkdir()
-    with pytest.raises(InputError, match="class folders to report on in none of test, val, valid, validation"):
+    with pytest.raises(InputError, match="none of test, val, valid, validation has class folders"):
         datasets.read(spec(tmp_path))
 
 
@@ -407,7 +407,7 @@ def test_data_in_memory_are_compared_too(tmp_path, monkeypatch):
     path = plan.paths.subsets("main") / "data.json"
     described = record.read(path)
     record.write(path, {**described, "sha256": {**described["sha256"], "test": "0" * 64}})
-    with pytest.raises(InputError, match="the test images of digits are no longer those it describes"):
+    with pytest.raises(InputError, match="the test images of digits are not the images that it describes"):
         subsets.splits(plan, "main")
 
 
@@ -473,7 +473,7 @@ def test_every_broken_file_is_listed_at_once_by_subset_and_fetch(mine, capsys):
 def test_copies_of_an_image_are_said(mine, capsys):
     shutil.copy("mine/a/0.png", "mine/b/copy.png")
     list_subsets(mine, "main")
-    assert "1 are copies of others, which may stand in train and in test (" in capsys.readouterr().out
+    assert "1 are copies of others, which may be in train and in test (" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("count, fraction, least", [(9, 10, 12), (4, 24, 25), (1, 99, 100)])

@@ -322,7 +322,7 @@ def test_a_copy_of_an_image_that_has_changed_is_refused_and_made_again(copied, m
     smooth(100, 60, 3.0).save(original, quality=95)
     if kept_time:
         os.utime(original, ns=(times.st_atime_ns, times.st_mtime_ns))
-    with pytest.raises(InputError, match=r"n0/deep/0\.JPEG: gone, .* or not the copy of its original any more"):
+    with pytest.raises(InputError, match=r"n0/deep/0\.JPEG: missing, .* or no longer the copy of its original"):
         presize.copy(plan, "main", images)
     worked, resized = [], presize._resized
     monkeypatch.setattr(presize, "_resized", lambda source, spec: worked.append(source.name) or resized(source, spec))

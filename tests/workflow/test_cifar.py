@@ -117,7 +117,7 @@ def test_what_is_wrong_with_the_files_is_said(tmp_path):
         datasets.read(spec("cifar100", tmp_path, classes=2))
     for cut in (b"", (folder / "train.bin").read_bytes()[:-1]):
         (folder / "train.bin").write_bytes(cut)
-        with pytest.raises(InputError, match=rf"train\.bin: {len(cut):,} bytes are no whole images of 3,074"):
+        with pytest.raises(InputError, match=rf"train\.bin: {len(cut):,} bytes are not whole images of 3,074"):
             datasets.read(spec("cifar100", tmp_path))
 
 
@@ -154,7 +154,7 @@ def test_fetch_brings_the_archive_only_when_its_sha256_is_the_known_one(tmp_path
     assert len(datasets.read(spec("cifar100", tmp_path / "root"))["train"]) == 6
     assert not (tmp_path / "root" / archive.name).exists()
     monkeypatch.setitem(cifar.BINARY, "cifar100", here._replace(sha256=known.sha256))
-    with pytest.raises(InputError, match="what came has another sha256"):
+    with pytest.raises(InputError, match="the sha256 of the download is not"):
         cifar.fetch("cifar100", str(tmp_path / "other"))
     assert [*(tmp_path / "other").iterdir()] == []
 
