@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import dearkd
-from dearkd import verbs
 from dearkd.ranges import LARGEST
+from dearkd.verbs import jobs, plan, report
 
 Argument = tuple[tuple[str, ...], dict[str, Any]]
 
@@ -97,7 +97,7 @@ OWN_CNN = (
 )
 VERBS = {
     "init": Verb(
-        verbs.do_init,
+        plan.do_init,
         "write a study of your own: Snakefile, scale, README",
         (
             _arg("folder"),
@@ -106,7 +106,7 @@ VERBS = {
         scale=False,
     ),
     "plan": Verb(
-        verbs.do_plan,
+        plan.do_plan,
         "list the runs of tables and figures, all by default, and what they cost",
         (
             TARGETS,
@@ -115,45 +115,45 @@ VERBS = {
         ),
     ),
     "show": Verb(
-        verbs.do_show,
+        plan.do_show,
         "print a run, a teacher or a set of images as YAML: every value, and where it comes from",
         (_arg("name", help="as `plan` lists the runs; deepinversion, adi, df_dearkd; a key of `teachers`"),),
     ),
-    "status": Verb(verbs.do_status, "list where the runs of tables and figures stand, all by default", (TARGETS,)),
+    "status": Verb(report.do_status, "list where the runs of tables and figures stand, all by default", (TARGETS,)),
     "fetch": Verb(
-        verbs.do_fetch,
+        jobs.do_fetch,
         "bring the weights and public data sets that a scale needs",
         (_arg("--check", action="store_true", help="only list what is missing"),),
     ),
     "subset": Verb(
-        verbs.do_subset, "write the lists of a data set's fractions and validation split", (_arg("data"),), heavy=True
+        jobs.do_subset, "write the lists of a data set's fractions and validation split", (_arg("data"),), heavy=True
     ),
     "presize": Verb(
-        verbs.do_presize,
+        jobs.do_presize,
         "copy a data set's training images at a smaller size, as its `presize` says",
         (_arg("data"),),
         heavy=True,
     ),
     "teacher": Verb(
-        verbs.do_teacher, "fetch or take over a teacher's weights and check its accuracy", (_arg("name"),), heavy=True
+        jobs.do_teacher, "fetch or take over a teacher's weights and check its accuracy", (_arg("name"),), heavy=True
     ),
     "labels": Verb(
-        verbs.do_labels,
+        jobs.do_labels,
         "compute a shard of a teacher's hard labels, ahead of the runs that share them",
         (_arg("name"), SEED, _arg("--shard", type=int, required=True), *RESUMED),
         heavy=True,
     ),
     "train": Verb(
-        verbs.do_train,
+        jobs.do_train,
         "train one stage of a run, or go on with it",
         (_arg("run"), _arg("--stage", required=True), *TRACK, SEED, PLANNED, *RESUMED),
         heavy=True,
     ),
     "evaluate": Verb(
-        verbs.do_evaluate, "measure a finished run on the test images", (_arg("run"), SEED, PLANNED), heavy=True
+        jobs.do_evaluate, "measure a finished run on the test images", (_arg("run"), SEED, PLANNED), heavy=True
     ),
     "export": Verb(
-        verbs.do_export,
+        jobs.do_export,
         "write a finished run as a folder that timm loads, with a model card",
         (
             _arg("run"),
@@ -165,12 +165,12 @@ VERBS = {
         ),
     ),
     "keep": Verb(
-        verbs.do_keep,
+        jobs.do_keep,
         "copy a finished run's weights beside its record, for small models that a clone shall have",
         (_arg("run"), ANY_SEED),
     ),
     "synthesize": Verb(
-        verbs.do_synthesize,
+        jobs.do_synthesize,
         "make a shard of synthetic images, or (--teacher) invert a timm CNN of your own",
         (
             _arg("source", nargs="?", help="method of the matrix: deepinversion, adi, df_dearkd"),
@@ -183,7 +183,7 @@ VERBS = {
         own=OWN_CNN,
     ),
     "distil": Verb(
-        verbs.do_distil,
+        jobs.do_distil,
         "train a DearKD from a CNN of your own, on images made from it or on a folder",
         (
             _arg("--images", type=Path, required=True, help="images.zip of synthesize, or a folder of class folders"),
@@ -198,44 +198,46 @@ VERBS = {
         scale=False,
     ),
     "pretrained": Verb(
-        verbs.do_pretrained,
+        jobs.do_pretrained,
         "evaluate weights that others have trained, a row of Table 3",
         (_arg("label"),),
         heavy=True,
     ),
     "throughput": Verb(
-        verbs.do_throughput, "size and images/s of every architecture of Table 3 on this machine", heavy=True
+        jobs.do_throughput, "size and images/s of every architecture of Table 3 on this machine", heavy=True
     ),
     "diversity": Verb(
-        verbs.do_diversity,
+        jobs.do_diversity,
         "LPIPS, latent codes and a sample of a set of images",
         (_arg("images"), SEED),
         heavy=True,
     ),
     "warm": Verb(
-        verbs.do_warm,
+        jobs.do_warm,
         "run a command whose jobs share one import of torch",
         (_arg("command", nargs=argparse.REMAINDER),),
     ),
-    "table": Verb(verbs.do_table, "write a table from the records", (_arg("name"),)),
-    "figure": Verb(verbs.do_figure, "draw a figure from the records", (_arg("name"),)),
-    "savings": Verb(verbs.do_savings, "say on how many images DearKD equals the others on all, from Table 2's records"),
+    "table": Verb(report.do_table, "write a table from the records", (_arg("name"),)),
+    "figure": Verb(report.do_figure, "draw a figure from the records", (_arg("name"),)),
+    "savings": Verb(
+        report.do_savings, "say on how many images DearKD equals the others on all, from Table 2's records"
+    ),
     "compare": Verb(
-        verbs.do_compare,
+        report.do_compare,
         "hold results made again against the committed ones: the same bits, or how far from them",
         (_arg("--to", metavar="SCALE", required=True, help="whose records are committed"),),
     ),
-    "curves": Verb(verbs.do_curves, "draw a run's training curves from its records", (_arg("run"),)),
-    "claims": Verb(verbs.do_claims, "judge the paper's claims on the records and on the paper's own numbers"),
+    "curves": Verb(report.do_curves, "draw a run's training curves from its records", (_arg("run"),)),
+    "claims": Verb(report.do_claims, "judge the paper's claims on the records and on the paper's own numbers"),
     "scales": Verb(
-        verbs.do_scales,
+        report.do_scales,
         "write which claims hold at which scale, one table over all scales",
         (_arg("names", nargs="*", help="scales whose claims have been judged; default: all"),),
         scale=False,
     ),
-    "report": Verb(verbs.do_report, "write one HTML page of all tables, figures, claims, costs and records"),
+    "report": Verb(report.do_report, "write one HTML page of all tables, figures, claims, costs and records"),
     "crate": Verb(
-        verbs.do_crate,
+        report.do_crate,
         "describe all records of all scales as one RO-Crate, for an archive",
         (_arg("--out", type=Path, default=Path("ro-crate-metadata.json")),),
         scale=False,

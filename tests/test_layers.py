@@ -18,8 +18,9 @@ ROOMS = {
     "jobs": GROUND | {"plan", "model", "data", "train"},
     "report": GROUND | {"plan"},
 }
+ROOMS["verbs"] = GROUND | set(ROOMS)
 FACES = {"models": {"model"}, "task": {"train"}, "__init__": set()}
-FACES |= dict.fromkeys(("__main__", "command_line", "verbs"), GROUND | set(ROOMS) | {"command_line", "verbs"})
+FACES |= dict.fromkeys(("__main__", "command_line"), GROUND | set(ROOMS) | {"command_line"})
 """Modules beside the rooms that are not ground."""
 ALLOWED = {**dict.fromkeys(GROUND, GROUND), **ROOMS, **FACES}
 MODULES = sorted(Path("dearkd").rglob("*.py"))

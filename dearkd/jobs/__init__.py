@@ -1,1 +1,1 @@
-"""The verbs: each job gathers its inputs, does one thing and writes its record last."""
+"""Jobs: each gathers its inputs, does one thing and writes its record last."""
