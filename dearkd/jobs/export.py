@@ -1,4 +1,4 @@
-"""A finished student for use elsewhere: a folder that timm loads, with a model card, and ONNX."""
+"""The export of a finished student: a folder that timm loads, with a model card, and ONNX."""
 
 import json
 import re
@@ -29,12 +29,12 @@ WRITTEN = re.compile(r"\n<!-- dearkd export wrote (\{.*\}) -->\n\Z")
 def export(plan: Plan, run: Run, seed: int, folder: Path, onnx: bool = False, source: str = "") -> list[str]:
     """Write a finished run's weights, timm's config.json, a model card and, if asked for, ONNX into `folder`.
 
-    Returns the names of the files. source: where the card says that timm finds the model; default: the folder.
+    After `import dearkd.models`, `timm.create_model(f"local-dir:{folder}", pretrained=True)` gives the same logits.
+    An earlier export in `folder` is replaced. Returns the names of the files.
 
-    `timm.create_model(f"local-dir:{folder}", pretrained=True)`, after `import dearkd.models`, gives the same logits.
-    An earlier export in `folder` is replaced. Raises InputError where `folder` has a file of these names that no export
-    wrote, for a run whose records are stale or that has no weights or test accuracy, for a model that timm's arguments
-    cannot build again, and where onnx is not installed.
+    source: where the card says that timm finds the model; empty: the folder.
+    Raises InputError where `folder` has a file of these names that no export wrote, for a run whose records are stale,
+    that has no weights or no test accuracy, for a model that timm's arguments cannot build, and where onnx is missing.
     """
     stage = run.stages[-1]
     if stage.model.stem_stride:
@@ -44,13 +44,13 @@ def export(plan: Plan, run: Run, seed: int, folder: Path, onnx: bool = False, so
         )
     if files.here(plan, stage.data_name) and (changed := files.changes(plan, stage.data_name)):
         raise InputError(
-            f"images of {stage.data_name}: {changed} since the run was trained and tested; put them back, or write the "
+            f"images of {stage.data_name}: {changed} since the run was trained and tested; restore them, or write the "
             f"subsets anew and train again"
         )
     own = _written(folder)
     for name in (WEIGHTS, CONFIG, CARD, *([ONNX] if onnx else [])):
         if (folder / name).exists() and name not in own:
-            raise InputError(f"{folder / name}: is there and no export wrote it; choose another folder for --out")
+            raise InputError(f"{folder / name}: exists and no export wrote it; choose another folder for --out")
     records, tested = verify.evaluation(plan, run, seed)
     model, _ = trained_student(plan, run, seed)
     model.eval()
@@ -62,9 +62,9 @@ def export(plan: Plan, run: Run, seed: int, folder: Path, onnx: bool = False, so
     if onnx:
         content[ONNX] = to_onnx(model, stage.data)
     source = source or f"local-dir:{folder}"
-    content[CARD] = card(plan, run, records, tested, source, names, disk.sha256_of(content[WEIGHTS]), onnx)
-    sums = {name: disk.sha256_of(raw) for name, raw in content.items()}
-    content[CARD] += f"\n<!-- dearkd export wrote {json.dumps(sums)} -->\n"
+    text = card(plan, run, records, tested, source, names, disk.sha256_of(content[WEIGHTS]), onnx)
+    sums = {name: disk.sha256_of(raw) for name, raw in {**content, CARD: text}.items()}
+    content[CARD] = f"{text}\n<!-- dearkd export wrote {json.dumps(sums)} -->\n"
     disk.write_all({folder / name: raw for name, raw in content.items()})
     if ONNX in own and not onnx:
         (folder / ONNX).unlink()  # of other weights
@@ -85,9 +85,9 @@ def _written(folder: Path) -> set[str]:
 
 
 def class_names(plan: Plan, run: Run, seed: int) -> list[str]:
-    """The name of each output's class, in order; none where they have no names.
+    """The name of each output's class, in order; empty where classes have no names.
 
-    Of class folders, read from the verified predictions: each test image is in the folder of its class.
+    Names of class folders are read from the verified predictions, where each test image is in the folder of its class.
     """
     data = run.stages[-1].data
     if data.kind != "folder":
@@ -102,12 +102,12 @@ def _config(model: nn.Module, data: Data, names: list[str]) -> bytes:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, CONFIG)
         named = {"label_names": names} if names else None
-        save_config_for_hf(model, path, model_config=named, data_config=preprocessing(data))
+        save_config_for_hf(model, str(path), model_config=named, data_config=preprocessing(data))
         return path.read_bytes()
 
 
 def preprocessing(data: Data) -> dict[str, Any]:
-    """What timm's transforms need to prepare an image as the evaluation did."""
+    """The arguments with which timm's transforms prepare an image as the evaluation did."""
     return {
         "input_size": (data.channels, data.image_size, data.image_size),
         "mean": data.mean,
@@ -118,9 +118,9 @@ def preprocessing(data: Data) -> dict[str, Any]:
 
 
 def to_onnx(model: nn.Module, data: Data) -> bytes:
-    """ONNX of the model in evaluation mode: `images` (batch, channels, side, side), normalised, to `logits`.
+    """ONNX of the model in evaluation mode, from normalised `images` (batch, channels, side, side) to `logits`.
 
-    The batch is of any size, the side is fixed. Raises InputError where onnx and onnxscript are not installed.
+    The batch may have any size; the side is fixed. Raises InputError where onnx and onnxscript are not installed.
     """
     images = torch.zeros(2, data.channels, data.image_size, data.image_size)
     try:
@@ -135,6 +135,7 @@ def to_onnx(model: nn.Module, data: Data) -> bytes:
         )
     except ImportError as error:
         raise InputError(f"--onnx: {error}; install it with `pip install onnx onnxscript`") from error
+    assert program is not None, "torch.onnx.export returns a program where dynamo is True"
     return program.model_proto.SerializeToString()
 
 
@@ -148,7 +149,7 @@ def card(
     weights_sha256: str,
     onnx: bool = False,
 ) -> str:
-    """The model card of an exported folder, in Markdown: what the records say, and no more."""
+    """The model card of an exported folder, in Markdown. It says only what the records say."""
     stage, taught = run.stages[-1], [s.teacher.model for s in run.stages if s.teacher]
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True

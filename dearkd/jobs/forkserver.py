@@ -1,9 +1,9 @@
-"""One process that has torch imported and forks a job for each request: half of a short job on a laptop is imports.
+"""A server that has torch imported and forks a job for each request. On a laptop imports are half of a short job.
 
 `python -m dearkd warm snakemake -c2 …` runs a command in whose jobs `python -m dearkd …` only asks for a fork. Nothing
-else changes: a job has its own process, folder, environment, umask, limits, output and exit status, and a signal
-reaches it. Where the server cannot be reached a job runs by itself. Client and server talk only to processes of the
-same user. Standard library only, so that asking is cheap.
+else changes: a job has its own process, folder, environment, umask, limits, output and exit status, and receives
+signals. Where the server cannot be reached a job runs by itself. Client and server talk only to processes of the same
+user. Standard library only, so that asking is cheap.
 """
 
 import contextlib
@@ -33,10 +33,10 @@ LIMITS = sorted({getattr(resource, name): name for name in dir(resource) if name
 
 
 def ask(arguments: Sequence[str]) -> int | None:
-    """Exit status of `python -m dearkd ARGUMENTS` run by the server; None when there is none that answers.
+    """Exit status of `python -m dearkd ARGUMENTS` run by the server; None when no server answers.
 
-    None as well, with a sentence on stderr, where the socket or the process behind it is not this user's alone: the
-    request holds the whole environment.
+    The request holds the whole environment. Where the socket or the process behind it is not this user's alone, nothing
+    is sent, a sentence is printed on stderr, and the status is None.
     """
     path = Path(os.environ.get(SERVER, ""))
     with socket.socket(socket.AF_UNIX) as connection:
@@ -59,26 +59,26 @@ def ask(arguments: Sequence[str]) -> int | None:
         try:
             return _exactly(connection, 1)[0]
         except OSError:
-            return 128 + signal.SIGKILL  # it died without a word
+            return 128 + signal.SIGKILL  # it was killed before it could answer
 
 
 def run(command: Sequence[str], work: Callable[[list[str]], int]) -> int:
-    """Run a command with a server beside it; returns its exit status. `work`: what a job does, `__main__.main`.
+    """Run a command with a server beside it, and return the command's exit status. work: `__main__.main`.
 
-    Asked to stop by any signal, it sends the command and its jobs one SIGINT and waits for all of them. Snakemake
-    answers other signals by leaving locks behind or by finishing its jobs first. Further signals change nothing.
+    On any signal it sends the command and its jobs one SIGINT and waits for all of them. After other signals Snakemake
+    leaves locks behind or finishes its jobs first. Further signals change nothing.
 
-    The command finds this package, whatever its folder: `snakemake --logger dearkd` is a plugin beside it.
+    The command finds this package from any folder, because `snakemake --logger dearkd` is a plugin beside it.
 
-    A server on Linux only: on a Mac a fork of a process that has torch imported may crash, so there jobs start by
-    themselves.
+    Only Linux has a server. On a Mac a fork of a process that has torch imported may crash, so a job runs by itself.
     """
     with contextlib.ExitStack() as stack:
-        environment, jobs_gone = dict(os.environ), None
+        environment = dict(os.environ)
+        end_server: Callable[[], None] | None = None
         paths = [str(Path(__file__).parents[2]), *filter(None, [environment.get("PYTHONPATH")])]
         environment["PYTHONPATH"] = os.pathsep.join(paths)
         if sys.platform == "linux":
-            environment[SERVER], jobs_gone = stack.enter_context(_server(work))
+            environment[SERVER], end_server = stack.enter_context(_server(work))
         asked = stack.enter_context(stop_requests())
         process = subprocess.Popen(command, env=environment, start_new_session=True)
         told = False
@@ -90,16 +90,16 @@ def run(command: Sequence[str], work: Callable[[list[str]], int]) -> int:
             time.sleep(0.05)
         if not asked:
             return process.returncode if process.returncode >= 0 else 128 - process.returncode
-        if jobs_gone:
-            jobs_gone()
+        if end_server is not None:
+            end_server()
         with contextlib.suppress(OSError):
-            print("Stopped: running jobs have saved, the same command goes on from there.", file=sys.stderr, flush=True)
+            print("Stopped: running jobs have saved, the same command resumes from there.", file=sys.stderr, flush=True)
         return 128 + asked[0]
 
 
 @contextlib.contextmanager
 def _server(work: Callable[[list[str]], int]) -> Iterator[tuple[str, Callable[[], None]]]:
-    """(socket of a server, what ends the server and waits until its last job has left)."""
+    """(socket of a server, a function that ends the server and waits until its last job has ended)."""
     with tempfile.TemporaryDirectory(prefix="dearkd-") as folder:
         path, starter = Path(folder) / "socket", os.getpid()
         alive, held = os.pipe()  # the server and each of its jobs hold an end of it until they are gone
@@ -109,8 +109,13 @@ def _server(work: Callable[[list[str]], int]) -> Iterator[tuple[str, Callable[[]
             os.setpgrp()
             _serve(path, work, starter)
         os.close(held)
+
+        def end() -> None:
+            os.kill(server, signal.SIGKILL)
+            os.read(alive, 1)
+
         try:
-            yield str(path), lambda: (os.kill(server, signal.SIGKILL), os.read(alive, 1))
+            yield str(path), end
         finally:
             _kill(server, signal.SIGKILL)
             os.waitpid(server, 0)
@@ -118,7 +123,7 @@ def _server(work: Callable[[list[str]], int]) -> Iterator[tuple[str, Callable[[]
 
 
 def _serve(path: Path, work: Callable[[list[str]], int], starter: int) -> None:
-    """Fork a job per connection until the process `starter` is gone, which may have been killed; never returns.
+    """Fork a job for each connection until the process `starter` is gone, which may be killed. Never returns.
 
     Nothing here may start a thread or touch a GPU: forks would inherit it.
     """
@@ -142,7 +147,7 @@ def _serve(path: Path, work: Callable[[list[str]], int], starter: int) -> None:
 
 
 def _job(connection: socket.socket, work: Callable[[list[str]], int]) -> None:
-    """Become the job that is asked for; never returns."""
+    """Become the job that is asked for. Never returns."""
     status = 1
     try:
         if _user(connection) != os.geteuid():
@@ -150,9 +155,9 @@ def _job(connection: socket.socket, work: Callable[[list[str]], int]) -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         size, streams, _, _ = socket.recv_fds(connection, 8, 3)
         request = json.loads(_exactly(connection, int(size)))
-        for target, stream in enumerate(streams):
-            os.dup2(stream, target)
-            os.close(stream)
+        for target, file in enumerate(streams):
+            os.dup2(file, target)
+            os.close(file)
         _settle(request)
         sys.argv = ["dearkd", *request["arguments"]]
         connection.sendall(os.getpid().to_bytes(4))
@@ -172,7 +177,7 @@ def _job(connection: socket.socket, work: Callable[[list[str]], int]) -> None:
 
 
 def _surroundings() -> dict[str, Any]:
-    """What a process inherits from its parent and a job must have from its client, not from the server."""
+    """The surroundings that a process inherits from its parent, and that a job needs from its client instead."""
     umask = os.umask(0o077)
     os.umask(umask)
     return {
@@ -186,7 +191,7 @@ def _surroundings() -> dict[str, Any]:
 
 
 def _settle(request: dict[str, Any]) -> None:
-    """Take over a client's surroundings; a limit that only root could raise stays as near as it may be."""
+    """Take over a client's surroundings. A limit that only root may raise stays as it is."""
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])

@@ -1,4 +1,4 @@
-"""The gate before a teacher: is it the right one, does its order of classes fit, and if not, what would?"""
+"""The gate of a teacher: checks its accuracy, its order of classes and its pixels, and says what would fit."""
 
 import re
 import unicodedata
@@ -19,12 +19,12 @@ from dearkd.schema import InputError, unknown
 from dearkd.train.evaluate import accuracy, predict
 
 TRIED = 500
-"""Images, of all classes, on which other mean and std are tried."""
+"""Number of images, of all classes, on which other mean and std are tried."""
 SURE = 3.0
 """Standard errors by which another reading of the outputs must be better than the one given."""
 WEAK = 0.25
 """Share of the way from chance to 100 % below which a teacher is called weak."""
-PIXELS = {
+PIXELS: dict[str, teachers.Moments] = {
     "ImageNet's": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "Inception's": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "CIFAR-10's": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -43,9 +43,10 @@ def classes_of(images: Images, count: int) -> list[str]:
 
 
 def in_order(outputs: Sequence[Any], classes: Sequence[str]) -> list[int]:
-    """The output of each class, for `stage.Teacher.outputs` and the folders in the order of their labels.
+    """The output of each class.
 
-    Raises InputError naming a class that no output, or more than one, stands for.
+    outputs: as `stage.Teacher.outputs`. classes: class folders in the order of their labels.
+    Raises InputError naming a class that has no output or several.
     """
     named = numeric(classes) if [*outputs] == ["numeric"] else outputs
     named = [unicodedata.normalize("NFC", str(output)) for output in named]
@@ -65,8 +66,11 @@ def numeric(classes: Sequence[str]) -> list[str]:
     return sorted(classes, key=lambda name: [int(p) if i % 2 else p for i, p in enumerate(re.split(r"(\d+)", name))])
 
 
-def reorder(net: nn.Module, order: Sequence[int]) -> None:
-    """Keep the outputs named in `order`, in that order; InputError when the network has no plain classifier."""
+def reorder(net: Any, order: Sequence[int]) -> None:
+    """Keep the outputs `order` of a network of timm, in that order.
+
+    Raises InputError when the network has no plain classifier.
+    """
     classifier = net.get_classifier()
     if not isinstance(classifier, nn.Linear | nn.Conv2d):
         raise InputError(
@@ -89,8 +93,8 @@ def measure(
 ) -> tuple[float, str]:
     """(top-1 of a teacher on labelled images in percent, a warning or "").
 
-    Raises InputError when it lies further than the tolerance from what the scale expects, or when the classes' numeric
-    order fits the outputs better; with what would fit, where something does.
+    Raises InputError when top-1 differs by more than the tolerance from what the scale expects, or when the numeric
+    order of the classes fits the outputs better. The error says what would fit, if anything does.
     """
     logits, labels = _predict(loaded, images, data, device, workers)
     top1 = accuracy(logits, labels)
@@ -106,8 +110,8 @@ def measure(
         raise InputError(f"{here}; {hint}")
     if refused:
         usual = "take the right weights, or correct top1 in the scale"
-        if elsewhere:
-            shown = teachers.moments(teacher, loaded.net, teacher.channels or data.channels)
+        shown = teachers.moments(teacher, loaded.net, teacher.channels or data.channels)
+        if shown is not None:
             usual = (
                 f"likely causes: other weights; pixels with another mean and std than it was trained on (now "
                 f"{_text(shown)}) or of another side (now {teacher.image_size or data.image_size}); outputs in another "
@@ -122,9 +126,10 @@ def measure(
 def other_order(
     guesses: Int[Tensor, " n"], labels: Int[Tensor, " n"], classes: Sequence[str], given: bool
 ) -> tuple[str, bool]:
-    """(a sentence when the outputs fit the classes in another order, whether that is beyond doubt); ("", False).
+    """(a sentence when the outputs fit the classes better in another order, else ""; whether that is certain).
 
-    Tries numeric order, unless the order was `given`, and the one that fits the even images best, judged on the odd.
+    Two orders are tried: the numeric one, unless the order was `given`, and the one that fits the images of even index
+    best, which is judged on the images of odd index.
     """
     natural = numeric(classes)
     if not given and natural != [*classes]:
@@ -157,13 +162,14 @@ def other_pixels(
     channels = teacher.channels or data.channels
     now, labels = _predict(loaded, some, data, device)
     best, said = now.argmax(1) == labels, ""
-    for whose, own in {**PIXELS, "the data's": (data.mean, data.std)}.items():
-        own = tuple(v if len(v) == channels else (sum(v) / len(v),) * channels for v in own)
-        other = teachers.Teacher(loaded.net, (), (data.mean, data.std), own, teacher.image_size)
+    for whose, moments in {**PIXELS, "the data's": (data.mean, data.std)}.items():
+        mean, std = (v if len(v) == channels else (sum(v) / len(v),) * channels for v in moments)
+        other = teachers.Teacher(loaded.net, (), (data.mean, data.std), (mean, std), teacher.image_size)
         right = _predict(other, some, data, device)[0].argmax(1) == labels
         if _better(right, best):
             best, share = right, 100 * right.float().mean().item()
-            said = f"with {whose} mean and std it shows {share:.1f} % of {len(some)} images: set its `{_text(own)}`"
+            fits = _text((mean, std))
+            said = f"with {whose} mean and std its top-1 is {share:.1f} % of {len(some)} images: set its `{fits}`"
     return said
 
 

@@ -1,13 +1,14 @@
-"""Images from a teacher alone: DeepInversion, ADI and DF-DearKD, one loop, the method being its terms.
+"""Images from a teacher alone: DeepInversion, ADI and DF-DearKD are one loop with different terms.
 
-Batches are independent: each has its own keys for start, classes and augmentation, its own BatchNorm statistics and
-its own best iterate. How many of them share a forward pass, or a job, changes nothing but the order of sums.
+Batches are independent. Each has its own keys for start, classes and augmentation, its own BatchNorm statistics and its
+own best iterate. The number of batches that share a forward pass or a job changes only the order of sums.
 """
 
 import dataclasses
+import functools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from dearkd.schema import InputError
 
 
 def classes_of(batch: int, recipe: Synthesis, classes: Sequence[int], seed: int) -> list[int]:
-    """Class of each image of a batch: `batch_classes` different ones, drawn so that all come up equally often."""
+    """Class of each image of a batch: `batch_classes` different ones, drawn so that all are drawn equally often."""
     per_round = max(len(classes) // recipe.batch_classes, 1)
     order = numpy_generator(seed, "synthesis classes", batch // per_round).permutation(len(classes))
     first = batch % per_round * recipe.batch_classes
@@ -34,12 +35,15 @@ def classes_of(batch: int, recipe: Synthesis, classes: Sequence[int], seed: int)
 
 
 class Inversion:
-    """A group of batches on their way from noise to images; `state` and `load` are what a checkpoint holds.
+    """A group of batches that iterations turn from noise into images. A checkpoint has its `state`.
 
     Args:
-        source: terms, weights, schedule, pixel range. seed, batches: which batches of which set these are.
-        labels: (groups, batch) class of each image.
-        teacher: on the device, frozen. student: ADI's competitor, or None.
+        source: terms, weights, schedule, pixel range.
+        seed, batches: of the set, and numbers of the batches in it.
+        labels: class of each image.
+        teacher: frozen. student: ADI's competitor, or None. Both are moved to the device.
+
+    Raises InputError when the teacher has no BatchNorm.
     """
 
     def __init__(
@@ -63,42 +67,25 @@ class Inversion:
         mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (data.mean, data.std))
         self.mean, self.std = mean, std
         self.low, self.high = (0 - mean) / std, (1 - mean) / std
-        starts = [self._start(b, (labels.shape[1], data.channels, data.image_size, data.image_size)) for b in batches]
+        starts = [first_iterate(source, seed, batch, labels.shape[1]) for batch in batches]
         self.images = torch.stack(starts).to(device).requires_grad_(True)
         self.step = 0
-        self.best = self.images.detach().clone()
-        self.best_loss = torch.full((len(batches),), math.inf, device=device)
+        self.best = Best(self.images)
         self.first: dict[str, list[float]] = {}
         self.last: dict[str, list[float]] = {}
         self.optimiser: torch.optim.Adam | None = None
 
     @property
     def total(self) -> int:
+        """Number of iterations, of all phases."""
         return sum(phase.iterations for phase in self.recipe.phases)
 
-    def _start(self, batch: int, shape: tuple[int, ...]) -> Tensor:
-        noise = torch.randn(shape, generator=torch_generator(self.seed, "synthesis start", batch))
-        if self.recipe.start == "noise":
-            return noise
-        return (0.1 * noise.abs() - torch.tensor(self.source.data.mean)[:, None, None]) / torch.tensor(
-            self.source.data.std
-        )[:, None, None]
-
-    def _place(self) -> tuple[Phase, int]:
-        """(phase, iteration within it) of the next step."""
-        left = self.step
-        for phase in self.recipe.phases:
-            if left < phase.iterations:
-                return phase, left
-            left -= phase.iterations
-        raise IndexError(self.step)
-
     def advance(self) -> None:
-        """One step of all batches: Adam, whose moments start anew with each phase, and a clamp to valid pixels.
+        """Take one step of all batches: Adam, then a clamp to valid pixels. Each phase starts with new moments.
 
         Raises InputError when a term is not finite.
         """
-        phase, within = self._place()
+        phase, within = place(self.recipe, self.step)
         if within == 0 or self.optimiser is None:
             moments = self.optimiser.state_dict() if self.optimiser is not None and within else None
             self.optimiser = torch.optim.Adam([self.images], betas=self.recipe.betas, eps=1e-8)
@@ -106,16 +93,14 @@ class Inversion:
                 self.optimiser.load_state_dict(moments)
         self.optimiser.param_groups[0]["lr"] = learning_rate(phase, within, self.recipe.warmup)
         terms = self._terms(phase)
-        loss = sum(weight * terms[name] for name, weight in self.terms)
+        loss = functools.reduce(torch.add, (weight * terms[name] for name, weight in self.terms))
         if not torch.isfinite(loss).all():
             name = next((n for n, _ in self.terms if not torch.isfinite(terms[n]).all()), "loss")
             raise InputError(
                 f"synthesis of {self.source.name}: {name} is not finite at iteration {self.step}; lower lr"
             )
         if phase is self.recipe.phases[-1] and self.recipe.keep == "best":
-            better = loss.detach() < self.best_loss
-            self.best[better] = self.images.detach()[better]
-            self.best_loss[better] = loss.detach()[better]
+            self.best.keep(self.images, loss)
         self.optimiser.zero_grad(set_to_none=True)
         loss.sum().backward()
         self.optimiser.step()
@@ -145,7 +130,7 @@ class Inversion:
             terms["tv"] = priors.total_variation(inputs)
         if "l2" in names:
             terms["l2"] = priors.squared_norm(inputs)
-        if "competition" in names:
+        if "competition" in names and self.student is not None:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
                 answers = self.student(F.interpolate(seen, self.source.data.image_size, mode="bilinear"))
             terms["competition"] = priors.competition(logits, answers.view(groups, batch, -1))
@@ -161,45 +146,90 @@ class Inversion:
         return self.device.type == "cuda" and self.recipe.precision == "bf16"
 
     def _augmented(self) -> Float[Tensor, "images channels height width"]:
-        """Each batch shifted and flipped as one, as DeepInversion does, or each image by its own affine map."""
-        batches = []
-        for batch, images in zip(self.batches, self.images, strict=True):
-            if self.recipe.augment is not None:
-                generator = torch_generator(self.seed, "synthesis augment", batch, self.step)
-                pixels = affine(images * self.std + self.mean, self.recipe.augment, generator)
-                batches.append((pixels - self.mean) / self.std)
-                continue
-            random = numpy_generator(self.seed, "synthesis jitter", batch, self.step)
-            reach = self.recipe.jitter
-            down, right = (int(v) for v in random.integers(-reach, reach + 1, 2))
-            moved = torch.roll(images, (down, right), (2, 3))
-            batches.append(moved.flip(3) if random.random() < self.recipe.flip else moved)
-        return torch.cat(batches)
+        """The images of all batches as the teacher sees them in this step."""
+        moments, each = (self.mean, self.std), zip(self.batches, self.images, strict=True)
+        return torch.cat([augmented(images, self.recipe, moments, (self.seed, b, self.step)) for b, images in each])
 
     def result(self) -> UInt8[Tensor, "groups batch channels height width"]:
         """The images as 8-bit pixels."""
-        images = self.best if self.recipe.keep == "best" else self.images.detach()
+        images = self.best.images if self.recipe.keep == "best" else self.images.detach()
         return ((images * self.std + self.mean).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
     def state(self) -> dict[str, Any]:
+        """All that `load` needs to resume."""
         return {
             "step": self.step,
             "images": self.images.detach().clone(),
-            "best": self.best,
-            "best_loss": self.best_loss,
+            "best": self.best.images,
+            "best_loss": self.best.loss,
             "first": self.first,
             "optimiser": self.optimiser.state_dict() if self.optimiser else {},
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`."""
+        """Resume from a `state`."""
         self.step, self.first = state["step"], state["first"]
         with torch.no_grad():
             self.images.copy_(state["images"])
-        self.best, self.best_loss = state["best"].to(self.device), state["best_loss"].to(self.device)
+        self.best.images, self.best.loss = state["best"].to(self.device), state["best_loss"].to(self.device)
         if state["optimiser"]:
             self.optimiser = torch.optim.Adam([self.images], betas=self.recipe.betas, eps=1e-8)
             self.optimiser.load_state_dict(state["optimiser"])
+
+
+class Best:
+    """The images of each batch of a group at the iteration where the batch's loss was smallest."""
+
+    def __init__(self, images: Float[Tensor, "groups batch channels height width"]) -> None:
+        self.images = images.detach().clone()
+        self.loss = torch.full((len(images),), math.inf, device=images.device)
+
+    def keep(self, images: Float[Tensor, "groups batch channels height width"], loss: Float[Tensor, " groups"]) -> None:
+        """Take over the images of the batches whose loss is smaller than before."""
+        better = loss.detach() < self.loss
+        self.images[better] = images.detach()[better]
+        self.loss[better] = loss.detach()[better]
+
+
+def first_iterate(source: Source, seed: int, batch: int, images: int) -> Float[Tensor, "images channels height width"]:
+    """The images of a batch before the first iteration, as the recipe's `start` says, in normalised pixels."""
+    data = source.data
+    shape = (images, data.channels, data.image_size, data.image_size)
+    noise = torch.randn(shape, generator=torch_generator(seed, "synthesis start", batch))
+    if source.recipe.start == "noise":
+        return noise
+    mean, std = (torch.tensor(values)[:, None, None] for values in (data.mean, data.std))
+    return (0.1 * noise.abs() - mean) / std
+
+
+def place(recipe: Synthesis, step: int) -> tuple[Phase, int]:
+    """(phase of a step, iteration within the phase), both counted from 0."""
+    left = step
+    for phase in recipe.phases:
+        if left < phase.iterations:
+            return phase, left
+        left -= phase.iterations
+    raise IndexError(step)
+
+
+def augmented(
+    images: Float[Tensor, "batch channels height width"],
+    recipe: Synthesis,
+    moments: tuple[Tensor, Tensor],
+    key: tuple[int, int, int],
+) -> Float[Tensor, "batch channels height width"]:
+    """A batch shifted and flipped as one, as in DeepInversion, or each image moved by its own affine map.
+
+    moments: (mean, std) of the normalised pixels. key: (seed, batch, step), which decide the random numbers.
+    """
+    seed, batch, step = key
+    if recipe.augment is not None:
+        (mean, std), generator = moments, torch_generator(seed, "synthesis augment", batch, step)
+        return (affine(images * std + mean, recipe.augment, generator) - mean) / std
+    random = numpy_generator(seed, "synthesis jitter", batch, step)
+    down, right = (int(v) for v in random.integers(-recipe.jitter, recipe.jitter + 1, 2))
+    moved = torch.roll(images, (down, right), (2, 3))
+    return moved.flip(3) if random.random() < recipe.flip else moved
 
 
 def learning_rate(phase: Phase, iteration: int, warmup: int) -> float:
@@ -210,16 +240,16 @@ def learning_rate(phase: Phase, iteration: int, warmup: int) -> float:
 
 
 def require_batchnorm(net: nn.Module, name: str) -> None:
-    """InputError when a network has no BatchNorm statistics: R_BN is what makes images of a trained network."""
+    """Raise InputError when a network has no BatchNorm statistics, on which R_BN depends."""
     if not any(isinstance(m, nn.BatchNorm2d) and m.running_mean is not None for m in net.modules()):
         raise InputError(
-            f"teacher {name} has no BatchNorm layers, whose running statistics are all that it remembers of its "
+            f"teacher {name} has no BatchNorm layers, whose running statistics are all that a CNN stores of its "
             f"training images; take a CNN with BatchNorm, such as a ResNet, RegNet or EfficientNet"
         )
 
 
-def advice(recipe: Synthesis, terms: dict[str, Sequence[float]]) -> str:
-    """A sentence when R_BN lies outside DeepInversion's rule, a weighted loss of 1 to 10 at the start; else ''."""
+def advice(recipe: Synthesis, terms: Mapping[str, Sequence[float]]) -> str:
+    """A sentence when the weighted R_BN is not in DeepInversion's range at the start, 1 to 10; else ''."""
     value = float(np.mean(terms["r_bn"]))
     if 1 <= value <= 10:
         return ""
@@ -244,7 +274,7 @@ def doubt(source: Source, believed: float) -> str:
 def expected_seconds(
     source: Source, seed: int, labels: Int[Tensor, "groups batch"], teacher: Teacher, device: torch.device
 ) -> float:
-    """How long a group of batches takes: one iteration of each phase, timed, after one that is not."""
+    """Seconds that a group of batches takes, from one timed iteration of each phase, after one that is not timed."""
     phases = source.recipe.phases
     once = tuple(dataclasses.replace(phase, iterations=1) for phase in (phases[0], *phases))
     trial = dataclasses.replace(source, recipe=dataclasses.replace(source.recipe, phases=once))

@@ -173,8 +173,8 @@ def _index(name: str, names: Sequence[str], count: int) -> int:
 
 def _recipe(recipe: Synthesis | None, side: int, images: int, classes: int, quick: bool) -> Synthesis:
     """The recipe given, or the paper's schedule at this side, for so many images and classes."""
-    phases = (Phase(size=max(side // 2, 1), iterations=2000, lr=0.5), Phase(size=side, iterations=2000, lr=0.01))
-    recipe = recipe or Synthesis(phases=phases, jitter=max(round(30 * side / 224), 1))
+    halves = (Phase(size=max(side // 2, 1), iterations=2000, lr=0.5), Phase(size=side, iterations=2000, lr=0.01))
+    recipe = recipe or Synthesis(phases=halves, jitter=max(round(30 * side / 224), 1))
     if any(phase.size > side for phase in recipe.phases):
         raise InputError(f"phases: {max(p.size for p in recipe.phases)} pixels are more than the image size, {side}")
     if quick:

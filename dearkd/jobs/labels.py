@@ -1,10 +1,11 @@
 """A teacher's hard labels, computed once for all runs that see the same pixels.
 
 Order, augmentation and mixing are keyed (`keys.py`), so the decision on an image is a pure function of recipe, seed,
-epoch and position. With RegNetY-16GF it is 81 % of a step of stage I; here it costs two bytes.
+epoch and position. With RegNetY-16GF it takes 81 % of a step of stage I; computed ahead it takes two bytes.
 """
 
 import io
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,8 +34,8 @@ def label_shard(
 ) -> None:
     """Compute the labels of `label_epochs` epochs, from the newest checkpoint if there is one, and write their record.
 
-    The same loader, mixing and precision as the loop's. Arguments as those of `train.train_stage`.
-    Raises Interrupted when asked to stop.
+    Loader, mixing and precision are those of the training loop. Arguments are those of `train.train_stage`.
+    Raises Interrupted when asked to stop, and InputError when there is no such shard or there are too many classes.
     """
     spec, epochs = plan.labels[name], plan.scale.label_epochs
     readers = [s for run in plan.runs.values() for s in run.stages if plan.labels_of(s) == spec]
@@ -98,10 +99,13 @@ def _decide(
     workers: int,
     device: torch.device,
 ) -> tuple[Int[Tensor, "epochs draws"], int]:
-    """(the teacher's class at each position of (first epoch, epochs), how often it is the true one)."""
+    """(the teacher's class at each position of each epoch, how often it is the true one).
+
+    span: (first epoch, number of epochs).
+    """
     first_epoch, epochs = span
     first, steps = first_epoch * schedule.steps_per_epoch, epochs * schedule.steps_per_epoch
-    empty = {"step": 0, "labels": torch.zeros(epochs, schedule.draws, dtype=torch.int32), "right": 0}
+    empty: dict[str, Any] = {"step": 0, "labels": torch.zeros(epochs, schedule.draws, dtype=torch.int32), "right": 0}
     state = attempt.resume() or empty
     mixup = optimise.mixing(spec.augment, spec.data.classes)
     start = first + state["step"]

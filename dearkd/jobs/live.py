@@ -1,7 +1,7 @@
-"""What a person sees while Snakemake works: one live view on a terminal, a line for each finished job elsewhere.
+"""The view of a running workflow: live on a terminal, elsewhere a line for each finished job.
 
-A logger plugin of Snakemake (`--logger dearkd`). Each table is printed when it is ready, a failed job shows the end of
-its own log, and Snakemake's full log is a file that the last line names.
+This is a logger plugin of Snakemake (`--logger dearkd`). It prints each table when the table is ready, and the end of a
+failed job's log. The last line names the file with Snakemake's full log.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ from snakemake_interface_logger_plugins.common import LogEvent
 from dearkd.progress import duration
 
 TAIL_LINES, TAIL_BYTES = 12, 4000
-"""How much of a log is shown: of a job that failed, and looked at for the newest line of one that runs."""
+"""Lines that are shown of a failed job's log; bytes that are read for them and for a running job's newest line."""
 SAVED = ("the same command goes on from here", "stopped by Ctrl-C; nothing finished was lost")
 """How the last line of a job's log ends when it was asked to stop."""
 
 
 @dataclass
 class Job:
-    """A running job: what it is called, its rule, its files, and when it began (monotonic clock)."""
+    """A running job: its name, its rule, its files, and when it began (monotonic clock, seconds)."""
 
     name: str
     rule: str
@@ -40,7 +40,7 @@ class Job:
     began: float = field(default_factory=time.monotonic)
 
     def newest(self) -> str:
-        """How far it is, then the newest line of its log, without the job's own name in front."""
+        """How far the job is, then the newest line of its log, without the job's name in front."""
         lines = _tail(self.log)
         said = lines[-1].split(": ", 1)[-1] if lines else ""
         reached = re.search(r"\s*\[(\d+ %[^]]*)\]$", said)
@@ -65,26 +65,27 @@ class LogHandler(LogHandlerBase):
         self.live: Live | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take in one event; a terminal that is gone ends nothing."""
+        """Show one event. A terminal that is gone raises no error."""
+        said: Any = record  # Snakemake sets the values of an event as attributes
         event = getattr(record, "event", None)
         with contextlib.suppress(OSError):
             if self.common_settings.dryrun:
                 self._print(self.format(record))
             elif event == LogEvent.RUN_INFO:
-                self._start(record.stats)
+                self._start(said.stats)
             elif event == LogEvent.JOB_INFO:
-                self._begin(record)
+                self._begin(said)
             elif event == LogEvent.JOB_FINISHED:
-                self._finish(record.job_id)
+                self._finish(said.job_id)
             elif event == LogEvent.JOB_ERROR:
-                self._fail(record)
+                self._fail(said)
             elif event == LogEvent.PROGRESS:
-                self.done, self.total = record.done, record.total
+                self.done, self.total = said.done, said.total
             elif event in (None, LogEvent.ERROR):
                 self._message(record)
 
     def close(self) -> None:
-        """Take the view away and say, once, how it ended and where the full log is."""
+        """Remove the view and say, once, how the workflow ended and where its full log is."""
         closed, self.closed = self.closed, True
         with contextlib.suppress(OSError):
             if self.live:
@@ -154,7 +155,7 @@ class LogHandler(LogHandlerBase):
             self.errors.append(text)
 
     def picture(self) -> RenderableType:
-        """All jobs in one bar, then a line for each that runs: its name, how long, the newest line of its log."""
+        """A bar of all jobs, then a line for each running job: its name, its time, the newest line of its log."""
         head = Table.grid(padding=(0, 2))
         state = "stopping, jobs save" if self.stopping else f"{self.done} of {self.total} jobs{self._time_left()}"
         head.add_row(ProgressBar(total=max(self.total, 1), completed=self.done, width=30), Text(state))
@@ -167,7 +168,7 @@ class LogHandler(LogHandlerBase):
         return Group(head, rows)
 
     def _time_left(self) -> str:
-        """', about 4 min left', by how long jobs of the same rule took so far; '' before the first has ended."""
+        """', about 4 min left', from the times of finished jobs of the same rules; '' before the first has ended."""
         every = [seconds for spent in self.spent.values() for seconds in spent]
         if not every or self.done >= self.total:
             return ""
@@ -188,9 +189,11 @@ def _words(wildcards: dict[str, str]) -> list[str]:
 
 def _tail(path: Path | None) -> list[str]:
     """The last lines of a log that are not empty; none where there is no log yet."""
+    if path is None:
+        return []
     try:
         with path.open("rb") as file:
             file.seek(-min(TAIL_BYTES, path.stat().st_size), 2)
             return [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-    except (OSError, AttributeError):
+    except OSError:
         return []

@@ -1,7 +1,7 @@
-"""Every network that a plan will train, built once without memory before anything is trained.
+"""A check before anything is trained: every network of a plan is built once, without memory.
 
-The plan knows names and arguments; what timm makes of them, timm alone knows. A width that heads do not divide, a
-teacher stage that does not exist or a mistyped model would otherwise be found after the teacher has been trained.
+The plan has names and arguments; only timm knows whether it can build them. A width that the heads do not divide, a
+teacher stage that does not exist or a mistyped model would otherwise be found only after the teacher is trained.
 """
 
 from dearkd.model import networks, teachers
@@ -30,9 +30,9 @@ def preflight(plan: Plan) -> None:
 
 
 def _pairs(stage: Stage, plan: Plan, shapes: dict[str, list[tuple[int, int, int]]]) -> None:
-    """A teacher must take the scale's images, and have the stages that the hidden loss compares with."""
+    """Check that a teacher takes the scale's images and has the stages that the hidden loss compares with."""
     name, main = stage.teacher_name, plan.scale.data["main"]
-    if not name or not stage.pairs:
+    if stage.teacher is None or not stage.pairs:
         return
     if name not in shapes:
         given = plan.scale.teachers[name]

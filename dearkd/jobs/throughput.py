@@ -1,12 +1,13 @@
-"""Size and speed of architectures as in Table 3: random weights, synthetic images, each at its own side.
+"""Size and speed of architectures (Table 3), with random weights and images, each at its own image size.
 
-Plain eager PyTorch in contiguous layout: no compilation, no channels-last, no folding of BatchNorm.
+They run in plain eager PyTorch in contiguous layout: no compilation, no channels-last, no folding of BatchNorm.
 """
 
 import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -26,17 +27,17 @@ Rate = dict[str, int | float]
 def size(name: str) -> dict[str, int | float]:
     """`parameters`, `input_size` (side in pixels) and `gmacs` (1e9 multiply-adds an image) of a timm architecture.
 
-    Multiply-adds are those of convolutions and matrix products, attention included. For DearKD `gmacs` is of the fold
-    that evaluation takes, whose heads are four dimensions wider, and `gmacs_dense` of Eq. 3 as it is printed.
-    Raises InputError when timm knows none of that name.
+    Multiply-adds are those of convolutions and matrix products, attention included. For DearKD `gmacs` counts the fold
+    that evaluation uses, whose heads are four dimensions wider, and `gmacs_dense` counts Eq. 3 as printed.
+    Raises InputError when timm has no architecture of that name.
     """
-    counts = {}
+    counts: dict[str, int | float] = {}
     for suffix, path in _paths(name).items():
         with torch.device("meta"):
             net = _build(name, path)
         # of a second image: what a pass does once, whatever the batch, such as DearKD's bias, is no cost of an image
         counts[f"gmacs{suffix}"] = (_flops(net, 2) - _flops(net, 1)) / 2e9
-    side = net.pretrained_cfg["input_size"][-1]
+    *_, side = _input_size(net)
     return {"parameters": sum(p.numel() for p in net.parameters()), "input_size": side, **counts}
 
 
@@ -53,9 +54,9 @@ def measure(names: Sequence[str], spec: Throughput, device: torch.device) -> dic
 
     A GPU also has `fp32_largest` and `bf16_largest`, at the largest batch that fits, in doublings of the usual one.
     DearKD has its folded attention under these keys and the dense one under `fp32_dense` and `bf16_dense`.
-    Architectures are measured one after the other, not in interleaved rounds, so that only one is in memory: a machine
-    that slows down as it warms does so at the expense of the later ones.
-    Raises InputError when timm knows none of a name, or when a GPU cannot hold the usual batch.
+    Architectures are measured one after the other, so that only one is in memory. A machine that slows down as it warms
+    therefore measures the later ones as slower.
+    Raises InputError when timm has no architecture of a name, or when a GPU cannot hold the usual batch.
     """
     torch.set_flush_denormal(True)  # activations of an untrained CNN may fade to denormals, which CPUs are slow at
     found = {}
@@ -69,7 +70,7 @@ def measure(names: Sequence[str], spec: Throughput, device: torch.device) -> dic
 
 
 def _rates(name: str, spec: Throughput, device: torch.device) -> dict[str, Rate]:
-    """All that is measured of one architecture, whose memory is given back."""
+    """All rates of one architecture, whose memory is then freed."""
     cuda, found = device.type == "cuda", {}
     for suffix, path in _paths(name).items():
         net = _build(name, path).to(device)
@@ -141,7 +142,13 @@ def _build(name: str, path: str) -> nn.Module:
 
 
 def _images(net: nn.Module, batch: int, device: torch.device) -> Float[Tensor, "batch channels side side"]:
-    return torch.randn(batch, *net.pretrained_cfg["input_size"], device=device)
+    return torch.randn(batch, *_input_size(net), device=device)
+
+
+def _input_size(net: nn.Module) -> tuple[int, int, int]:
+    """(channels, height, width) of the images that a network of timm takes."""
+    config: Any = net.pretrained_cfg
+    return config["input_size"]
 
 
 @contextlib.contextmanager

@@ -156,7 +156,7 @@ def test_a_file_that_no_export_wrote_is_not_replaced(project, tmp_path, capsys, 
     options = ["--onnx"] if name == "model.onnx" else []
     (tmp_path / name).write_text("my notes")
     assert export_to(tmp_path, *options) == 2
-    assert f"{name}: is there and no export wrote it; choose another folder" in capsys.readouterr().err
+    assert f"{name}: exists and no export wrote it; choose another folder" in capsys.readouterr().err
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir() if p.is_file()] == [(name, "my notes")]
     out = tmp_path / "out"
     assert export_to(out, *options) == 0
