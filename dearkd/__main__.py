@@ -24,14 +24,14 @@ AGAIN = 75
 
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-"""A full disk, a spent quota, a read-only place."""
+"""Errors of a full disk, a spent quota, a read-only place and missing permissions."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one verb; returns the exit status. What can end a verb early becomes one sentence on stderr, here alone.
+    """Run one verb and return the exit status. An error that ends the verb early becomes one sentence on stderr.
 
-    Status 2: an InputError, or a disk that refuses. 75: asked to stop, everything is saved. 130: Ctrl-C where there
-    was nothing to save. 141: the reader of the output has left, as in `| head`.
+    Status 2 is an InputError or a disk that refuses. 75 is a request to stop, after everything was saved. 130 is Ctrl-C
+    with nothing to save. 141 is an output whose reader has left, as in `| head`.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     args = parser().parse_args(arguments, argparse.Namespace(arguments=arguments, main=main))
@@ -74,16 +74,16 @@ def _say(sentence: str) -> None:
 
 
 def _spent() -> str:
-    """Processor time and most memory of this process: under `warm`, Snakemake's benchmarks would measure its client."""
+    """Processor time and peak memory of this process. Under `warm`, Snakemake's benchmarks measure only the client."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     gigabytes = used.ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
     return f"took {used.ru_utime + used.ru_stime:.1f} s of processor time and {gigabytes:.2f} GB of memory at most"
 
 
 def start() -> int:
-    """`main`, by a server's fork where there is one.
+    """Run `main`, in a fork of the server where there is one.
 
-    Not for several GPUs: such a job becomes torchrun, whose processes are its own.
+    A job for several GPUs runs by itself, because it becomes torchrun, which starts its own processes.
     """
     if forkserver.SERVER in os.environ and sys.argv[1:2] and sys.argv[1] in VERBS and VERBS[sys.argv[1]].heavy:
         several = given(parser().parse_args().gpu) > 1

@@ -34,10 +34,10 @@ def presize(plan: Plan, name: str) -> None:
     Files whose original has not changed stay, so a killed job resumes where it was. Raises InputError naming the first
     image that cannot be read, or the scale's key where the scale asks for no copy.
     """
-    spec = plan.scale.data[name]
-    if not spec.presize:
+    data = plan.scale.data[name]
+    if not data.presize:
         raise InputError(f"data.{name}.presize is 0 in scale {plan.scale.name}; set the shorter side in pixels")
-    originals, folder = datasets.read(spec)["train"], plan.paths.presized_images(name, spec.presize)
+    originals, folder = datasets.read(data)["train"], plan.paths.presized_images(name, data.presize)
     known = subsets.sha256s(plan, name, {"train": originals})["train"]
     for image, (original, _) in _listed(folder).items():
         if known.get(image) != original:
@@ -45,7 +45,7 @@ def presize(plan: Plan, name: str) -> None:
     with ThreadPoolExecutor(plan.resources("data").threads) as pool:  # PIL works outside Python's lock
         for first in range(0, len(originals), SPAN):
             names = originals.names[first : first + SPAN]
-            list(pool.map(lambda n: shrink(originals.root / n, folder / n, spec), names))
+            list(pool.map(lambda n: shrink(originals.root / n, folder / n, data), names))
     copied = _contents(plan, name, originals.names)
     listed = files.table(("image", "original", "copy"), ((n, known[n], copied[n]) for n in originals.names))
     disk.write(_list(folder), listed)
@@ -54,7 +54,7 @@ def presize(plan: Plan, name: str) -> None:
         {
             "kind": "presized",
             "data": name,
-            "spec": to_json(spec),
+            "spec": to_json(data),
             "quality": QUALITY,
             "images": len(originals),
             "bytes_before": sum((originals.root / n).stat().st_size for n in originals.names),
@@ -70,13 +70,13 @@ def copy(plan: Plan, name: str, images: Images) -> Images:
 
     Raises InputError when the copy is unfinished, missing, changed, or of other images.
     """
-    spec = plan.scale.data[name]
-    folder, path = plan.paths.presized_images(name, spec.presize), plan.paths.presized(name)
+    data = plan.scale.data[name]
+    folder, path = plan.paths.presized_images(name, data.presize), plan.paths.presized(name)
     again = f"run `python -m dearkd presize {name} --scale {plan.scale.name}`"
     if not path.is_file() or not folder.is_dir():
         raise InputError(f"{path if folder.is_dir() else folder}: the smaller copy is not finished; {again}")
     made = record.read(path)
-    if (made["spec"]["presize"], made["quality"]) != (spec.presize, QUALITY):
+    if (made["spec"]["presize"], made["quality"]) != (data.presize, QUALITY):
         raise InputError(f"{path}: describes a copy with other settings; delete it and {again}")
     if not _list(folder).is_file() or hashlib.sha256(_list(folder).read_bytes()).hexdigest() != made["sha256"]:
         raise InputError(f"{_list(folder)}: missing or not what {path} describes; {again}")
@@ -110,7 +110,7 @@ def _contents(plan: Plan, name: str, names: Sequence[str]) -> dict[str, str]:
     return files.contents(plan.paths.presized_images(name, side), names, seen, plan.resources("data").threads)
 
 
-def shrink(original: Path, target: Path, spec: Data) -> None:
+def shrink(original: Path, target: Path, data: Data) -> None:
     """Copy one image at its size under a temporary name, then rename it, so that every file is whole.
 
     The copy has the time of its original. A copy with another time is made again.
@@ -119,16 +119,16 @@ def shrink(original: Path, target: Path, spec: Data) -> None:
         written = original.stat().st_mtime_ns
         if target.exists() and target.stat().st_mtime_ns == written:
             return
-        content = _resized(original, spec)
+        content = _resized(original, data)
     disk.write(target, content)
     os.utime(target, ns=(written, written))
 
 
-def _resized(original: Path, spec: Data) -> bytes:
+def _resized(original: Path, data: Data) -> bytes:
     """The file unchanged where its shorter side is small enough, otherwise resized, in the same format."""
     with opened(original) as image:
         image.load()  # so that a damaged image is found here, even if it is copied unchanged
-        whole, factor = eight_bit(image, spec.channels), spec.presize / min(image.size)
+        whole, factor = eight_bit(image, data.channels), data.presize / min(image.size)
         if factor >= 1:
             return original.read_bytes()
         size = (round(whole.width * factor), round(whole.height * factor))

@@ -106,24 +106,24 @@ def sha256s(plan: Plan, name: str, sets: Mapping[str, Images]) -> dict[str, dict
 
     Raises one InputError that lists every file that cannot be used.
     """
-    spec, places = plan.scale.data[name], folders(plan.scale.data[name], sets)
+    data, places = plan.scale.data[name], folders(plan.scale.data[name], sets)
     paths = {files.below(places[split], n) for split, images in sets.items() for n in images.names}
-    look, threads = functools.partial(check, channels=spec.channels), plan.resources("data").threads
-    found = files.contents(Path(files.root_of(spec.root)), sorted(paths), plan.paths.seen(name), threads, look)
+    look, threads = functools.partial(check, channels=data.channels), plan.resources("data").threads
+    found = files.contents(Path(files.root_of(data.root)), sorted(paths), plan.paths.seen(name), threads, look)
     return {split: {n: found.get(files.below(places[split], n), "") for n in i.names} for split, i in sets.items()}
 
 
-def folders(spec: Data, sets: Mapping[str, Images]) -> dict[str, str]:
+def folders(data: Data, sets: Mapping[str, Images]) -> dict[str, str]:
     """The folder of each split's files, relative to the root of the data set."""
-    root = files.root_of(spec.root)
+    root = files.root_of(data.root)
     return {split: os.path.relpath(images.root, root) for split, images in sets.items()}
 
 
-def survey(spec: Data, found: Mapping[str, Mapping[str, str]]) -> str:
+def survey(data: Data, found: Mapping[str, Mapping[str, str]]) -> str:
     """A line on the files of a data set: how many there are, are left out by reason, and are copies of others."""
-    root = files.root_of(spec.root)
+    root = files.root_of(data.root)
     line = f"{root}: " + " and ".join(f"{len(names):,} {split} images" for split, names in found.items())
-    if spec.kind == "folder" and (out := folder.read(dataclasses.replace(spec, root=root))[1]):
+    if data.kind == "folder" and (out := folder.read(dataclasses.replace(data, root=root))[1]):
         line += f"; left out: {files.left_out(out)}"
     first: dict[str, str] = {}
     named = [(f"{split} {name}", digest) for split, names in found.items() for name, digest in names.items()]
@@ -134,7 +134,7 @@ def survey(spec: Data, found: Mapping[str, Mapping[str, str]]) -> str:
 
 def list_files(plan: Plan, name: str, sets: Mapping[str, Images]) -> tuple[str, dict[str, Any]]:
     """(images.csv of a data set of files, the fields of its record that describe them)."""
-    spec, found = plan.scale.data[name], sha256s(plan, name, sets)
+    data, found = plan.scale.data[name], sha256s(plan, name, sets)
     rows = [
         files.Listed(split, image, int(label), found[split][image])
         for split, images in sets.items()
@@ -142,7 +142,7 @@ def list_files(plan: Plan, name: str, sets: Mapping[str, Images]) -> tuple[str, 
     ]
     tables = {split: files.table(files.Listed._fields, (r for r in rows if r.split == split)) for split in sets}
     sums = {split: hashlib.sha256(text.encode()).hexdigest() for split, text in tables.items()}
-    described = {"sha256": sums, "folders": folders(spec, sets), "survey": survey(spec, found)}
+    described = {"sha256": sums, "folders": folders(data, sets), "survey": survey(data, found)}
     return files.table(files.Listed._fields, rows), described
 
 
@@ -152,11 +152,11 @@ def splits(plan: Plan, name: str) -> dict[str, Images]:
     Where there is no validation split (ImageNet), `validation` has the test images. Only the labels of `train` have
     noise. Raises InputError naming the files that were added, removed or changed since.
     """
-    spec, lists = plan.scale.data[name], plan.paths.subsets(name)
+    data, lists = plan.scale.data[name], plan.paths.subsets(name)
     described, again = _described(plan, name), _again(plan, name)
-    clean = dataclasses.replace(spec, label_noise=0.0)
+    clean = dataclasses.replace(data, label_noise=0.0)
     if "folders" in described:
-        root = Path(files.root_of(spec.root))
+        root = Path(files.root_of(data.root))
         if not root.is_dir():
             raise InputError(f"{root}: no such folder; set `root` of the data in the scale")
         if files.first_process() and (changed := files.changes(plan, name)):
@@ -164,18 +164,18 @@ def splits(plan: Plan, name: str) -> dict[str, Images]:
         sets = _listed(root, described["folders"], lists)
     else:
         sets = datasets.read(clean)
-        for split, images in {**sets, "train": datasets.noisy(sets["train"], spec)}.items():
+        for split, images in {**sets, "train": datasets.noisy(sets["train"], data)}.items():
             if images.sha256() != described["sha256"][split]:
                 raise InputError(
-                    f"{lists / 'data.json'}: the {split} images of {spec.root or spec.kind} are not the images "
+                    f"{lists / 'data.json'}: the {split} images of {data.root or data.kind} are not the images "
                     f"that it describes; restore them, or {again}"
                 )
     if any(line.endswith("  test.txt") for line in files.sums(lists)):
         sets["test"] = read(sets["test"], lists, "test")[0]
-    elif spec.test_share:
+    elif data.test_share:
         raise InputError(f"{lists}: does not list the test images, which test_share draws; {again}")
-    held_out = read(sets["train"], lists, "validation")[0] if spec.validation else sets["test"]
-    return {"train": datasets.noisy(sets["train"], spec), "validation": held_out, "test": sets["test"]}
+    held_out = read(sets["train"], lists, "validation")[0] if data.validation else sets["test"]
+    return {"train": datasets.noisy(sets["train"], data), "validation": held_out, "test": sets["test"]}
 
 
 def _again(plan: Plan, name: str) -> str:
@@ -184,12 +184,12 @@ def _again(plan: Plan, name: str) -> str:
 
 def _described(plan: Plan, name: str) -> dict[str, Any]:
     """The record of a data set. Raises InputError when it is missing or describes other data than the scale."""
-    path, spec = plan.paths.subsets(name) / "data.json", plan.scale.data[name]
+    path, data = plan.paths.subsets(name) / "data.json", plan.scale.data[name]
     if not path.is_file():
         raise InputError(f"{path}: missing; write it with `python -m dearkd subset {name} --scale {plan.scale.name}`")
     described = record.read(path)
-    decides = [*DECIDES, *(["image_size"] if spec.kind == "digits" else [])]
-    specs = [to_json(build(Data, described["spec"], str(path))), to_json(spec)]
+    decides = [*DECIDES, *(["image_size"] if data.kind == "digits" else [])]
+    specs = [to_json(build(Data, described["spec"], str(path))), to_json(data)]
     recorded, planned = ({key: values[key] for key in decides} for values in specs)
     if changed := record.differences(recorded, planned):
         raise InputError(f"{path}: describes other data ({'; '.join(changed)}); {_again(plan, name)}")

@@ -1,4 +1,4 @@
-"""Size and throughput of the architectures of Table 3."""
+"""The job that measures size and throughput of the architectures of Table 3."""
 
 import torch
 
@@ -10,7 +10,10 @@ from dearkd.schema import to_json
 
 
 def measure_architectures(plan: Plan) -> None:
-    """Size and throughput of every architecture that a table names, one after the other on this machine."""
+    """Measure every architecture that a table names, one after the other on this machine, and write the record.
+
+    Raises InputError when timm has no architecture of a name.
+    """
     device = available_device()
     torch.set_num_threads(plan.resources("throughput").threads)
     names = plan.architectures_of(*plan.tables)

@@ -1,4 +1,4 @@
-"""From a CNN to a student in one command: a small scale is written, and its jobs run one after the other."""
+"""A student from a CNN in one command, which writes a small scale and runs its jobs one after the other."""
 
 import re
 import zipfile
@@ -20,7 +20,7 @@ from dearkd.plan.stage import DEARKD_HEADS, SIZES
 from dearkd.schema import InputError, unknown
 
 STUDENTS = {"Ti": ("tiny", 3), "S": ("small", 6), "B": ("base", 12)}
-"""Size and DeiT's heads."""
+"""Size of a student, and its number of heads in DeiT."""
 NARROW = {"tiny": (108, 9), "small": (216, 12), "base": (432, 16)}
 """Width and DearKD's heads of students for small images; they have six blocks."""
 LARGE = 160
@@ -30,14 +30,14 @@ HEADER = "# Written by `python -m dearkd distil`: a scale like any other (docs/o
 
 
 def distil(images: Path, model: str, weights: str, student: str, out: Path, epochs: int = 100, seed: int = 0) -> Path:
-    """Train a DearKD student from a CNN on the images of an archive or folder; returns the folder that timm loads.
+    """Train a DearKD student from a CNN on the images of an archive or folder, and return the folder that timm loads.
 
-    `out` gets images, checkpoints, the scale (`scale.yaml`) and the finished student (`student/`); records are in
-    results/<name of the scale>. A tenth of each class is held out to test it.
+    `out` gets images, checkpoints, the scale (`scale.yaml`) and the finished student (`student/`). Records are in
+    results/<name of the scale>. A tenth of each class is held out as test images.
 
     Args:
-        images: the images.zip of `synthesize --teacher`, or a folder with one for each class.
-        model, weights: timm name of the CNN, and its file; empty: those that images.json names.
+        images: the images.zip of `synthesize --teacher`, or a folder with a folder for each class.
+        model, weights: timm name of the CNN, and the file of its weights. Empty: as images.json says.
         student: Ti, S or B.
 
     Raises InputError when images, CNN and classes do not belong together, or `out` has another student.
@@ -52,7 +52,9 @@ def distil(images: Path, model: str, weights: str, student: str, out: Path, epoc
     results = Paths(values["name"]).results
     if path.read_text() != text if path.is_file() else results.exists():
         there = path if path.is_file() else results
-        raise InputError(f"{there}: is of a student made otherwise; name another folder with --out, or delete it")
+        raise InputError(
+            f"{there}: belongs to a student with other settings; name another folder with --out, or delete it"
+        )
     disk.write(path, text)
     scale = experiments.load_scale(path.as_posix())
     stages = methods.dearkd(scale, student)
@@ -67,13 +69,13 @@ def distil(images: Path, model: str, weights: str, student: str, out: Path, epoc
     top1 = record.read(plan.paths.metrics(run.name, seed))["metrics"]["top1"]
     print(
         f"top-1 {top1:.1f} % on the tenth of these images that was held out; on real images a student of synthetic "
-        f"ones shows less"
+        f"images has less"
     )
     return out / "student"
 
 
 def _made(images: Path) -> dict[str, Any]:
-    """What images.json, beside the archive, says of the CNN and its classes; empty where there is none."""
+    """The record images.json beside an archive, which names the CNN and its classes; empty where there is none."""
     beside = images.with_suffix(".json")
     if not images.exists():
         raise InputError(f"--images {images}: no such archive or folder; `synthesize --teacher` makes images.zip")
@@ -81,7 +83,7 @@ def _made(images: Path) -> dict[str, Any]:
 
 
 def _unpacked(archive: Path, folder: Path) -> Path:
-    """The archive's images as files below `folder`; InputError for a member that is no file in a class's folder."""
+    """Write the archive's images below `folder`. Raises InputError for a member outside the folder of a class."""
     try:
         with zipfile.ZipFile(archive) as members:
             for name in members.namelist():
@@ -96,13 +98,13 @@ def _unpacked(archive: Path, folder: Path) -> Path:
 def _scale(
     folder: Path, made: dict[str, Any], model: str, weights: str, student: str, out: Path, epochs: int, seed: int
 ) -> dict[str, Any]:
-    """What differs from the scale `custom`."""
+    """The keys of the scale, which extends `custom`."""
     spec = made.get("spec", {"teacher": {}, "data": {}})
     asked = spec["teacher"].get("model", "")
     if not (model or asked):
-        raise InputError("--teacher: name the CNN of timm that teaches, there is no images.json that does")
+        raise InputError("--teacher: name a CNN of timm, because there is no images.json that names one")
     if model and asked and model != asked:
-        raise InputError(f"--teacher {model}: these images were made from {asked}; take that one")
+        raise InputError(f"--teacher {model}: these images were made from {asked}; take that CNN")
     weights = weights or spec["teacher"].get("weights", "")
     if weights and not weights.startswith("package:"):
         weights = Path(weights).expanduser().resolve().as_posix()
@@ -152,7 +154,7 @@ def _scale(
 
 
 def _data_of(image: Path) -> dict[str, Any]:
-    """Side and channels of the data, from one image: the pixels are normalised as the scale `custom` does."""
+    """The side of the data, in pixels, from one image. Mean and std stay those of the scale `custom`."""
     try:
         with Image.open(image) as opened:
             return {"image_size": min(opened.size)}
@@ -161,7 +163,7 @@ def _data_of(image: Path) -> dict[str, Any]:
 
 
 def _student(name: str, side: int) -> dict[str, Any]:
-    """The paper's student for large images; a narrow one with small patches for small images, as in `custom`."""
+    """The paper's student for large images, or for small images a narrow one with small patches, as in `custom`."""
     size, heads = STUDENTS[name]
     if side >= LARGE and side % 16 == 0:
         args = {"patch_size": 16, **SIZES[size]}

@@ -1,8 +1,9 @@
-"""How much the images of a class differ: LPIPS between pairs of them (Table 6, Zhang et al. 2018)."""
+"""The diversity of images: LPIPS between pairs of a class (Table 6, Zhang et al. 2018)."""
 
 import math
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,14 +20,14 @@ from dearkd.plan.scale import Diversity
 from dearkd.schema import InputError
 
 INTERPOLATION = "bilinear, antialiased"
-"""How images are brought to the size of the scale."""
+"""How images are resized to the size of the scale."""
 
 
 def pairs(labels: Int[np.ndarray, " n"], per_class: int, *key: object) -> Int[np.ndarray, "pairs 2"]:
     """Indices of `per_class` random pairs of different images of each class, class by class.
 
-    Pairs are disjoint where a class has 2 per_class images, else merely distinct; a class's draw depends on `key` and
-    the class alone. Raises InputError naming a class that has too few images for either.
+    Pairs are disjoint where a class has 2 per_class images, and distinct otherwise. The draw of a class depends on
+    `key` and the class alone. Raises InputError naming a class that has too few images for distinct pairs.
     """
     chosen = [np.empty((0, 2), dtype=np.int64)]
     for label in np.unique(labels):
@@ -46,13 +47,14 @@ def pairs(labels: Int[np.ndarray, " n"], per_class: int, *key: object) -> Int[np
 
 
 class Lpips(nn.Module):
-    """LPIPS version 0.1 as the `lpips` package computes it: frozen, fp32, always in evaluation mode.
+    """LPIPS version 0.1 as the `lpips` package computes it: frozen, in fp32, always in evaluation mode.
 
-    The heads are those in the package. The trunk is the one that they were trained with, from `trunks` (`spec.trunk`
-    empty), that of torchvision's network in a local file, or `random`: torchvision's initialisation from the key
-    ("lpips trunk", net). net: another than `spec.net`. Attribute `trunk_sha256`: over names and values of the trunk's
-    parameters. Raises InputError when the file is missing, damaged, holds more than tensors or another network, or when
-    the trunk cannot be fetched.
+    The heads are those of the package. `spec.trunk` names the trunk. If it is empty, the trunk is the one with which
+    the heads were trained (`lpips_trunks`). If it is a file, the trunk is from torchvision's network in the file. If it
+    is `random`, the trunk is torchvision's initialisation from the key ("lpips trunk", net).
+    net: the network, if not `spec.net`. trunk_sha256: attribute, over names and values of the trunk's parameters.
+    Raises InputError when the file is missing, damaged, has more than tensors or another network, or when the trunk
+    cannot be fetched.
     """
 
     def __init__(self, spec: Diversity, net: str = "") -> None:
@@ -71,14 +73,14 @@ class Lpips(nn.Module):
         self.trunk_sha256 = weights_sha256(self.net.net)
 
     def train(self, mode: bool = True) -> "Lpips":
-        """Stays in evaluation mode: the heads have dropout."""
+        """Stay in evaluation mode, because the heads have dropout."""
         return super().train(False)
 
     @torch.no_grad()
     def forward(
         self, first: Float[Tensor, "batch 3 height width"], second: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, " batch"]:
-        """Distance between images in [-1, 1]; no unit, 0 for equal ones."""
+        """Distance between images in [-1, 1], without a unit; 0 for equal images."""
         return self.net(first, second).flatten()
 
 
@@ -111,8 +113,8 @@ def distances(
 ) -> Float[np.ndarray, " pairs"]:
     """LPIPS of each pair of images, `batch` pairs at a time on `device`, to which `lpips` is moved.
 
-    images: RGB or grey in [0, 1]; resized to `size` pixels a side only as their turn comes. blurred: after a Gaussian
-    blur of `blur` pixels at that size, which noise does not survive.
+    images: RGB or grey in [0, 1], resized to `size` pixels a side batch by batch. blurred: after a Gaussian blur of
+    `blur` pixels at that size, which removes noise.
     """
     lpips.to(device)
     found = [torch.empty(0)]
@@ -125,7 +127,7 @@ def distances(
 def _prepared(
     images: Float[Tensor, "batch channels height width"], spec: Diversity, blurred: bool
 ) -> Float[Tensor, "batch 3 size size"]:
-    """Images in [0, 1] as LPIPS wants them: RGB in [-1, 1], `size` pixels a side."""
+    """Images in [0, 1] as the input of LPIPS: RGB in [-1, 1], `size` pixels a side."""
     images = resize(images.float(), [spec.size, spec.size], antialias=True)
     if blurred and spec.blur > 0:
         images = _blurred(images, spec.blur)
@@ -135,8 +137,10 @@ def _prepared(
 def controls(
     images: Float[Tensor, "n channels height width"], spec: Diversity, *key: object
 ) -> dict[str, Float[Tensor, "n channels height width"]]:
-    """Images in [0, 1] with details taken away (`blurred`) and with noise added (`noisy`), so that what LPIPS makes of
-    both stands beside its figures; the noise depends on `key` alone."""
+    """Images in [0, 1] without details (`blurred`) and with noise added (`noisy`). The noise depends on `key` alone.
+
+    Their LPIPS shows how the measure responds to blur and noise.
+    """
     noise = torch.from_numpy(numpy_generator(*key, "lpips noise").standard_normal(images.shape, dtype=np.float32))
     return {
         "blurred": _blurred(images, spec.control_blur),
@@ -149,10 +153,10 @@ def _blurred(images: Float[Tensor, "n channels height width"], sd: float) -> Flo
     return gaussian_blur(images, [kernel, kernel], [sd, sd])
 
 
-def summary(distances: Float[np.ndarray, " n"], labels: Int[np.ndarray, " n"]) -> dict:
-    """mean, its standard error `se` over pairs (sd / sqrt(n), ddof 1), `n`, and `per_class`: the mean by class.
+def summary(distances: Float[np.ndarray, " n"], labels: Int[np.ndarray, " n"]) -> dict[str, Any]:
+    """`mean`, its standard error `se` over pairs (sd / sqrt(n), ddof 1), `n`, and `per_class`, the mean by class.
 
-    labels: the class of each pair. Needs two pairs or more.
+    labels: the class of each pair. There must be at least two pairs.
     """
     return {
         "mean": float(distances.mean()),

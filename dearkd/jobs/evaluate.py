@@ -1,8 +1,10 @@
-"""A finished run on the test images."""
+"""The job that evaluates a finished run on the test images."""
 
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from dearkd import record
 from dearkd.data import subsets
@@ -14,7 +16,10 @@ from dearkd.train.evaluate import accuracy, hits, predict
 
 
 def evaluate_run(plan: Plan, run: Run, seed: int) -> None:
-    """Top-1 and top-5 of a finished run on the test images, each image's prediction kept beside the record."""
+    """Write the record of a finished run's top-1 and top-5 on the test images, and the prediction of each image.
+
+    Raises InputError when a record of the run is stale, or its weights are missing or damaged.
+    """
     stage = run.stages[-1]
     model, trained = trained_student(plan, run, seed)
     torch.set_num_threads(plan.resources("evaluate").threads)
@@ -49,7 +54,7 @@ def evaluate_run(plan: Plan, run: Run, seed: int) -> None:
     )
 
 
-def _predictions(names: Sequence[str], logits: torch.Tensor, labels: torch.Tensor) -> str:
-    """CSV from which anyone can count the accuracies: image, label, the class predicted, label among the best five."""
+def _predictions(names: Sequence[str], logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> str:
+    """CSV from which the accuracies can be counted: image, label, predicted class, label among the best five."""
     columns = (labels.tolist(), logits.argmax(1).tolist(), hits(logits, labels, 5).int().tolist())
     return files.table(("image", "label", "top1", "in_top5"), zip(names, *columns, strict=True))

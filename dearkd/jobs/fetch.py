@@ -1,4 +1,4 @@
-"""What a scale needs from elsewhere: weights and data sets; which are missing, and how they are brought."""
+"""The weights and data sets that a scale needs from elsewhere: which are missing, and how they are fetched."""
 
 import dataclasses
 import functools
@@ -31,9 +31,10 @@ SILENCE = 20.0
 
 @dataclasses.dataclass(frozen=True)
 class Need:
-    """name: what it is. missing: why it is not there, or empty. bring: fetches it; None: only the user can.
+    """A file or data set that a scale needs.
 
-    pin: for weights that the scale could pin, their `state_sha256`. from_hub: timm's hub has them.
+    name: in messages. missing: why it cannot be used; empty: it can. bring: fetches it; None: only the user can.
+    pin: for weights that the scale could pin, returns their `state_sha256`. from_hub: whether timm's hub has them.
     """
 
     name: str
@@ -44,9 +45,9 @@ class Need:
 
 
 def needs(plan: Plan, look: bool = False) -> Iterator[Need]:
-    """Everything that the scale's data sets, teachers, compared systems and LPIPS take from elsewhere.
+    """Everything that the scale's data sets, teachers, compared systems and LPIPS need from elsewhere.
 
-    look: open every image file, and print what of a folder is left out.
+    look: open every image file, and print which files of a folder are left out.
     """
     for name in plan.scale.data:
         yield _data_set(plan, name, look)
@@ -112,9 +113,9 @@ def _trunk(plan: Plan) -> Iterator[Need]:
 
 
 def fetch(plan: Plan, check: bool) -> None:
-    """Bring what is missing, a line for each need; with `check` only look.
+    """Fetch what is missing and print a line for each need. With `check` nothing is fetched.
 
-    Raises InputError with a line for everything that is missing in the end and the command that brings it.
+    Raises InputError with a line for each need that is still missing, and the command that fetches it.
     """
     missing = []
     socket.setdefaulttimeout(SILENCE)  # torchvision sets none
@@ -122,7 +123,7 @@ def fetch(plan: Plan, check: bool) -> None:
     offline = not check and any(n.missing and n.from_hub for n in listed) and not hub.reachable()
     if offline:
         print(
-            f"{constants.ENDPOINT} does not answer: fetch its weights where there is internet, and bring the folder "
+            f"{constants.ENDPOINT} does not answer: fetch its weights where there is internet, and copy the folder "
             f"HF_HOME (~/.cache/huggingface) here",
             flush=True,
         )

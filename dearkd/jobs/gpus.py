@@ -1,9 +1,9 @@
-"""Which GPUs a job takes, and a process for each of them. Standard library only.
+"""The GPUs that a job takes, and a process for each of them. Standard library only.
 
-On a cluster the scheduler gives a job its own GPUs. Elsewhere Snakemake only counts them
-(`--resources gpu_percent=400`), and jobs take them by locks: whole GPUs, or a share of one beside other jobs. Each GPU
-has `SLOTS` locks, and a share takes its part of them, rounded up. Shares only say how many jobs run together: nothing
-limits the time or the memory that one of them uses.
+On a cluster the scheduler gives a job its own GPUs. Elsewhere Snakemake only counts GPUs
+(`--resources gpu_percent=400`), and jobs take them by locks: whole GPUs, or a share of a GPU beside other jobs. Each
+GPU has `SLOTS` locks, and a share takes its part of them, rounded up. Shares only limit how many jobs run together.
+They do not limit the time or memory of a job.
 """
 
 import contextlib
@@ -23,9 +23,9 @@ from dearkd.schema import InputError
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 ASK_SECONDS = 2.0
 SLOTS = 20
-"""Locks of a GPU: a share is a multiple of 5 %."""
+"""Number of locks of a GPU. A share is therefore a multiple of 5 %."""
 SHARE = "DEARKD_GPU_SHARE"
-"""The share of a GPU that this job has; not set where it has whole GPUs."""
+"""Environment variable with the share of a GPU that this job has."""
 SCHEDULED = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "KUBERNETES_SERVICE_HOST")
 """Where one of these is set, a scheduler chose the visible GPUs for this job alone."""
 
@@ -42,9 +42,9 @@ def visible() -> list[str]:
 
 
 def given(asked: int | float, percent: int = 100) -> int | float:
-    """GPUs that a job takes: `percent` of one where `--gpu 1` asks for one, or as many as `--gpu` says.
+    """Number of GPUs that a job takes: as many as `--gpu` says, or `percent` of one GPU where it says 1.
 
-    Where that is 0: as many as SLURM gave it by `--gres`.
+    Where `--gpu` is 0, the job takes as many as SLURM gave it by `--gres`.
     """
     if asked == 1 and 0 < percent < 100:
         return percent / 100
@@ -52,32 +52,32 @@ def given(asked: int | float, percent: int = 100) -> int | float:
 
 
 def spent(device_type: str, seconds: int | float, processes: int = 1) -> float:
-    """GPU-seconds of a job's `seconds`: times its processes, or its share of one GPU; 0 on a CPU."""
+    """GPU-seconds of a job: its seconds, times its processes, times its share of a GPU; 0 on a CPU."""
     return round(seconds * processes * float(os.environ.get(SHARE, 1)), 2) if device_type == "cuda" else 0.0
 
 
 @contextlib.contextmanager
 def claimed(count: int | float, locks: Path | None = None) -> Iterator[None]:
-    """Within, `count` GPUs are the only visible ones and no other job has them; waits until so many are free.
+    """Within, only `count` GPUs are visible and no other job has them. Waits until so many are free.
 
-    A count below 1 is a share of one GPU: jobs whose shares make no more than 1 have it together. Nothing is locked
-    where a scheduler made exactly so many visible, and in the processes that torchrun has started. A job for one GPU
-    or a share runs on the CPU of a machine without any. Raises InputError where several are asked for and fewer are
-    visible, and where more than one is not a whole number.
+    A count below 1 is a share of one GPU, and jobs whose shares sum to at most 1 have the GPU together. Nothing is
+    locked where a scheduler made exactly so many visible, and in the processes that torchrun has started. A job for one
+    GPU or a share runs on the CPU of a machine without a GPU. Raises InputError where several GPUs are asked for and
+    fewer are visible, and for a count above 1 that is not a whole number.
     """
     if not 0 <= count < math.inf:
         raise InputError(f"--gpu {count:g}: 0 is the fewest")
     if count > 1 and count != int(count):
-        raise InputError(f"--gpu {count:g}: several GPUs are a whole number; a share of one is below 1, as 0.25")
-    cards = math.ceil(count)
+        raise InputError(f"--gpu {count:g}: several GPUs are a whole number; a share of one is below 1, such as 0.25")
+    whole = math.ceil(count)
     names = [] if count == 0 or "RANK" in os.environ else visible()
-    if cards > max(len(names), 1) and "RANK" not in os.environ:
+    if whole > max(len(names), 1) and "RANK" not in os.environ:
         found = f"{len(names)} visible ({', '.join(names)})" if names else "none visible"
         raise InputError(
-            f"{cards} GPUs asked for, {found}: lower `gpu` under `resources` in the scale, or --gpu; results do not "
+            f"{whole} GPUs asked for, {found}: lower `gpu` under `resources` in the scale, or --gpu; results do not "
             f"depend on the number beyond rounding"
         )
-    if not names or (len(names) == cards and any(name in os.environ for name in SCHEDULED)):
+    if not names or (len(names) == whole and any(name in os.environ for name in SCHEDULED)):
         yield
         return
     folder = locks or Path(tempfile.gettempdir()) / f"dearkd-gpus-{os.getuid()}"
@@ -104,10 +104,10 @@ def claimed(count: int | float, locks: Path | None = None) -> Iterator[None]:
 
 
 def _take(names: Sequence[str], count: int | float, folder: Path) -> dict[str, list[int]]:
-    """Locked files by GPU, or nothing where too few are free; locks outlive an exec and end with the process.
+    """Locked files by GPU, or nothing where too few are free. Locks outlive an exec and end with the process.
 
-    A share goes to the fullest GPU that has room, which leaves whole GPUs to others. Who looks for locks holds the
-    gate, so that two jobs never hold half of what both need.
+    A share goes to the fullest GPU that has room, which leaves whole GPUs to others. A job that looks for locks holds
+    the gate, so that two jobs never hold half of what both need.
     """
     slots = math.ceil(round(min(count, 1) * SLOTS, 6))
     gate = os.open(folder / "gate", os.O_RDWR | os.O_CREAT)
@@ -144,7 +144,7 @@ def _close(files: Iterable[list[int]]) -> None:
 
 
 def become_processes(count: int, arguments: Sequence[str]) -> None:
-    """Become torchrun with `count` processes of `python -m dearkd ARGUMENTS`, which share each batch; never returns."""
+    """Become torchrun with `count` processes of `python -m dearkd ARGUMENTS`, which share each batch. Never returns."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, *launcher, "-m", "dearkd", *arguments])

@@ -1,4 +1,4 @@
-"""The job that describes a set of images, real or synthetic: LPIPS, latent codes, a sample."""
+"""The job that describes a set of images, real or synthetic, by LPIPS, latent codes and a sample."""
 
 import csv
 import dataclasses
@@ -26,23 +26,27 @@ from dearkd.plan.stage import Data
 from dearkd.schema import to_json
 
 CLASSES = 10
-"""Classes shown, the first that a set has."""
+"""Number of classes that are shown: the first ones of a set."""
 SHOWN = 8
-"""Images of a class in the sample that a set of images is shown by."""
+"""Number of images of a class in the sample of a set."""
 CODES = 20
-"""Images of a class whose latent codes are kept for Figure 6."""
+"""Number of images of a class whose latent codes are kept for Figure 6."""
 
 
 def describe(plan: Plan, name: str, seed: int) -> None:
-    """LPIPS within classes (Table 6), latent codes and a sample of a set of images; `real`: all training images."""
+    """Write the record of a set of images: LPIPS within classes (Table 6), latent codes and a sample.
+
+    name: of a source of synthetic images, or `real` for all training images.
+    Raises InputError when an image, a record or the teacher's weights are missing or damaged.
+    """
     scale = plan.scale
     main = scale.data["main"]
     torch.set_num_threads(plan.resources("diversity").threads)
     if name == REAL:
         train = subsets.splits(plan, "main")["train"]
-        images, images_sha = subsets.read(train, plan.paths.subsets("main"), "train-100")
+        images, images_sha256 = subsets.read(train, plan.paths.subsets("main"), "train-100")
     else:
-        images, images_sha = synthetic(plan, name, seed)
+        images, images_sha256 = synthetic(plan, name, seed)
     device = available_device()
     perceptual = _lpips(images, plan, seed, device, name == REAL) if scale.diversity.pairs else {"metrics": {}}
     found, weights = teacher_weights(plan, scale.synthesis.teacher)
@@ -59,7 +63,7 @@ def describe(plan: Plan, name: str, seed: int) -> None:
             "spec": to_json(scale.diversity),
             "source_fingerprint": fingerprint(plan.sources[name]) if name != REAL else "",
             "images": len(images),
-            "images_sha256": images_sha,
+            "images_sha256": images_sha256,
             "data_sha256": data_record(plan, "main")["sha256"]["train"] if name == REAL else "",
             "teacher": {k: found[k] for k in ("teacher", "top1", "weights_sha256")},
             **perceptual,
@@ -75,7 +79,7 @@ def describe(plan: Plan, name: str, seed: int) -> None:
 
 
 def _lpips(images: Images, plan: Plan, seed: int, device: torch.device, controls: bool) -> dict[str, Any]:
-    """What a record says about LPIPS within classes, plain and blurred, by each net, and of `controls`."""
+    """LPIPS within classes for the record: plain and blurred, by each net, and of the controls if `controls`."""
     spec, data = plan.scale.diversity, plan.scale.data["main"]
     pairs = diversity.pairs(images.labels, spec.pairs, seed)
     used, places = np.unique(pairs, return_inverse=True)
@@ -129,7 +133,7 @@ def _unit_pixels(images: Images, data: Data) -> Float[Tensor, "n channels height
 def _codes(
     teacher: teachers.Teacher, images: Images, plan: Plan, device: torch.device
 ) -> tuple[Float[np.ndarray, "n dim"], Int[np.ndarray, " n"]]:
-    """(normalised latent code, class the teacher sees) of each image."""
+    """(normalised latent code, class that the teacher predicts) of each image."""
     codes, verdict = [], []
     for batch, _ in evaluation_loader(images, plan.scale.data["main"], 128, plan.scale.loader_workers):
         code, logits = teacher.codes_and_logits(batch.to(device))
@@ -139,7 +143,7 @@ def _codes(
 
 
 def _easy_positive(codes: Float[np.ndarray, "n dim"], labels: Int[np.ndarray, " n"]) -> float | None:
-    """Mean distance from an image's code to the nearest other one of its class; None where each is alone in its."""
+    """Mean distance from a code to the nearest other code of its class; None where no class has two images."""
     nearest = []
     for label in np.unique(labels):
         mine = torch.from_numpy(codes[labels == label])
@@ -160,7 +164,7 @@ def _latents(images: Images, codes: Float[np.ndarray, "n dim"]) -> str:
 
 
 def _sample(images: Images, data: Data) -> memoryview:
-    """PNG of the first images of the first `CLASSES` classes, a class in a row; white where there are fewer."""
+    """PNG of the first images of the first `CLASSES` classes, a row for each class; white where there are fewer."""
     shown = [np.flatnonzero(images.labels == label)[:SHOWN] for label in np.unique(images.labels)[:CLASSES]]
     side, channels = data.image_size, data.channels
     sheet = np.full((len(shown) * side, max(map(len, shown)) * side, channels), 255, dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""What earlier jobs left, verified against its record before use, and all that a stage trains on gathered from it."""
+"""The inputs of a job: files of earlier jobs, each verified against its record before use."""
 
 import shlex
 from pathlib import Path
@@ -23,44 +23,47 @@ from dearkd.train.inputs import Inputs
 
 
 def gather(plan: Plan, run: Run, seed: int, stage: Stage) -> tuple[Inputs, dict[str, Any]]:
-    """(what a stage works on, what its record says of that)."""
+    """(the inputs of a stage, the fields of its record that describe them).
+
+    Raises InputError naming an input that is missing, damaged or stale, and the command that makes it.
+    """
     splits = subsets.splits(plan, stage.data_name)
-    images, images_sha, everything = real_images(plan, stage, seed, splits["train"])
+    images, images_sha256, everything = real_images(plan, stage, seed, splits["train"])
     if stage.source is not None:
-        images, images_sha = synthetic(plan, stage.source.name, seed, stage.shards)
+        images, images_sha256 = synthetic(plan, stage.source.name, seed, stage.shards)
     draws = everything if stage.training.subset_schedule == "iterations" else len(images)
-    taught_by, features, teacher_record = teacher_of(plan, stage)
+    teacher, features, teacher_record = teacher_of(plan, stage)
     initial, initial_record = None, None
     if run.initial:
-        pretrained, initial_record = trained_student(plan, plan.run(run.initial), seed)
-        initial = pretrained.state_dict()
+        student, initial_record = trained_student(plan, plan.run(run.initial), seed)
+        initial = student.state_dict()
     elif stage.model.start:
         initial = teachers.start(stage.model)
         initial_record = {"run": stage.model.start, "weights_sha256": state_sha256(initial)}
     previous, previous_record = _previous(plan, run, seed, stage)
-    labels, labels_record = decisions(plan, stage, seed, images_sha)
-    found = (teacher_record, initial_record, previous_record)
-    given = Inputs(
+    labels, labels_record = decisions(plan, stage, seed, images_sha256)
+    records = (teacher_record, initial_record, previous_record)
+    inputs = Inputs(
         train=images,
         validation=splits["validation"],
         draws=draws,
-        teacher=taught_by,
+        teacher=teacher,
         features=features,
         fingerprint=run.fingerprint(stage.name),
-        made_from="-".join([images_sha, *(r["weights_sha256"] for r in found if r is not None)]),
+        made_from="-".join([images_sha256, *(r["weights_sha256"] for r in records if r is not None)]),
         previous=previous,
         initial=initial,
         decisions=labels,
         workers=plan.scale.loader_workers,
     )
-    return given, {
+    return inputs, {
         "data": {
             "name": stage.data_name,
             "fraction": stage.fraction,
             "source": stage.source.name if stage.source else "",
             "images": len(images),
             "draws_per_epoch": draws,
-            "images_sha256": images_sha,
+            "images_sha256": images_sha256,
             "sha256": data_record(plan, stage.data_name)["sha256"],
         },
         "teacher": teacher_record and {k: teacher_record[k] for k in ("teacher", "top1", "weights_sha256")},
@@ -71,7 +74,7 @@ def gather(plan: Plan, run: Run, seed: int, stage: Stage) -> tuple[Inputs, dict[
 
 
 def _previous(plan: Plan, run: Run, seed: int, stage: Stage) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """(final state, record) of the stage before; Nones for the first one.
+    """(final state, record) of the stage before; Nones for the first stage.
 
     Raises InputError unless a checkpoint holds exactly the state that the record describes.
     """
@@ -90,8 +93,13 @@ def _previous(plan: Plan, run: Run, seed: int, stage: Stage) -> tuple[dict[str, 
     )
 
 
-def teacher_of(plan: Plan, stage: Stage) -> tuple[teachers.Teacher | None, tuple, dict[str, Any] | None]:
-    """(teacher, shapes of the features its pairs want, its record); Nones for a stage without one."""
+def teacher_of(
+    plan: Plan, stage: Stage
+) -> tuple[teachers.Teacher | None, tuple[teachers.FeatureShape, ...], dict[str, Any] | None]:
+    """(teacher, shape of its features in each pair, its record); empty for a stage without a teacher.
+
+    Raises InputError when the teacher's weights are missing or damaged, or lack a stage of `distillation.pairs`.
+    """
     if stage.teacher is None:
         return None, (), None
     found, weights = teacher_weights(plan, stage.teacher_name)
@@ -110,7 +118,7 @@ def teacher_of(plan: Plan, stage: Stage) -> tuple[teachers.Teacher | None, tuple
 def decisions(
     plan: Plan, stage: Stage, seed: int, images_sha256: str
 ) -> tuple[Decisions | None, dict[str, Any] | None]:
-    """(the labels that a stage learns from, what its record says of them); Nones where it asks its teacher.
+    """(labels computed ahead for a stage, the fields of its record on them); Nones where its teacher runs in each step.
 
     Raises InputError naming a shard that is missing, damaged, or of another teacher or other images.
     """
@@ -132,9 +140,10 @@ def decisions(
 
 
 def teacher_weights(plan: Plan, name: str) -> tuple[dict[str, Any], Path]:
-    """(record, file) of a teacher that has passed its gate; InputError when the file is not what the record says.
+    """(record, file of the weights) of a teacher that has passed its gate.
 
-    A file that is missing or damaged is taken anew from the weights kept beside the record, if those are right.
+    A file that is missing or damaged is restored from the weights kept beside the record, if those are right.
+    Raises InputError when the file is still not the one that the record describes.
     """
     found, weights = verify.teacher(plan, name), plan.paths.teacher_weights(name)
     kept = plan.paths.kept_weights(name)
@@ -149,7 +158,7 @@ def teacher_weights(plan: Plan, name: str) -> tuple[dict[str, Any], Path]:
 
 
 def trained_student(plan: Plan, run: Run, seed: int) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """(student of a finished run, its last record); InputError as `trained_weights`."""
+    """(student of a finished run, its last record). Raises InputError where `trained_weights` does."""
     weights, trained = trained_weights(plan, run, seed)
     model = networks.create(run.stages[-1].model, seed)
     load_weights(model, weights)
@@ -159,8 +168,8 @@ def trained_student(plan: Plan, run: Run, seed: int) -> tuple[torch.nn.Module, d
 def trained_weights(plan: Plan, run: Run, seed: int) -> tuple[Path, dict[str, Any]]:
     """(weights of a finished run, its last record).
 
-    A file that is missing or damaged is taken anew from the weights kept beside the record, if those are right. Raises
-    InputError when a record is stale, or when weights and record do not belong together.
+    A file that is missing or damaged is restored from the weights kept beside the record, if those are right.
+    Raises InputError when a record is stale, or when weights and record do not belong together.
     """
     trained, stage = verify.stages(plan, run, seed)[-1], run.stages[-1]
     weights = plan.paths.state(run.name, seed, stage.name) / "student.safetensors"
@@ -176,15 +185,16 @@ def trained_weights(plan: Plan, run: Run, seed: int) -> tuple[Path, dict[str, An
 
 
 def keep_weights(plan: Plan, run: Run, seed: int) -> Path:
-    """Copy a finished run's weights beside its record; InputError as `trained_weights`."""
+    """Copy a finished run's weights beside its record. Raises InputError where `trained_weights` does."""
     kept = plan.paths.kept_student(run.name, seed)
     disk.write(kept, trained_weights(plan, run, seed)[0].read_bytes())
     return kept
 
 
 def synthetic(plan: Plan, name: str, seed: int, shards: int = 0) -> tuple[Images, str]:
-    """(images of the first so many shards of a source, 0 being all; sha256 over their archives).
+    """(images of a source, sha256 over their archives).
 
+    shards: read only so many; 0: all.
     Raises InputError naming an archive, or a CSV of its labels, that is missing or not the one its record describes.
     """
     source = plan.sources[name]
@@ -206,9 +216,10 @@ def synthetic(plan: Plan, name: str, seed: int, shards: int = 0) -> tuple[Images
 
 
 def real_images(plan: Plan, of: Stage | Labels, seed: int, train: Images | None = None) -> tuple[Images, str, int]:
-    """(the fraction of the training images that a stage sees, or labels are of; their sha256; size of the whole).
+    """(the training images of a stage or of labels, their sha256, number of images that the fraction is of).
 
-    train: the training images, where they have been read already.
+    train: all training images, if they have been read already.
+    Raises InputError when an image or a list is missing or has changed.
     """
     if train is None:
         train = subsets.splits(plan, of.data_name)["train"]
@@ -222,10 +233,12 @@ def real_images(plan: Plan, of: Stage | Labels, seed: int, train: Images | None 
 
 
 def data_record(plan: Plan, name: str) -> dict[str, Any]:
+    """The record of a data set. Raises InputError when it is missing or damaged."""
     return record.read(plan.paths.subsets(name) / "data.json")
 
 
 def available_device() -> torch.device:
+    """The GPU, or the CPU where there is none."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

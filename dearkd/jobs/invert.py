@@ -1,4 +1,4 @@
-"""Images out of a CNN of one's own, without a scale or any image."""
+"""Synthetic images from a CNN of the user's own, without a scale and without any image."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from dearkd.train.attempt import Attempt
 from dearkd.train.checkpoint import Checkpoints
 
 QUICK = 10
-"""How many times fewer iterations `--quick` makes."""
+"""Factor by which `--quick` reduces the iterations."""
 ELSEWHERE = {
     "images": "--images",
     "classes": "--pick",
@@ -35,7 +35,7 @@ ELSEWHERE = {
     "competition": "a scale (ADI)",
     "shard_batches": "a scale",
 }
-"""Keys of a scale's `synthesis` that a recipe of one's own cannot set, and what does."""
+"""Keys of a scale's `synthesis` that a recipe file cannot set, and what sets them."""
 
 
 def invert(
@@ -51,16 +51,16 @@ def invert(
     quick: bool = False,
     save_seconds: float = 300.0,
 ) -> Path:
-    """Images of a timm CNN's classes in `out`/images.zip, a folder of PNG a class, with a record beside it.
+    """Make images of a timm CNN's classes in `out`/images.zip, a folder of PNG for each class, with a record beside it.
 
     Args:
         teacher: the CNN, its weights and pixels. classes: a name for each output, or none.
-        picked: names or numbers of the classes wanted; none: all.
-        recipe: knobs; the paper's, at the CNN's own image size, where None.
+        picked: names or numbers of the classes of the images; none: all.
+        recipe: knobs; None: the paper's, at the CNN's own image size.
         image_size: side in pixels; 0: the largest of the recipe's phases, or without a recipe that of the tag.
-        quick: a tenth of the iterations.
+        quick: make a tenth of the iterations.
 
-    Raises InputError when the CNN has no BatchNorm, the names do not fit it, the method needs a student, or `out` holds
+    Raises InputError when the CNN has no BatchNorm, the names do not fit it, the method needs a student, or `out` has
     other images.
     """
     if competes(method):
@@ -100,7 +100,7 @@ def invert(
 
 
 def read_recipe(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """The keys of a recipe file; InputError for one that an argument sets, or only a scale."""
+    """The keys of a recipe file. Raises InputError for a key that only an argument or a scale can set."""
     for key in values:
         if key in ELSEWHERE:
             raise InputError(f"{where}: {key} has no effect on a CNN of your own; {ELSEWHERE[key]} says it")
@@ -108,7 +108,10 @@ def read_recipe(values: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def class_names(text: str) -> list[str]:
-    """The names in `--classes`: those of a file, one a line, or separated by commas."""
+    """The names in `--classes`, which is a file with a name on each line, or names separated by commas.
+
+    Raises InputError when the file cannot be read.
+    """
     path = Path(text).expanduser()
     if text and "," not in text and (path.is_file() or path.suffix == ".txt" or "/" in text):
         try:
@@ -121,7 +124,7 @@ def class_names(text: str) -> list[str]:
 
 
 def _data_of(teacher: Teacher, named: int, side: int) -> Data:
-    """Side, channels, mean, std and number of classes of a CNN: its weights' where there is a file, else its tag's."""
+    """Side, channels, mean, std and number of classes of a CNN, from the file of its weights or else from its tag."""
     if not timm.is_model(teacher.model):
         raise InputError(unknown(teacher.model, timm.list_models(), "timm model", "--teacher"))
     config = hub.pretrained_cfg(teacher.model)
@@ -151,7 +154,7 @@ def _data_of(teacher: Teacher, named: int, side: int) -> Data:
 
 
 def _names_of(teacher: Teacher, count: int) -> list[str]:
-    """What its tag's outputs are called: ImageNet's names where they are ImageNet's, else their numbers."""
+    """The names of the outputs: ImageNet's names if the outputs are ImageNet's classes, else their numbers."""
     if count == 1000 and (not teacher.weights or teacher.weights == efficientnet_lite0.WEIGHTS):
         return [text.split(",")[0] for text in ImageNetInfo("imagenet-1k").label_descriptions()]
     return [f"{i:04d}" for i in range(count)]
@@ -186,7 +189,7 @@ def _recipe(recipe: Synthesis | None, side: int, images: int, classes: int, quic
 
 
 def _is_made(out: Path, identity: str) -> bool:
-    """Whether `out` has these very images; InputError when it has others, finished or half made."""
+    """Whether `out` has these very images. Raises InputError when it has other images, finished or half made."""
     path, said = out / "images.zip", out / "images.json"
     checkpoints = Checkpoints(path.with_suffix(""))
     half, made = checkpoints.load(), record.read(said) if said.is_file() else {}
@@ -198,13 +201,13 @@ def _is_made(out: Path, identity: str) -> bool:
         there = identity if not path.is_file() or checkpoints.kept(identity, path) else "another"
     if there != identity:
         raise InputError(
-            f"{out}: holds images of another CNN, recipe or seed; name another folder with --out, or delete it"
+            f"{out}: has images of another CNN, recipe or seed; name another folder with --out, or delete it"
         )
     return path.is_file() and disk.sha256(path) == made.get("archive_sha256")
 
 
 def _announce(source: Source, seed: int, indices: Sequence[int], teacher: teachers.Teacher, quick: bool) -> None:
-    """One line before a long job: what is made and about how long it takes on this machine."""
+    """Print before a long job what is made and about how long it takes on this machine."""
     recipe, device = source.recipe, available_device()
     groups = list(inversion.groups(source, 0))
     labels = torch.tensor([inversion.classes_of(batch, recipe, indices, seed) for batch in groups[0]])

@@ -1,4 +1,4 @@
-"""Weights that others have trained, on the scale's test images: a row of Table 3."""
+"""The job that evaluates weights of other authors on the scale's test images, for a row of Table 3."""
 
 import dataclasses
 
@@ -17,7 +17,10 @@ from dearkd.train.evaluate import accuracy, predict
 
 
 def evaluate_pretrained(plan: Plan, label: str) -> None:
-    """Evaluate weights that others have trained on the scale's test images, at the network's own size and crop."""
+    """Evaluate weights of other authors on the scale's test images, at the network's own size and crop.
+
+    Raises InputError when weights or images are missing or damaged.
+    """
     peer = plan.pretrained[label]
     torch.set_num_threads(plan.resources("evaluate").threads)
     main, config = plan.scale.data["main"], hub.pretrained_cfg(peer.model)

@@ -1,4 +1,4 @@
-"""An exported folder on the hub: the metadata of its card in the hub's format, and the push, or what it would send."""
+"""An exported folder on the hub: the metadata of its card, a list of what a push would send, and the push."""
 
 import re
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from dearkd.plan.stage import Data, Stage
 from dearkd.schema import InputError
 
 DATASETS = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}
-"""Kinds of data that are one data set of the hub. Digits are none of it, and class folders may hold anything."""
+"""Kinds of data that are one data set of the hub, by its name there."""
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 NAMES = {"digits": tuple("0123456789"), "cifar10": CIFAR10}
 """The classes of kinds of data, in the order of their labels."""
@@ -23,9 +23,10 @@ TRIED = "nothing was sent; the folder is written, so the same call tries again"
 
 
 def metadata(name: str, stages: tuple[Stage, ...], summary: str, tested: Mapping[str, Any]) -> str:
-    """A card's metadata as YAML: data sets, metrics, the CNN of the hub that taught it, results as a model-index.
+    """The metadata of a card as YAML: data sets, metrics, the teacher if the hub has it, results as a model-index.
 
-    name: of the run; summary: the scale's; tested: its evaluation's record. What the hub has no name for is left out.
+    name: of the run. summary: of the scale. tested: record of the evaluation. Values without a name on the hub are left
+    out.
     """
     data = stages[-1].data
     taught = {s.teacher.model for s in stages if s.teacher and not (s.teacher.weights or s.teacher.training)}
@@ -57,23 +58,23 @@ def metadata(name: str, stages: tuple[Stage, ...], summary: str, tested: Mapping
 
 
 def named(data: Data) -> list[str]:
-    """The classes of a kind of data that has names for them; none for class folders, or a task made from the data."""
+    """The class names of a kind of data; none for class folders, and for a task that is made from the data."""
     return list(NAMES.get(data.kind, ())) if data.task == "digit" else []
 
 
 def checked(repository: str) -> str:
-    """`repository` as ORG/NAME; InputError for what the hub takes for no name."""
+    """The argument, if it is a name ORG/NAME of the hub. Raises InputError otherwise."""
     try:
         validate_repo_id(repository)
     except HFValidationError as error:
         raise InputError(f"--push {repository}: {' '.join(str(error).split())}") from None
     if "/" not in repository:
-        raise InputError(f"--push {repository}: name who it belongs to as well, as in {repository}/my-model")
+        raise InputError(f"--push {repository}: name its owner too, as in {repository}/my-model")
     return repository
 
 
 def listed(folder: Path, names: list[str], repository: str) -> str:
-    """What a push would send, a line a file with size and sha256; nobody is asked."""
+    """What a push would send: a line for each file, with size and sha256. Nothing is sent."""
     lines = [f"{n}  {(folder / n).stat().st_size:,} bytes  sha256 {disk.sha256(folder / n)}" for n in names]
     return "\n".join(
         [f"would be sent to {constants.ENDPOINT}/{repository}, a private repository if it is new:", *lines]
@@ -81,9 +82,9 @@ def listed(folder: Path, names: list[str], repository: str) -> str:
 
 
 def push(folder: Path, names: list[str], repository: str, message: str) -> str:
-    """Send files of a folder to a repository of the hub, a private one where it is new; returns its address.
+    """Send files of a folder to a repository of the hub, and return its address. A new repository is private.
 
-    Raises InputError where the hub does not answer, or refuses.
+    Raises InputError where the hub does not answer or refuses.
     """
     if not hub.reachable():
         raise InputError(f"--push {repository}: {constants.ENDPOINT} does not answer; {TRIED}")

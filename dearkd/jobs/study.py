@@ -1,4 +1,4 @@
-"""`init`: a study of one's own outside the repository: Snakefile, scale, settings of Snakemake, README."""
+"""The verb `init`: writes a study with a Snakefile, a scale, settings of Snakemake and a README."""
 
 import collections
 from pathlib import Path
@@ -17,7 +17,7 @@ COPIED = ("profiles/default/config.yaml", "slurm/config.yaml")
 IGNORED = "checkpoints/\nlogs/\n.snakemake/\nresults/*/report.html\n"
 FRACTIONS = (10, 25, 50, 100)
 MOST = 500
-"""Validation images at most, a tenth of the training images otherwise."""
+"""Largest number of validation images, which are otherwise a tenth of the training images."""
 
 
 @spec
@@ -26,22 +26,22 @@ class _Named:
 
 
 def init(folder: Path, images: Path | None = None) -> Path:
-    """Write a study on the images of a folder into `folder`, which is new or empty; returns its scale.
+    """Write a study into `folder`, which is new or empty, and return the path of its scale.
 
     images: a folder of class folders, or of train/ and val/ with class folders. Without it the scale names the folder
-    `images` of the study, which is yet to be filled, and marks the lines to edit. Raises InputError for a name that no
-    scale can have, a folder that holds something, and images that are not in class folders.
+    `images` of the study, which the user fills, and marks the lines to edit.
+    Raises InputError for a name that no scale can have, a folder that is not empty, and images outside class folders.
     """
     name = build(_Named, {"name": folder.absolute().name}, str(folder)).name
     if name in (path.stem for path in all_shipped(SCALES, "*.yaml")):
         raise InputError(f"{name} is a scale of the package already; give the folder another name")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder}: is there and not empty; name a new folder")
+        raise InputError(f"{folder}: exists and is not empty; name a new folder")
     looked = _look(images.absolute()) if images else {}
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     content: dict[Path, disk.Content] = {
-        folder / target: environment.from_string((TEMPLATES / source).read_text()).render(name=name, **looked)
-        for source, target in (("Snakefile", "Snakefile"), ("scale.yaml", f"{name}.yaml"), ("README.md", "README.md"))
+        folder / target: environment.from_string((TEMPLATES / template).read_text()).render(name=name, **looked)
+        for template, target in (("Snakefile", "Snakefile"), ("scale.yaml", f"{name}.yaml"), ("README.md", "README.md"))
     }
     content |= {folder / path: (SHIPPED / path).read_text() for path in COPIED}
     disk.write_all({**content, folder / ".gitignore": IGNORED})
@@ -49,7 +49,7 @@ def init(folder: Path, images: Path | None = None) -> Path:
 
 
 def _look(root: Path) -> dict[str, object]:
-    """What a scale says of a folder of images, read off the names in it."""
+    """The keys of a scale that describe a folder of images, from the names in it."""
     if not root.is_dir():
         raise InputError(f"--images {root}: no such folder")
     split = (root / "train").is_dir() and any(path.is_dir() for path in (root / "train").iterdir())

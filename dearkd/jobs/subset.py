@@ -12,23 +12,23 @@ from dearkd.schema import to_json
 
 
 def list_subsets(plan: Plan, name: str) -> None:
-    """List the files of data set `name`, its test images, validation split and every fraction; write what they are.
+    """List the files, test images, validation split and fractions of data set `name`, and write its record.
 
-    Says in one line what of a folder is left out. Raises one InputError that lists every file which cannot be used.
+    Prints in one line which files of a folder are left out. Raises one InputError that lists every unusable file.
     """
-    spec, place = plan.scale.data[name], plan.paths.subsets(name)
+    data, place = plan.scale.data[name], plan.paths.subsets(name)
     if name == "main":
-        preflight(plan)  # of every workflow the first job
-    sets = datasets.read(dataclasses.replace(spec, label_noise=0.0))
+        preflight(plan)  # this is the first job of every workflow
+    sets = datasets.read(dataclasses.replace(data, label_noise=0.0))
     named = [s.fraction for run in plan.runs.values() for s in run.stages if s.data_name == name]
     fractions = (*(plan.scale.fractions if name == "main" else ()), *sorted(named), 100)
     draws = plan.scale.seeds if plan.scale.subset_draw == "seed" else ()
     train = sets["train"]
-    classes = folder.class_names(train) if spec.kind == "folder" else {}
-    chosen = subsets.choose(train.labels, spec, fractions, plan.scale.subset_seed, draws, classes)
+    classes = folder.class_names(train) if data.kind == "folder" else {}
+    chosen = subsets.choose(train.labels, data, fractions, plan.scale.subset_seed, draws, classes)
     lists = {"test.txt": "".join(f"{name}\n" for name in sets["test"].names)}
-    described = {"sha256": {k: v.sha256() for k, v in {**sets, "train": datasets.noisy(train, spec)}.items()}}
-    if spec.kind in IN_FILES:
+    described = {"sha256": {k: v.sha256() for k, v in {**sets, "train": datasets.noisy(train, data)}.items()}}
+    if data.kind in IN_FILES:
         lists[files.LIST], described = subsets.list_files(plan, name, sets)
         print(described["survey"])
     subsets.write(train, chosen, place, lists)
@@ -37,7 +37,7 @@ def list_subsets(plan: Plan, name: str) -> None:
         {
             "kind": "subset",
             "data": name,
-            "spec": to_json(spec),
+            "spec": to_json(data),
             "subset_seed": plan.scale.subset_seed,
             "images": {**{k: len(v) for k, v in sets.items()}, **{k: len(v) for k, v in chosen.items()}},
             **described,

@@ -1,4 +1,4 @@
-"""Making synthetic images: the job for a shard of a source, and what it shares with `invert`."""
+"""The job that makes a shard of a source's synthetic images, and the functions that it shares with `invert`."""
 
 import functools
 from collections.abc import Sequence
@@ -29,9 +29,9 @@ def synthesise_shard(
 ) -> None:
     """Make a shard of a source's images, from its newest checkpoint if there is one, and write its record.
 
-    save_seconds: longest time between two checkpoints; None: the scale's. wait: where another job makes the shard,
-    wait for that one instead of refusing.
-    Raises Interrupted when asked to stop, InputError when there is no such shard or a loss is not finite.
+    save_seconds: longest time between two checkpoints; None: as the scale says. wait: where another job makes the
+    shard, wait for that job instead of refusing.
+    Raises Interrupted when asked to stop, and InputError when there is no such shard or a loss is not finite.
     """
     source = plan.sources[name]
     if not 0 <= index < source.recipe.shards:
@@ -40,11 +40,11 @@ def synthesise_shard(
     torch.set_flush_denormal(True)
     found, weights = teacher_weights(plan, source.teacher_name)
     teacher = teachers.build(source.teacher, source.data, weights)
-    rival = plan.competitor(name, index)
+    competitor = plan.competitor(name, index)
     student, competing = None, None
-    if rival is not None:
-        student, found_student = trained_student(plan, rival, seed)
-        competing = {"run": rival.name, "weights_sha256": found_student["weights_sha256"]}
+    if competitor is not None:
+        student, found_student = trained_student(plan, competitor, seed)
+        competing = {"run": competitor.name, "weights_sha256": found_student["weights_sha256"]}
     elif source.verifier is not None:
         found_verifier, verifier_weights = teacher_weights(plan, source.recipe.verifier)
         student = teachers.Classifier(teachers.build(source.verifier, source.data, verifier_weights))
@@ -85,7 +85,7 @@ def synthesise_shard(
 
 
 def _is_recorded(target: Path, made: dict[str, Any]) -> bool:
-    """Whether the record there says the same of the images, so that a committed one is not replaced for nothing."""
+    """Whether the record at `target` describes the same images. A committed record is then not replaced."""
     decides = (
         "fingerprint",
         "teacher",
@@ -107,7 +107,7 @@ def _is_recorded(target: Path, made: dict[str, Any]) -> bool:
 class Shard:
     """The images that one job makes: shard `index` of a source and seed.
 
-    classes: those wanted. folders: a name for each class inside the archive; its number where there are none.
+    classes: those of the images. folders: name of each class inside the archive; empty: the number of the class.
     """
 
     source: Source
@@ -118,16 +118,16 @@ class Shard:
 
     @property
     def groups(self) -> list[list[int]]:
-        """Its batches, in the groups that share a forward pass."""
+        """The batches of the shard, in groups that share a forward pass."""
         return list(groups(self.source, self.index))
 
     @property
     def iterations(self) -> int:
-        """How many iterations a group takes."""
+        """Number of iterations of a group."""
         return sum(phase.iterations for phase in self.source.recipe.phases)
 
     def labels(self, batches: Sequence[int]) -> Int[Tensor, "batches batch"]:
-        """The class of each image."""
+        """The class of each image of some batches."""
         return torch.tensor([classes_of(b, self.source.recipe, self.classes, self.seed) for b in batches])
 
     def names(self, labels: Sequence[int]) -> list[str]:
@@ -139,9 +139,9 @@ class Shard:
 def make(
     shard: Shard, teacher: teachers.Teacher, student: nn.Module | None, path: Path, attempt: Attempt
 ) -> dict[str, Any]:
-    """Synthesise a shard into the archive `path`; returns what its record says, and under `manifest` a CSV of images.
+    """Synthesise a shard into the archive `path`; return fields of its record, and under `manifest` a CSV of images.
 
-    Where an attempt of the same recipe has finished the archive and it is whole, what that one said is returned again.
+    Where an attempt at the same recipe has finished the archive, the fields that it noted are returned.
     """
     device = available_device()
     with attempt:
@@ -191,7 +191,7 @@ def _invert(
 
 
 def _with(state: dict[str, Any], inversion: Inversion) -> dict[str, Any]:
-    """What a checkpoint holds: the groups behind, and the one under way."""
+    """The state that a checkpoint saves: the finished groups, and the one in work."""
     return {**state, "inversion": inversion.state()}
 
 
@@ -202,7 +202,7 @@ def _stored(
     path: Path,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Write the archive; what the record says of it, with the class that the teacher sees in each image."""
+    """Write the archive; return fields of its record, with the class that the teacher predicts for each image."""
     labels = shard.labels([b for group in shard.groups for b in group]).flatten()
     names = shard.names(labels.tolist())
     verdict, sure = _verdict(teacher, pixels, shard.source, device)
@@ -226,7 +226,7 @@ def _column(terms: dict[str, list[float]], i: int, prefix: str) -> dict[str, flo
 def _verdict(
     teacher: teachers.Teacher, pixels: UInt8[Tensor, "n channels height width"], source: Source, device: torch.device
 ) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
-    """(class that the teacher sees in each stored image, its probability)."""
+    """(class that the teacher predicts for each stored image, its probability)."""
     mean, std = (torch.tensor(v)[:, None, None] for v in (source.data.mean, source.data.std))
     sure = [
         teacher.codes_and_logits(((batch.float() / 255 - mean) / std).to(device))[1].float().softmax(1).cpu()

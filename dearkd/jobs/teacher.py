@@ -1,4 +1,4 @@
-"""A teacher, measured at the gate before any student learns from it."""
+"""The job that measures a teacher at its gate, before any student learns from it."""
 
 import torch
 
@@ -14,30 +14,30 @@ from dearkd.schema import to_json
 from dearkd.train.checkpoint import packed
 
 KEPT = 4_000_000
-"""Bytes up to which the weights of a teacher that the workflow trains are kept beside its record."""
+"""Largest size in bytes of a trained teacher's weights that are kept beside its record."""
 
 
 def admit_teacher(plan: Plan, name: str) -> None:
-    """Bring a teacher's weights to where jobs read them, and write its record once it has passed the accuracy gate.
+    """Write a teacher's weights where jobs read them, and its record, once the teacher has passed its gate.
 
-    Raises InputError when its top-1 lies further than the tolerance from what the scale expects.
+    Raises InputError where `gate.measure` does, or when the weights are missing or damaged.
     """
-    spec, scale_data = plan.scale.teachers[name], plan.scale.data["main"]
+    teacher, data = plan.scale.teachers[name], plan.scale.data["main"]
     torch.set_num_threads(plan.resources("teacher").threads)
     own_run = plan.teacher_run(name)
     weights = trained_weights(plan, own_run, 0)[0] if own_run else None
-    loaded = teachers.build(spec, scale_data, weights)
+    loaded = teachers.build(teacher, data, weights)
     state_sha256 = weights_sha256(loaded.net)
     splits = subsets.splits(plan, "main")
-    classes = gate.classes_of(splits["test"], scale_data.classes)
-    if spec.outputs:
-        gate.reorder(loaded.net, gate.in_order(spec.outputs, classes))
+    classes = gate.classes_of(splits["test"], data.classes)
+    if teacher.outputs:
+        gate.reorder(loaded.net, gate.in_order(teacher.outputs, classes))
     device = available_device()
-    split = splits[spec.gate]
-    top1, warning = gate.measure(name, spec, scale_data, loaded, split, classes, device, plan.scale.loader_workers)
+    split = splits[teacher.gate]
+    top1, warning = gate.measure(name, teacher, data, loaded, split, classes, device, plan.scale.loader_workers)
     if warning:
         print(f"Warning: {warning}", flush=True)
-    images, _ = next(evaluation_loader(split, scale_data, 8))
+    images, _ = next(evaluation_loader(split, data, 8))
     shapes = loaded.feature_shapes(images.to(device))
     target = plan.paths.teacher_weights(name)
     disk.write(target, packed({k: v.cpu() for k, v in loaded.net.state_dict().items()}))
@@ -48,9 +48,9 @@ def admit_teacher(plan: Plan, name: str) -> None:
         {
             "kind": "teacher",
             "teacher": name,
-            "spec": to_json(spec),
+            "spec": to_json(teacher),
             "top1": round(top1, 4),
-            "gate": spec.gate,
+            "gate": teacher.gate,
             "images": len(split),
             "data_sha256": data_record(plan, "main")["sha256"],
             "warning": warning,

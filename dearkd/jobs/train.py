@@ -1,4 +1,4 @@
-"""One stage of one run: its inputs are gathered, the loop trains, the record says what came of it."""
+"""The job that trains one stage of one run: it gathers the inputs, trains, and writes the record."""
 
 import torch
 
@@ -25,8 +25,9 @@ def train_stage(
 ) -> None:
     """Train a stage of a run, from its newest checkpoint or from the end of the stage before, and write its record.
 
-    save_seconds: longest time between two checkpoints; None: the scale's. wait: where another job holds the run, wait
-    for it instead of refusing. track: where its curve is shown, as `--track` says.
+    save_seconds: longest time between two checkpoints; None: as the scale says. wait: where another job holds the run,
+    wait for that job instead of refusing. track: the tracker, as `--track` says.
+    Raises Interrupted when asked to stop, and InputError when an input is missing or stale or a loss is not finite.
     """
     stage, folder = run.stage(stage_name), plan.paths.state(run.name, seed, stage_name)
     processes = Processes.join()

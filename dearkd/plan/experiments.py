@@ -64,6 +64,25 @@ class _Over(NamedTuple):
 _ALONE = _Over("", "", {None: None})
 
 
+def _across(entry: Across | None, scale: Scale, where: str) -> _Over:
+    """The columns of a table, as its `across` and the scale say."""
+    if entry is None:
+        return _ALONE
+    if entry.key == "fraction" and entry.values is None:
+        return _Over(entry.key, entry.paper, {f: f for f in scale.fractions})
+    if entry.values is None:
+        raise InputError(f"{where}: across: missing key 'values'")
+    values = entry.values if isinstance(entry.values, dict | list) else [entry.values]
+    pairs = list(values.items()) if isinstance(values, dict) else [(v, v) for v in values]
+    if not pairs or not all(isinstance(v, str | int | float) for pair in pairs for v in pair):
+        raise InputError(f"{where}: across: values: expected our values and the paper's, got {shown(values)}")
+    if entry.key == "target":
+        targets = scale.transfer.targets
+        quoted = tuple(v for v, _ in pairs if v not in targets)
+        return _Over(entry.key, entry.paper, {t: t for t in targets}, quoted)
+    return _Over(entry.key, entry.paper, dict(pairs))
+
+
 class _Reader:
     """Resolves the tables and figures of the matrix; `found` collects the runs that their rows name."""
 
@@ -101,7 +120,7 @@ class _Reader:
         labels = [row.get("label") for row in whole]
         extra = self._named("extra", name, [row for row in whole if row.get("extra")])
         quoted = self._named("quoted", name, whole)
-        across, rows = self._across(entry.across, where), []
+        across, rows = _across(entry.across, self.scale, where), []
         for i, row in enumerate(whole, 1):
             here = f"{where}, row {i}"
             if description(row, here).extra and row["label"] not in extra:
@@ -152,23 +171,6 @@ class _Reader:
         if not rows:
             raise InputError(f"{where}: it needs rows, or a table")
         return Figure(name=name, title=entry.title, kind=entry.kind, reads=entry.reads, rows=rows, table=entry.table)
-
-    def _across(self, entry: Across | None, where: str) -> _Over:
-        if entry is None:
-            return _ALONE
-        if entry.key == "fraction" and entry.values is None:
-            return _Over(entry.key, entry.paper, {f: f for f in self.scale.fractions})
-        if entry.values is None:
-            raise InputError(f"{where}: across: missing key 'values'")
-        values = entry.values if isinstance(entry.values, dict | list) else [entry.values]
-        pairs = list(values.items()) if isinstance(values, dict) else [(v, v) for v in values]
-        if not pairs or not all(isinstance(v, str | int | float) for pair in pairs for v in pair):
-            raise InputError(f"{where}: across: values: expected our values and the paper's, got {shown(values)}")
-        if entry.key == "target":
-            targets = self.scale.transfer.targets
-            quoted = tuple(v for v, _ in pairs if v not in targets)
-            return _Over(entry.key, entry.paper, {t: t for t in targets}, quoted)
-        return _Over(entry.key, entry.paper, dict(pairs))
 
     # ------------------------------------------------------------------------------------------ rows
 

@@ -47,7 +47,7 @@ def test_from_a_cnn_to_a_student(folder, capsys):
     again = record.read(Path("results/distil-mine/runs/dearkd-Ti/seed0/metrics.json"))
     assert again["weights_sha256"] == tested["weights_sha256"]
     assert main([*command, "mine.safetensors", "--student", "S"]) == 2
-    assert "mine/scale.yaml: is of a student made otherwise" in capsys.readouterr().err
+    assert "mine/scale.yaml: belongs to a student with other settings" in capsys.readouterr().err
     torch.manual_seed(1)
     save_file(timm.create_model("resnet10t", num_classes=3).state_dict(), "other.safetensors")
     assert main([*command[:-2], "other", "--weights", "other.safetensors"]) == 2
@@ -67,7 +67,7 @@ def pictures(folder, counts, side=24):
     [
         ({"a": 2}, ["--teacher", "resnet10t"], "1 class folders, the smallest with 2 images; at least two classes"),
         ({"a": 2, "b": 1}, ["--teacher", "resnet10t"], "2 class folders, the smallest with 1 images"),
-        ({"a": 2, "b": 2}, [], "--teacher: name the CNN of timm that teaches"),
+        ({"a": 2, "b": 2}, [], "--teacher: name a CNN of timm, because there is no images"),
         ({"a": 2, "b": 2}, ["--student", "M"], "unknown student 'M'; known: B, S, Ti"),
         ({}, ["--teacher", "resnet10t"], "no such archive or folder"),
     ],

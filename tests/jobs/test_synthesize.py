@@ -381,7 +381,7 @@ def test_a_users_own_cnn_and_class_names(own):
     assert status == 0 and "made already" in said and again == made
     for other in (("--seed", "1"), ("--pick", "cat")):
         status, said, again = own(*named, *other)
-        assert status == 2 and "out: holds images of another CNN, recipe or seed" in said and again == made
+        assert status == 2 and "out: has images of another CNN, recipe or seed" in said and again == made
     _, _, other = own(*named, "--seed", "1", out="other")
     assert other["seed"] == 1 and other["archive_sha256"] != made["archive_sha256"]
 
@@ -389,7 +389,7 @@ def test_a_users_own_cnn_and_class_names(own):
 def test_a_half_made_set_is_not_thrown_away_for_another(own):
     Checkpoints(Path("out/images")).save(1, {"identity": "of another recipe"})
     status, said, _ = own()
-    assert status == 2 and "holds images of another" in said and list(Path("out/images").glob("step-*"))
+    assert status == 2 and "has images of another" in said and list(Path("out/images").glob("step-*"))
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def test_a_study_without_images_is_a_plan_too(tmp_path, monkeypatch):
     [
         ("digits", None, "digits is a scale of the package"),
         ("a b", None, "letters, digits"),
-        ("full", None, "full: is there and not empty"),
+        ("full", None, "full: exists and is not empty"),
         ("new", "nowhere", "nowhere: no such folder"),
         ("new", "full", "0 folders with images"),
     ],
