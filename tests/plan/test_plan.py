@@ -49,7 +49,8 @@ def test_equal_rows_are_one_run():
     last_row = whole.tables["table1"].rows[-1].cells[0].run
     full_data = whole.tables["table2"].rows[-1].cells[-1].run
     assert last_row == full_data == "dearkd-Ti" == whole.figures["figure4"].rows[1].cells[0].run
-    assert len(whole.runs_of("table1", "table2")) == 7 + 12 - 1
+    cells = [cell for name in ("table1", "table2") for row in whole.tables[name].rows for cell in row.cells]
+    assert len(whole.runs_of("table1", "table2")) == len(cells) - 1, "one run is in both"
 
 
 def test_a_row_that_spells_out_a_default_is_the_same_run(matrix):

@@ -32,14 +32,24 @@ def judged(text, numbers):
     return judge.judge(language.read(text), numbers)
 
 
+FAIL = {"C23", "C25", "C26", "C29"}
+"""Claims that fail on the paper's own numbers."""
+
+
+def listed(name):
+    """The lines of `paper/<name>.csv`."""
+    with Path(f"paper/{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 # ---------------------------------------------------------------------------------------- the paper's numbers
 
 
 def test_exactly_four_claims_fail_on_the_papers_own_numbers():
     papers = judge.papers_numbers()
     found = {claim.id: (claim, judge.judge(compared, papers)) for claim, compared in judge.read_claims(papers)}
-    assert len(found) == 38
-    assert {id for id, (_, one) in found.items() if one.verdict == "fails"} == {"C23", "C25", "C26", "C29"}
+    assert list(found) == [line["id"] for line in listed("claims")]
+    assert {id for id, (_, one) in found.items() if one.verdict == "fails"} == FAIL
     for claim, one in found.values():
         assert one.verdict == ("holds" if claim.holds_on_paper_numbers == "1" else "fails"), claim.id
         assert one.measured == one.comparisons and one.seeds == 0 and math.isnan(one.low)
@@ -204,14 +214,19 @@ def test_weights_of_others_are_one_number_and_the_seeds_are_ours():
 def test_a_trained_project_gets_its_page_and_figure(project, capsys):
     assert main(["claims", "--scale", "smoke"]) == 0
     frame = pd.read_csv(project / "results/smoke/claims.csv").set_index("id")
-    assert len(frame) == 38 and set(frame["verdict"]) == {"not measured"}, "one run alone is compared with nothing"
-    assert (frame["paper_verdict"] == "fails").sum() == 4
+    claims, inconsistencies = listed("claims"), listed("inconsistencies")
+    assert len(frame) == len(claims) and set(frame["verdict"]) == {"not measured"}, "one run is compared with nothing"
+    assert set(frame.index[frame["paper_verdict"] == "fails"]) == FAIL
     page = (project / "results/smoke/claims.md").read_text()
-    assert "38 are not measured here" in page and "34 hold and 4 fail: C23, C25, C26, C29" in page
-    with Path("paper/inconsistencies.csv").open(newline="") as file:
-        assert all(f"| {line['id']} |" in page for line in csv.DictReader(file))
+    hold = len(claims) - len(FAIL)
+    assert f"{len(claims)} are not measured here" in page
+    assert f"{hold} hold and {len(FAIL)} fail: {', '.join(sorted(FAIL))}" in page
+    assert all(f"| {line['id']} |" in page for line in inconsistencies)
     rows = [line for line in page.splitlines() if re.match(r"\| [CI]\d\d ", line)]
-    assert len(rows) == 62 and {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {9, 6}
+    assert len(rows) == len(claims) + len(inconsistencies) and {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {
+        9,
+        6,
+    }
     for suffix, start in ((".pdf", b"%PDF"), (".png", b"\x89PNG"), (".csv", b"id,verdict")):
         assert (project / f"figures/smoke/claims{suffix}").read_bytes().startswith(start)
 
@@ -367,6 +382,7 @@ def test_the_figure_has_a_row_for_each_claim_and_no_words_overlap():
     plt.close(drawn)
 
 
+@pytest.mark.slow
 def test_the_target_needs_every_record_of_the_scales_tables_and_no_others(tmp_path):
     folder = copy_project(tmp_path)
     (folder / "two.yaml").write_text("extends: smoke\nname: two\nonly: [table2]\n")
@@ -375,7 +391,7 @@ def test_the_target_needs_every_record_of_the_scales_tables_and_no_others(tmp_pa
     assert done.returncode == 0, done.stderr[-2000:]
     counts = {name: int(n) for name, n in re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, re.MULTILINE)}
     runs = experiments.load("smoke").runs_of("table2")
-    assert counts["claims"] == 1 and counts["evaluate"] == len(runs) == 12
+    assert counts["claims"] == 1 and counts["evaluate"] == len(runs)
     assert "table" not in counts and "diversity" not in counts and "throughput" not in counts
 
 

@@ -265,8 +265,10 @@ def test_a_record_names_the_gpu_and_the_command_of_its_process(monkeypatch):
 
 
 def test_records_hold_their_provenance(project):
-    values = record.read(project / "results/smoke/runs/dearkd-Ti/seed0/II.json")
-    assert [s["name"] for s in values["specs"]] == ["I", "II"] and values["data"]["images"] == 950
+    values, whole = record.read(project / "results/smoke/runs/dearkd-Ti/seed0/II.json"), load("smoke")
+    images = record.read(whole.paths.subsets("main") / "data.json")["images"]["train-100"]
+    training = whole.scale.training
+    assert [s["name"] for s in values["specs"]] == ["I", "II"] and values["data"]["images"] == images
     assert {
         "git",
         "versions",
@@ -277,8 +279,9 @@ def test_records_hold_their_provenance(project):
         "attempts",
         "weights_sha256",
     } <= values.keys()
-    assert values["versions"]["torch"] and values["steps"] == 42
-    assert [e["epoch"] for e in values["curve"]] == [3] and len(values["curve"][0]["attention_distance"]) == 3
+    assert values["versions"]["torch"] and values["steps"] == training.epochs * (images // training.batch)
+    (entry,) = values["curve"]
+    assert entry["epoch"] == training.epochs and len(entry["attention_distance"]) == 3
     first = record.read(project / "results/smoke/runs/dearkd-Ti/seed0/I.json")
     assert values["previous_sha256"] == first["weights_sha256"] and first["teacher"]["teacher"] == "main"
     assert {"loss", "ce", "logit", "hidden", "lr"} <= first["curve"][0].keys()
@@ -314,7 +317,9 @@ def test_tidy_has_a_line_per_cell_and_a_gap_paired_by_seed():
         "paper",
         "source",
     ]
-    assert (frame["metric"] == "top1").sum() == 12 and (frame["metric"] == "gap").sum() == 8
+    cells = {row.label: len(row.cells) for row in whole.tables["table2"].rows}
+    assert (frame["metric"] == "top1").sum() == sum(cells.values())
+    assert (frame["metric"] == "gap").sum() == sum(cells.values()) - cells[whole.tables["table2"].gap_to]
     ten = frame[(frame["row"] == "DeiT-Ti") & (frame["fraction"] == 10)].set_index("metric")
     assert ten.loc["top1", ["mean", "n", "paper"]].tolist() == [50.5, 2, 40.5]
     assert ten.loc["top1", "sd"] == pytest.approx(0.5**0.5)
