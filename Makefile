@@ -1,12 +1,13 @@
 # `make demo` trains seed 0 of Tables 1 and 2 (into results/demo) and compares it with the committed results/converged;
-# `make demo TARGETS="all report"` trains seed 0 of everything. `make test` runs the tests. All install what they need.
+# `make demo TARGETS="all report"` trains seed 0 of everything. `make test` runs style and tests, `make test-fast` the quick ones.
+# All install what they need.
 PYTHON ?= python3
 SCALE ?= demo
 TARGETS ?= table1 table2 figure1 figure2 figure3 figure4 figure5 savings
 CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 BIN := .venv/bin
 
-.PHONY: install demo test bench notebooks docs lint lock archive clean
+.PHONY: install demo test test-fast coverage bench notebooks docs lint lock archive clean
 
 install: $(BIN)/dearkd
 
@@ -17,6 +18,14 @@ demo: $(BIN)/dearkd
 
 test: $(BIN)/dearkd lint
 	$(BIN)/python -m pytest -n $(CORES) --dist loadfile
+
+# Without those that start a process, run the workflow or train: under a minute.
+test-fast: $(BIN)/dearkd
+	$(BIN)/python -m pytest -n $(CORES) --dist loadfile -m "not slow"
+
+# All tests, then the lines of the package that none of them reached. Apart from `test`, which it would slow.
+coverage: $(BIN)/dearkd
+	$(BIN)/python -m pytest -n $(CORES) --dist loadfile --cov --cov-report=term-missing:skip-covered
 
 bench: $(BIN)/dearkd
 	$(BIN)/python -m benchmarks
@@ -35,6 +44,7 @@ lint: $(BIN)/dearkd
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/python tests/workflow/lint.py
 	$(BIN)/mypy --no-error-summary
 
 # On Linux without an NVIDIA GPU: the CPU's build of torch, 3 GB less to download, if its index can be reached.

@@ -20,11 +20,48 @@ arithmetic.ask()  # as jobs do: what a test computes itself has the bits of what
 PROJECT = Path(__file__).parent.parent
 
 
+SLOW = "it starts a process or trains: say @pytest.mark.slow (`make test-fast` leaves it out)"
+BRIEF = {"git", "ldconfig", "nvidia-smi", "uname"}
+"""What a library or a record may ask in milliseconds."""
+_running = {"fast": False}
+
+
+def pytest_collection_modifyitems(items):
+    """What needs a trained project is slow."""
+    for item in items:
+        if "smoke_project" in item.fixturenames:
+            item.add_marker("slow")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    _running["fast"] = item.get_closest_marker("slow") is None
+    try:
+        return (yield)
+    finally:
+        _running["fast"] = False
+
+
+def _refuse_processes(event, arguments):
+    """Hear of every process as Python starts it, whichever fixture asks for it."""
+    if not _running["fast"] or event not in ("subprocess.Popen", "os.fork", "os.posix_spawn"):
+        return
+    if event == "os.fork" or Path(os.fsdecode(arguments[0])).name not in BRIEF:
+        pytest.fail(SLOW)
+
+
+sys.addaudithook(_refuse_processes)
+
+
 @pytest.fixture(autouse=True)
 def _in_project(monkeypatch):
     monkeypatch.chdir(PROJECT)
     if torch := sys.modules.get("torch"):
         torch.set_flush_denormal(False)  # a job that a test has run in this process leaves it on; hypothesis minds
+    if _running["fast"]:
+        monkeypatch.setattr("multiprocessing.process.BaseProcess.start", lambda *_: pytest.fail(SLOW))
+        if loop := sys.modules.get("dearkd.train.loop"):
+            monkeypatch.setattr(loop.Learner, "step", lambda *_: pytest.fail(SLOW))
 
 
 def pytest_configure():

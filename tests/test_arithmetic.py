@@ -9,6 +9,8 @@ import pytest
 
 from dearkd import arithmetic
 
+pytestmark = pytest.mark.slow
+
 CODE = """
 import json
 from dearkd import arithmetic, record

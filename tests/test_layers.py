@@ -56,6 +56,7 @@ def test_no_circle_inside_a_room():
         waiting = {name: needs for name, needs in waiting.items() if name not in free}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module, heavy",
     [
@@ -73,6 +74,15 @@ def test_light_modules_start_without_heavy_ones(module, heavy):
     code = f"import sys, dearkd.{module}; print([m for m in {heavy!r} if m in sys.modules])"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if "jaxtyping" in imported(path)], ids=str)
+def test_shapes_are_checked_as_the_tests_run(path, pytestconfig):
+    name = ".".join(path.with_suffix("").parts)
+    checked = pytestconfig.getoption("jaxtyping_packages").split(",")[:-1]
+    assert any(f"{name}.".startswith(f"{package}.") for package in checked), (
+        "name it in pyproject.toml, pytest's addopts"
     )
 
 

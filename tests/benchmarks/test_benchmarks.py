@@ -9,6 +9,8 @@ from torch import nn
 from benchmarks import NAMES, compare, stage1, summary, synthesis
 from dearkd import record
 
+pytestmark = pytest.mark.slow
+
 
 def result(**changes):
     values = {

@@ -61,6 +61,7 @@ def test_committed_lines_are_of_what_the_file_asks_for(path):
     assert path.with_suffix(".md").read_text() == search.table(lines)
 
 
+@pytest.mark.slow
 def test_a_search_trains_goes_on_and_never_sees_a_test_image(tmp_path, monkeypatch):
     rows = {
         "DearKD, 10 %": {"method": "dearkd", "student": "Ti", "fraction": 10},

@@ -6,6 +6,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 CODE = """
 import multiprocessing, os, signal, sys, time
 from concurrent.futures import ProcessPoolExecutor

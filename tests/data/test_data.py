@@ -100,6 +100,7 @@ def test_a_root_from_the_environment(folder, monkeypatch):
     assert len(datasets.read(spec)["train"]) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["missing", "zero bytes", "truncated", "text"])
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_damaged_image_is_named(folder, damage, workers):
@@ -258,6 +259,7 @@ def test_too_few_images_for_a_batch():
 AFFINE = Augment(kind="affine", shift=2.5, rotate=12.0, zoom=0.1, mixup=0.0, cutmix=0.0, repeats=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("augment", [AFFINE, Augment(crop_scale=(0.5, 1.0))], ids=["affine", "timm"])
 def test_workers_change_no_pixel(folder, digits, augment):
     spec, images = (DIGITS, digits["train"]) if augment.kind == "affine" else (folder, datasets.read(folder)["train"])

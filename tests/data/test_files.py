@@ -418,6 +418,7 @@ def test_committed_subsets_which_list_no_test_images_stay_valid():
         assert len(sets["test"]) == 797 and len(sets["validation"]) == 250 and len(sets["train"]) == 1000
 
 
+@pytest.mark.slow
 def test_after_new_subsets_what_learned_from_the_old_ones_is_not_used(mine, capsys):
     """Tested again only once it was trained again, from nothing, on images that are not tested now."""
     run, place = mine.runs["deit-Ti"], mine.paths.seed("deit-Ti", 0)

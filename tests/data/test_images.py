@@ -117,6 +117,7 @@ def test_a_camera_jpeg_is_upright_however_it_is_decoded(tmp_path, number):
     assert (seen[0] - seen[1]).abs().max() < 0.3  # a wrong side up is off by 1 and more
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of the very damage
 def test_damaged_exif_data_count_as_none():
     raw = io.BytesIO()
     Image.fromarray(COLOUR).save(raw, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12")
@@ -143,6 +144,7 @@ def test_what_has_no_eight_bits_is_refused_before_training_and_in_it(tmp_path, i
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
 
 
+@pytest.mark.slow
 def test_postscript_called_jpg_starts_no_ghostscript(tmp_path):
     """The interpreter would be found on PATH; it is not even looked for."""
     tool = tmp_path / "gs"
@@ -169,6 +171,7 @@ for use in (lambda: Images(["a.jpg"], np.zeros(1, np.int64), root=path.parent).o
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of the very damage
 def test_damage_of_any_kind_is_a_sentence_that_names_the_file(tmp_path):
     """Every format, cut at many lengths and with bytes overwritten: whatever its decoder raises."""
     random = np.random.default_rng(0)

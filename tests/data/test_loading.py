@@ -345,6 +345,7 @@ def test_a_corrupt_image_is_named_and_leaves_no_record(copied):
     assert not [name for name in copies(copied) if name.endswith(".tmp")]
 
 
+@pytest.mark.slow
 def test_the_workflow_makes_the_copy_before_it_trains_on_it(copied):
     target = "results/copied/runs/deit-Ti/seed0/I.json"
     done = snakemake("--config", "scale=copied.yaml", "--", target, cwd=copied)

@@ -39,9 +39,9 @@ from dearkd.train.loop import Learner
 from dearkd.train.processes import Processes
 
 ON_GPU = torch.cuda.is_available()
-pytestmark = pytest.mark.skipif(
-    not ON_GPU and "DEARKD_GPU_REHEARSAL" not in os.environ, reason="needs a GPU (torch.cuda.is_available() is False)"
-)
+REASON = "needs a GPU (torch.cuda.is_available() is False)"
+SKIP = not ON_GPU and "DEARKD_GPU_REHEARSAL" not in os.environ
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(SKIP, reason=REASON)]
 needs_cuda = pytest.mark.skipif(not ON_GPU, reason="is about CUDA itself")
 DEVICE = available_device()
 ROOT = Path(__file__).parents[2]

@@ -16,6 +16,8 @@ from dearkd.jobs import distil
 from dearkd.plan import experiments
 from dearkd.schema import InputError
 
+pytestmark = pytest.mark.slow
+
 RECIPE = "{phases: [{size: 32, iterations: 2, lr: 0.1}], batch_classes: 2, per_class: 8, jitter: 2}"
 CLASSES = ["9", "10", "cat"]
 

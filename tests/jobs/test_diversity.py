@@ -20,6 +20,8 @@ from dearkd.model import lpips_trunks
 from dearkd.plan.scale import Diversity
 from dearkd.schema import InputError
 
+pytestmark = pytest.mark.slow
+
 SPEC = Diversity(trunk="random", size=40)
 LABELS = np.repeat([3, 0, 7], [9, 12, 8])
 

@@ -190,9 +190,11 @@ def test_wrong_weights_are_named_and_never_unpickled(tmp_path, monkeypatch, dama
     monkeypatch.chdir(tmp_path)
     net = timm.create_model("convnet_micro", num_classes=5)
     path = tmp_path / ("weights.pt" if damage == "pickle" else "weights.safetensors")
-    save_file(net.state_dict(), path) if damage != "pickle" else path.write_bytes(pickle.dumps({"model": Payload()}))
+    save_file(net.state_dict(), path)
     if damage == "missing":
         path.unlink()
+    elif damage == "pickle":
+        path.write_bytes(pickle.dumps({"model": Payload()}, protocol=2))  # torch.save's own
     elif damage in ("truncated", "empty"):
         path.write_bytes(path.read_bytes()[: 5000 if damage == "truncated" else 0])
     elif damage == "other network":

@@ -28,6 +28,8 @@ from dearkd.jobs.subset import list_subsets
 from dearkd.jobs.train import train_stage
 from dearkd.plan import commands, experiments
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"depth": 4, "n_mhca": 2, "embed_dim": 48, "num_heads": 4, "patch_size": 8, "num_classes": 10}
 
 

@@ -27,6 +27,8 @@ from dearkd.plan.scale import Scale
 from dearkd.schema import InputError, build
 from dearkd.train.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.slow
+
 STATE = "checkpoints/smoke/dearkd-Ti/seed0/I"
 RESULT = "results/smoke/runs/dearkd-Ti/seed0/I.json"
 

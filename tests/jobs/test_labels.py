@@ -19,6 +19,8 @@ from dearkd.plan import experiments
 from dearkd.plan.plan import Labels
 from dearkd.schema import InputError
 
+pytestmark = pytest.mark.slow
+
 SCALE = """extends: smoke
 name: {name}
 label_epochs: {epochs}

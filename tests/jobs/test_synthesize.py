@@ -37,6 +37,8 @@ from dearkd.report import records, tables
 from dearkd.schema import InputError, override
 from dearkd.train.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def whole(smoke_project):

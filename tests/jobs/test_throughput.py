@@ -8,6 +8,8 @@ from dearkd.jobs import throughput
 from dearkd.plan.scale import Throughput
 from dearkd.schema import InputError
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")
 

@@ -27,6 +27,8 @@ from dearkd.plan.scale import Peer
 from dearkd.report import tables
 from dearkd.schema import InputError, override
 
+pytestmark = pytest.mark.slow
+
 RUN = "transfer-Ti-target~left_of_two"
 
 # ------------------------------------------------------------------------------------------------- targets

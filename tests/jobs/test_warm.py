@@ -17,6 +17,8 @@ import pytest
 from dearkd import __main__ as command_line
 from dearkd.jobs import forkserver
 
+pytestmark = pytest.mark.slow
+
 JOB = f"{sys.executable} -m dearkd"
 TRAIN = f"{JOB} train teacher-main --scale slow.yaml --seed 0 --stage I"
 

@@ -215,6 +215,7 @@ def test_saved_without_a_pickle_and_loaded_by_timm_alone(kind, tmp_path):
     torch.testing.assert_close(loaded(images()), model(images()), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["as it is", "qk_norm", "folded"])
 def test_compile_captures_one_graph(kind, traceable):
     torch.compiler.reset()
@@ -226,6 +227,7 @@ def test_compile_captures_one_graph(kind, traceable):
     assert model.blocks[0].attn.rpe.alpha.grad.isfinite().all()
 
 
+@pytest.mark.slow
 def test_compile_captures_the_papers_size_in_training(traceable):
     """197 tokens, where a CPU drops entries of the bias by 16 random bits each unless it is being recorded."""
     model = timm.create_model("dearkd_tiny_patch16_224", depth=2, n_mhca=1).train()

@@ -74,6 +74,7 @@ def test_a_changed_record_is_refused_and_elsewhere_there_is_no_crate(tmp_path, m
         crate.crate()
 
 
+@pytest.mark.slow
 def test_make_archive_puts_it_into_the_archive():
     commands = subprocess.run(["make", "-n", "archive"], capture_output=True, text=True, check=True).stdout
     assert "dearkd crate" in commands and "--add-file=build/archive/ro-crate-metadata.json HEAD" in commands

@@ -23,6 +23,8 @@ from dearkd.train.checkpoint import Checkpoints
 from dearkd.train.loop import Learner
 from dearkd.train.processes import Processes
 
+pytestmark = pytest.mark.slow
+
 CUDA = torch.device("cuda")
 
 

@@ -23,6 +23,8 @@ from dearkd.train import lease, ledger
 from dearkd.train.checkpoint import Checkpoints
 from dearkd.train.lease import Lease
 
+pytestmark = pytest.mark.slow
+
 HOLD = "import sys, time, pathlib; from dearkd.train.lease import Lease\nwith Lease(pathlib.Path(sys.argv[1]), 'x'):\n"
 
 

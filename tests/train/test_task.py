@@ -308,6 +308,7 @@ def test_weights_alone_are_taken_over_too():
     assert task.stage == 1
 
 
+@pytest.mark.slow
 def test_compiled_it_gives_the_same_loss(traceable):
     torch.compiler.reset()
     plain, compiled = made()[0], made()[0]

@@ -28,6 +28,8 @@ from dearkd.train.attempt import Attempt
 from dearkd.train.checkpoint import Checkpoints
 from dearkd.train.inputs import Inputs
 
+pytestmark = pytest.mark.slow
+
 
 def rates(recipe, stage=None, epochs=None):
     parameter = torch.nn.Parameter(torch.zeros(1))

@@ -28,6 +28,8 @@ from dearkd.plan.experiments import load_scale
 from dearkd.plan.stage import Data
 from dearkd.schema import InputError
 
+pytestmark = pytest.mark.slow
+
 
 def generated(count, classes, seed=0):
     """(labels, pixels) of `count` images as CIFAR stores them: 3,072 bytes each, red, then green, then blue."""

@@ -42,6 +42,7 @@ def test_installed_versions_are_the_locked_ones():
         assert importlib.metadata.version(name).split("+")[0] == line.split("==")[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lock", LOCKS)
 def test_every_download_is_checked_against_its_sha256(lock):
     """By pip itself, in the mode that refuses a package without a hash."""
@@ -53,6 +54,7 @@ def test_every_download_is_checked_against_its_sha256(lock):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere PyPI's torch has no CUDA")
 @pytest.mark.parametrize(
     "given, smi, index",

@@ -16,6 +16,8 @@ from dearkd.model.teachers import FeatureShape, Seen
 from dearkd.model.trainee import Trainee
 from dearkd.plan.stage import Distillation
 
+pytestmark = pytest.mark.slow
+
 
 def load(name):
     spec = importlib.util.spec_from_file_location(name, PROJECT / "examples" / f"{name}.py")

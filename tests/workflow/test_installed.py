@@ -20,6 +20,8 @@ from dearkd.plan import experiments
 from dearkd.plan.scale_file import load_scale
 from dearkd.schema import InputError
 
+pytestmark = pytest.mark.slow
+
 BUILT = ("dearkd", "snakemake_logger_plugin_dearkd", "workflow", "paper", "profiles", "slurm", "Snakefile")
 BUILT += ("pyproject.toml", "README.md", "LICENSE")
 

@@ -12,6 +12,8 @@ from nbclient import NotebookClient
 
 from dearkd.report import mhca_heads
 
+pytestmark = pytest.mark.slow
+
 QUICK = PROJECT / "notebooks/quickstart.ipynb"
 """The one that trains, and needs no file of the repository."""
 NOTEBOOKS = sorted(path for path in PROJECT.glob("notebooks/*.ipynb") if path != QUICK)

@@ -29,6 +29,8 @@ from dearkd.plan.stage import Teacher, Training
 from dearkd.report import savings, tables
 from dearkd.schema import InputError, override
 
+pytestmark = pytest.mark.slow
+
 MINE = """
 extends: custom
 name: mine

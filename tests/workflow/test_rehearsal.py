@@ -10,6 +10,8 @@ from conftest import copy_project, snakemake
 from PIL import Image
 from safetensors.torch import save_file
 
+pytestmark = pytest.mark.slow
+
 SCALE = """
 extends: imagenet
 name: rehearsal

@@ -15,6 +15,8 @@ from conftest import PROJECT, copy_project
 from dearkd.plan import experiments, methods
 from dearkd.plan.experiments import load_scale
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):

@@ -23,7 +23,7 @@ WANTED = os.environ.get("DEARKD_SLURM") == "required"
 REASON = cluster.missing() if WANTED else "asked for by DEARKD_SLURM=required, because it takes a quarter of an hour"
 if REASON and WANTED:
     pytest.fail(f"no SLURM: {REASON}", pytrace=False)
-pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(REASON), reason=REASON)]
 
 RESOURCES = "resources: {train: {threads: 1, mem_mb: 2000, runtime: 10, gpu: 1}, evaluate: {mem_mb: 2000, gpu: 1}}\n"
 RECORD = "results/faults/runs/dearkd-Ti/seed{}/I.json"
