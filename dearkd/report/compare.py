@@ -9,6 +9,7 @@ from dearkd import disk
 from dearkd.plan import verify
 from dearkd.plan.plan import Plan, Run
 from dearkd.report.inference import LEVEL
+from dearkd.report.records import entries
 from dearkd.schema import InputError
 
 COLUMNS = ("run", "seed", "here", "committed", "mean", "sd", "seeds", "verdict")
@@ -56,7 +57,7 @@ def markdown(found: pd.DataFrame, here: Plan, committed: Plan) -> str:
         "",
     ]
     lines += ["| run | seed | top-1 here | the same seed | mean ± sd (n) | verdict |", "|---" * 6 + "|"]
-    for line in found.itertuples():
+    for line in entries(found):
         same = "" if math.isnan(line.committed) else f"{line.committed:.2f}"
         spread = "" if math.isnan(line.sd) else f" ± {line.sd:.2f}"
         middle = f"{line.mean:.2f}{spread} ({line.seeds})"

@@ -52,6 +52,7 @@ def _patches(stage: Stage) -> str:
 def _stage_one(run: Run, teacher: dict[str, Any]) -> list[Part]:
     first, weights = run.stages[0], dict(run.stages[0].losses)
     args, depth = dict(first.model.args), width_and_depth(first.model)[1]
+    assert first.distillation is not None and first.teacher is not None
     block, stage = first.distillation.pairs[0]
     feature, n_mhca = teacher["features"][stage], args["n_mhca"]
     name = first.teacher.model.split(".")[0]
@@ -115,6 +116,7 @@ def aligner(ax: Axes, run: Run, teacher: dict[str, Any]) -> Axes:
     """Draw Figure 3: the layers of `aligner.Aligner`, each with the shape of its output."""
     stage = run.stages[0]
     dim, (rows, columns) = width_and_depth(stage.model)[0], grid(stage.model)
+    assert stage.distillation is not None
     block, index = stage.distillation.pairs[0]
     feature = teacher["features"][index]
     channels, (height, width) = feature["channels"], feature["size"]
@@ -192,7 +194,8 @@ def _making(source: Source) -> list[Part]:
     said = f"teacher\n{name}\nfrozen, running\nBatchNorm $\\mu, \\sigma^2$"
     teacher = Box(57, low - height / 2, 17, top - low + height, said, TEACHER)
     views = _seen(source, (top + low) / 2)
-    seen, parts = views[-1], [title(0, 70, "(a) synthesis, each batch by itself"), *losses, teacher, *views]
+    seen = views[-1]
+    parts: list[Part] = [title(0, 70, "(a) synthesis, each batch by itself"), *losses, teacher, *views]
     start = "noise\n$N(0, 1)$" if recipe.start == "noise" else "faint noise\non black"
     noise = Box(2.5, (top + low) / 2 + 9, 12, 6, start, PLAIN)
     parts += [noise, arrow(noise.bottom(), views[0].top()), *chain(views)]

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
@@ -89,14 +90,20 @@ def draw(ax: Axes, width: Number, height: Number, parts: Iterable[Part]) -> Axes
     ax.set_aspect("equal")
     ax.axis("off")
     for part in parts:
-        {Box: _box, Line: _line, Text: _text}[type(part)](ax, part)
+        match part:
+            case Box():
+                _box(ax, part)
+            case Line():
+                _line(ax, part)
+            case Text():
+                _text(ax, part)
     return ax
 
 
 def _box(ax: Axes, box: Box) -> None:
     style = "round,pad=0,rounding_size=0.8"
-    corner, look = (box.x, box.y), {"facecolor": box.fill, "edgecolor": "0.25", "linewidth": 0.8}
-    ax.add_patch(FancyBboxPatch(corner, box.width, box.height, boxstyle=style, **look))
+    look: dict[str, Any] = {"facecolor": box.fill, "edgecolor": "0.25", "linewidth": 0.8}
+    ax.add_patch(FancyBboxPatch((box.x, box.y), box.width, box.height, boxstyle=style, **look))
     x, y = box.x + box.width / 2, box.y + box.height / 2
     ax.text(x, y, box.text, ha="center", va="center", fontsize=box.size, linespacing=1.35)
 
@@ -104,7 +111,7 @@ def _box(ax: Axes, box: Box) -> None:
 def _line(ax: Axes, line: Line) -> None:
     plain = line.points[:-1] if line.head else line.points
     if len(plain) > 1:
-        look = {"color": line.colour, "linewidth": line.width, "linestyle": line.style, "marker": ""}
+        look: dict[str, Any] = {"color": line.colour, "linewidth": line.width, "linestyle": line.style, "marker": ""}
         ax.plot(*zip(*plain, strict=True), **look)
     if line.head:
         look = {"arrowstyle": "-|>", "linewidth": line.width, "color": line.colour, "linestyle": line.style}
@@ -115,5 +122,11 @@ def _line(ax: Axes, line: Line) -> None:
 
 def _text(ax: Axes, text: Text) -> None:
     horizontal, vertical = text.align
-    look = {"ha": horizontal, "va": vertical, "fontsize": text.size, "weight": text.weight, "style": text.style}
+    look: dict[str, Any] = {
+        "ha": horizontal,
+        "va": vertical,
+        "fontsize": text.size,
+        "weight": text.weight,
+        "style": text.style,
+    }
     ax.text(text.x, text.y, text.text, **look)

@@ -75,7 +75,7 @@ def lines_against_data(ax: Axes, frame: pd.DataFrame, value: str, spread: str | 
     """Draw a line per method over the share of images (log scale), with error bars of one standard deviation."""
     for label, rows in frame.groupby("row", sort=False):
         rows = rows.dropna(subset=[value])
-        shown = f" {label}" if label.startswith("_") else label  # matplotlib's legends leave such labels out
+        shown = f" {label}" if str(label).startswith("_") else str(label)  # matplotlib's legends leave such labels out
         ax.errorbar(rows["fraction"], rows[value], rows[spread] if spread else None, label=shown)
     fractions = sorted(frame["fraction"].unique())
     ax.set_xscale("log")
@@ -193,7 +193,9 @@ def data_free_pipeline(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, N
     """Draw Figure 5: how DF-DearKD makes its images, with this scale's terms, weights and schedule."""
     drawn, ax = plt.subplots(figsize=(7.2, 5.0))
     run = whole.runs[figure.rows[0].cells[0].run]
-    diagrams.data_free_pipeline(ax, run.stages[0].source, run.stages)
+    source = run.stages[0].source
+    assert source is not None, "a row on real images has no such figure"
+    diagrams.data_free_pipeline(ax, source, run.stages)
     return drawn, None
 
 

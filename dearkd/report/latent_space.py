@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -127,14 +128,14 @@ def latent_space(axes: Iterable[Axes], embedded: Mapping[str, pd.DataFrame], cla
             ax.contour(x, y, region == c, levels=[0.5], colors="white", linewidths=1.0)
         places, tied = frame[["x", "y"]].to_numpy(), frame["nearest"].to_numpy() >= 0
         pairs = np.stack([places[tied], places[frame["nearest"].to_numpy()[tied]]], 1)
-        ax.add_collection(LineCollection(pairs, colors="0.25", linewidths=0.6, zorder=2))
+        ax.add_collection(LineCollection(list(pairs), colors="0.25", linewidths=0.6, zorder=2))
         for c, colour, marker in zip(classes, COLOURS, MARKERS, strict=False):
             mine = places[frame["label"].to_numpy() == c]
             # A star of the same extent has half the area.
-            look = {"color": colour, "marker": marker, "s": 28 if marker == "*" else 15}
+            look: dict[str, Any] = {"color": colour, "marker": marker, "s": 28 if marker == "*" else 15}
             ax.scatter(*mine.T, edgecolors="white", linewidths=0.3, zorder=3, label=str(c), **look)
             if c in numbers:
-                number = {"fontsize": 14, "weight": "bold", "color": colour}
+                number: dict[str, Any] = {"fontsize": 14, "weight": "bold", "color": colour}
                 ax.text(*numbers[c], str(c), ha="center", va="center", zorder=1.5, **number)
         ax.set_title(f"{label}\nmean easy-positive distance {frame['distance'].mean():.2f}", fontsize=8)
         ax.set(xlim=extent[:2], ylim=extent[2:], xticks=[], yticks=[])

@@ -120,10 +120,11 @@ def _records(plan: Plan) -> list[dict[str, Any]]:
         shards = [(source.name, seed, i) for seed in plan.scale.seeds for i in range(source.recipe.shards)]
         found += [verify.shard(plan, *shard)[0] for shard in shards if plan.paths.shard(*shard).is_file()]
     labels = [
-        (plan.labels_of(stage).name, seed, shard)
+        (own.name, seed, shard)
         for run in plan.runs.values()
         for seed in run.seeds
         for stage in run.stages
+        if (own := plan.labels_of(stage)) is not None
         for shard in plan.label_shards(stage)
     ]
     return found + [
@@ -154,6 +155,7 @@ def _claims(plan: Plan) -> Claims | None:
     import pandas as pd
 
     from dearkd.report.claims import scales, verdicts
+    from dearkd.report.records import entries
 
     folder = plan.paths.results
     page = _text(plan, folder / "claims.md").partition("\n")[2]
@@ -163,7 +165,7 @@ def _claims(plan: Plan) -> Claims | None:
             raise InputError(_missing(plan, path))
     judged = pd.read_csv(folder / "claims.csv", keep_default_na=False, na_values={"margin": "", "low": "", "high": ""})
     measured = tuple(
-        (c.id, c.statement, c.verdict, verdicts.ours(c)) for c in judged.itertuples() if not math.isnan(c.margin)
+        (c.id, c.statement, c.verdict, verdicts.ours(c)) for c in entries(judged) if not math.isnan(c.margin)
     )
     beside = list(dict.fromkeys([plan.scale.name, *scales.measured()]))
     return Claims(

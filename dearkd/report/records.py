@@ -2,6 +2,8 @@
 
 import math
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import pandas as pd
 
@@ -108,3 +110,8 @@ def curves(plan: Plan, runs: list[Run]) -> pd.DataFrame:
                             if name != "epoch"
                         ]
     return pd.DataFrame(lines, columns=["run", "seed", "epoch", "name", "layer", "value"])
+
+
+def entries(frame: pd.DataFrame) -> Iterator[Any]:
+    """The lines of a frame in order; each has the value of a column, of whatever type, as an attribute."""
+    return iter(frame.itertuples())

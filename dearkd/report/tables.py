@@ -100,16 +100,16 @@ def tidy(table: Table, values: pd.DataFrame) -> pd.DataFrame:
             for metric in measured:
                 found = by_seed(values, row.architecture or cell.run, metric)
                 lines.append(_line(table, row, i, metric, found, None))
-            for metric, sign, label in (("gap", 1, table.gap_to), ("delta", -1, table.delta_to)):
+            for beside, sign, label in (("gap", 1, table.gap_to), ("delta", -1, table.delta_to)):
                 reference = next((r for r in table.rows if r.label == label), row)
                 if reference is row:
                     continue
                 other = reference.cells[i]
                 difference = sign * (by_seed(values, other.run, table.metric) - ours).dropna()
-                # + 0.0 turns -0 into 0
-                known = None not in (other.paper, cell.paper)
-                paper = round(sign * (other.paper - cell.paper), 4) + 0.0 if known else None
-                lines.append(_line(table, row, i, metric, difference, paper))
+                paper = None
+                if other.paper is not None and cell.paper is not None:
+                    paper = round(sign * (other.paper - cell.paper), 4) + 0.0  # + 0.0 turns -0 into 0
+                lines.append(_line(table, row, i, beside, difference, paper))
     return pd.DataFrame(lines)
 
 

@@ -43,7 +43,7 @@ def _cost(plan: Plan, targets: list[str], gpus: int, gpu: str) -> None:
     from dearkd.plan.rates import rates
 
     if not cost.papers(plan):
-        print("\nNo estimate: throughputs are known of the paper's architectures, and this scale's are smaller.")
+        print("\nNo estimate: throughputs are known only for the paper's architectures, not for this scale's.")
         return
     sources = [name for name in plan.images_of(*targets) if name in plan.sources]
     speed, runs = rates(plan, gpu), plan.runs_of(*targets)

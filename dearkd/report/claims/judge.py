@@ -190,8 +190,8 @@ def judge_one(pair: Comparison, numbers: Numbers) -> Judgement:
     margin = pair.margin(numbers)
     unit, decided_by = _unit(pair), str(pair)
     if not isinstance(margin, pd.Series) or len(margin) < 2:
-        seeds = len(margin) if isinstance(margin, pd.Series) else 0
-        mean = round(float(margin.iloc[0] if seeds else margin), 9)  # 72.2 - 71.2 is not 1.0 in binary
+        values, seeds = ([*margin], len(margin)) if isinstance(margin, pd.Series) else ([margin], 0)
+        mean = round(float(values[0]), 9)  # 72.2 - 71.2 is not 1.0 in binary
         verdict = _verdict(mean, mean, pair.inclusive)
         return Judgement(verdict=verdict, margin=mean, seeds=seeds, unit=unit, decided_by=decided_by)
     found = interval(margin)

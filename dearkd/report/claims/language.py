@@ -36,7 +36,7 @@ class Cell(NamedTuple):
     table: str
     metric: str
     """Empty: the number that the table itself compares."""
-    row: str | None
+    row: str | int | None
     column: str | int | None = None
 
     def __str__(self) -> str:
@@ -167,8 +167,8 @@ def _check(comparison: Comparison) -> None:
 
 def _evaluate(node: ast.expr, numbers: Numbers) -> Value:
     match node:
-        case ast.Constant(int() | float()) if not isinstance(node.value, bool):
-            return float(node.value)
+        case ast.Constant(int() | float() as value) if not isinstance(value, bool):
+            return float(value)
         case ast.UnaryOp(ast.USub(), operand):
             return -_evaluate(operand, numbers)
         case ast.BinOp(left, op, right) if type(op) in ARITHMETIC:
@@ -191,8 +191,8 @@ def _place(node: ast.Subscript) -> Cell:
 
 def _name(node: ast.expr, words: tuple[str, ...]) -> str | int | None:
     match node:
-        case ast.Constant(str() | int()) if words:
-            return node.value
+        case ast.Constant(str() | int() as value) if words:
+            return value
         case ast.Name(word) if word in words:
             return None
     raise InputError(f"no row or column: {ast.unparse(node)!r}")
@@ -220,4 +220,9 @@ def _others(comparison: Comparison, numbers: Numbers) -> list[str]:
     places = comparison.places()
     named = {cell.row for cell in places}
     asked = [cell for cell in places if cell.row is None]
-    return [c.row for c in numbers for a in asked if c == a._replace(row=c.row) and c.row not in named]
+    return [
+        c.row
+        for c in numbers
+        for a in asked
+        if c == a._replace(row=c.row) and c.row not in named and isinstance(c.row, str)
+    ]

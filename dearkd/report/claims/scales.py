@@ -63,7 +63,7 @@ def table(found: pd.DataFrame) -> str:
     columns = [*found.columns[1:]]
     heads = ["", "the paper says", *map(escaping.markdown, columns)]
     rows = [
-        [id, escaping.markdown(line.iloc[0]), *(v if v != NOT_MEASURED else "–" for v in line.iloc[1:])]
+        [str(id), escaping.markdown(line.iloc[0]), *(v if v != NOT_MEASURED else "–" for v in line.iloc[1:])]
         for id, line in found.iterrows()
     ]
     rows += [["", f"*{verdict}*", *(str((found[c] == verdict).sum()) for c in columns)] for verdict in ORDER]

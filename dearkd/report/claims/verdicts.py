@@ -17,6 +17,7 @@ from dearkd.plan.plan import Plan
 from dearkd.report import escaping, figures
 from dearkd.report.claims.judge import FAILS, HOLDS, NOISE, NOT_MEASURED, read_lines
 from dearkd.report.inference import LEVEL
+from dearkd.report.records import entries
 from dearkd.schema import spec
 
 INCONSISTENCIES = experiments.PAPER / "inconsistencies.csv"
@@ -94,7 +95,7 @@ def to_markdown(plan: Plan, judged: pd.DataFrame) -> str:
             number(c.paper_margin, c.paper_unit),
             c.paper_verdict,
         ]
-        for c in judged.itertuples()
+        for c in entries(judged)
     ]
     found = [
         [text(part) for part in (i.id, i.where, i.statement, i.evidence, i.handling)]
@@ -131,7 +132,7 @@ def statistics(judged: pd.DataFrame) -> list[str]:
     if tested.empty:
         return []
     drawn = (NOISE, HOLDS, FAILS)
-    by_bootstrap = [drawn[(c.boot_low > 0) + 2 * (c.boot_high < 0)] for c in tested.itertuples()]
+    by_bootstrap = [drawn[(c.boot_low > 0) + 2 * (c.boot_high < 0)] for c in entries(tested)]
     other = tested.loc[tested["verdict"] != by_bootstrap, "id"]
     firm = tested[tested["holm"] < 1 - LEVEL]["verdict"].value_counts()
     low, high = tested["seeds"].min(), tested["seeds"].max()
@@ -220,8 +221,8 @@ def _panel(ax: Axes, rows: pd.DataFrame) -> None:
         ax.set_xscale("symlog", linthresh=1, linscale=0.7)
     y = itertools.count()
     for table, claims in rows.groupby("table", sort=False):
-        _aside(ax, next(y), STATEMENT, table.replace("table", "Table "), fontweight="bold")
-        for claim in claims.itertuples():
+        _aside(ax, next(y), STATEMENT, str(table).replace("table", "Table "), fontweight="bold")
+        for claim in entries(claims):
             _row(ax, next(y), claim)
     ax.set_ylim(next(y) - 0.4, -0.5)
     ax.set_yticks([])
