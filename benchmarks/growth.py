@@ -14,7 +14,7 @@ from timm.layers import Attention
 from torch import nn
 
 from benchmarks.compare import Result, peak_mb, seconds
-from dearkd.data.loader import epoch_order
+from dearkd.data.order import epoch_order
 from dearkd.model.attention import MHCA
 from dearkd.plan.stage import Rpe
 

@@ -15,7 +15,8 @@ from benchmarks import compare
 from benchmarks.compare import Result
 from dearkd.data.augment import posterizes_to_black
 from dearkd.data.datasets import PHOTOS, Images
-from dearkd.data.loader import Schedule, training_loader
+from dearkd.data.loader import training_loader
+from dearkd.data.order import Schedule
 from dearkd.data.presize import shrink
 from dearkd.plan.stage import Augment, Data
 

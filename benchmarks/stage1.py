@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.compare import Result, in_turns, ratio
-from dearkd.data.loader import Decisions, MicroBatch
+from dearkd.data.order import Decisions, MicroBatch
 from dearkd.model import networks
 from dearkd.model.objective import FeatureScale, mean_squares, objective
 from dearkd.model.teachers import FeatureShape, Seen, Teacher

@@ -4,17 +4,19 @@
 without need, because on ImageNet's JPEG files this transform takes as long as decoding (docs/paper-scale.md).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Shaped
 from PIL import Image
 from timm.data import auto_augment, create_transform
 from torch import Tensor
 from torchvision.transforms import Compose
 
+from dearkd.data.arrival import moments
 from dearkd.data.images import Images, eight_bit, named, opened, orientation
 from dearkd.plan.stage import Augment, Data
 
@@ -42,10 +44,11 @@ class Transform:
         self.colour = Compose([*flip, *map(posterizes_to_black, second.transforms)])
         self.erase = Compose(last.transforms[2:])  # __call__ converts and normalises before it
         self.data, self.reduced = data, augment.decode == "reduced"
-        self.mean, self.std = torch.tensor(data.mean)[:, None, None], torch.tensor(data.std)[:, None, None]
+        self.mean, self.std = moments(data)
+        self.kept: tuple[Images, int, Image.Image] | None = None
 
-    def __call__(self, images: Images, index: int, out: Float[Tensor, "channels height width"]) -> None:
-        """Write image `index`, augmented and normalised, into `out`.
+    def __call__(self, images: Images, index: int, out: Shaped[Tensor, "channels height width"]) -> None:
+        """Write image `index`, augmented, into `out`: normalised into floats, or as it is into eight bits.
 
         The random choices come from the global generators of random, numpy and torch. Raises InputError naming a file
         that is missing or cannot be decoded.
@@ -53,11 +56,18 @@ class Transform:
         image = self.colour(self._reduced(images, index) if self.reduced else self._as_timm(images, index))
         for plane, band in zip(out, image.split(), strict=True):
             plane.copy_(torch.from_numpy(np.array(band)))  # faster than three strided copies
-        out.div_(255).sub_(self.mean).div_(self.std)
-        self.erase(out)
+        if out.is_floating_point():
+            out.div_(255).sub_(self.mean).div_(self.std)
+            self.erase(out)
 
     def _as_timm(self, images: Images, index: int) -> Image.Image:
-        return self.crop(images.open(index, self.data.channels))
+        return self.crop(self._whole(images, index, lambda: images.open(index, self.data.channels)))
+
+    def _whole(self, images: Images, index: int, decode: Callable[[], Image.Image]) -> Image.Image:
+        """The image at full size, decoded once for the copies of it that a micro-batch has one after the other."""
+        if self.kept is None or self.kept[0] is not images or self.kept[1] != index:
+            self.kept = images, index, decode()
+        return self.kept[2]
 
     def _reduced(self, images: Images, index: int) -> Image.Image:
         """timm's crop, from a JPEG file that is decoded no larger than the crop needs."""
@@ -65,10 +75,10 @@ class Transform:
             path = images.root / images.names[index]
             with named(path), opened(path) as image:
                 if image.format in ("JPEG", "MPO") and orientation(image) == 1:
-                    return self._resized(image)
-        return self._resized(images.open(index, self.data.channels))
+                    return self._resized(images, index, image)
+        return self._resized(images, index, self._whole(images, index, lambda: images.open(index, self.data.channels)))
 
-    def _resized(self, image: Image.Image) -> Image.Image:
+    def _resized(self, images: Images, index: int, image: Image.Image) -> Image.Image:
         side, channels = self.data.image_size, self.data.channels
         top, left, height, width = self._box(image)
         right, bottom = left + width, top + height
@@ -76,6 +86,7 @@ class Transform:
         if shrink > 1:  # PIL takes edges between pixels, which rounding would move by up to half a pixel of the crop
             small = (left / shrink, top / shrink, right / shrink, bottom / shrink)
             return eight_bit(image.resize((side, side), Image.Resampling.BICUBIC, box=small), channels)
+        image = self._whole(images, index, lambda: loaded(image))
         # torch: within 2 of 255 of PIL's pixels in a third of the time
         part = torch.from_numpy(np.array(eight_bit(image.crop((left, top, right, bottom)), channels))).reshape(
             1, height, width, -1
@@ -86,6 +97,12 @@ class Transform:
     def _box(self, image: Image.Image) -> tuple[int, int, int, int]:
         """(top, left, height, width) of the crop in pixels of the image. Only the image's size is read."""
         return self.crop.get_params(image, self.crop.scale, self.crop.ratio)
+
+
+def loaded(image: Image.Image) -> Image.Image:
+    """The image with its pixels decoded, which no longer needs its file."""
+    image.load()
+    return image
 
 
 def reduce(image: Image.Image, times: int) -> float:

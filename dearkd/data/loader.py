@@ -1,116 +1,24 @@
-"""The images of a training step: the keyed order of an epoch, augmentation, and the loaders of micro-batches.
+"""The images of a training step: augmentation, and the loaders of micro-batches.
 
 Every random choice has a key (`keys.py`). The micro-batch (epoch, step, group) has the same pixels with any number of
 workers or processes.
 """
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from dearkd.data.arrival import Finish, arriving, moments
 from dearkd.data.augment import Transform
 from dearkd.data.images import Images
-from dearkd.keys import numpy_generator, seed_cpu, torch_generator
+from dearkd.data.order import MicroBatch, Schedule
+from dearkd.keys import seed_cpu, torch_generator
 from dearkd.plan.stage import Augment, Data
 from dearkd.schema import InputError
-
-
-def epoch_order(size: int, draws: int, repeats: int, seed: int, epoch: int) -> Int[np.ndarray, " draws"]:
-    """Indices of one epoch: shuffled passes over `size` images, each index `repeats` times in a row, cut at `draws`.
-
-    With repeats 3 this is DeiT's repeated augmentation. An epoch then shows a third of the images three times, and
-    neighbours in the order are in different micro-batches.
-    """
-    distinct = -(-draws // repeats)
-    passes = [numpy_generator(seed, "order", epoch, i).permutation(size) for i in range(-(-distinct // size))]
-    return np.repeat(np.concatenate(passes)[:distinct], repeats)[:draws]
-
-
-@dataclasses.dataclass(frozen=True)
-class MicroBatch:
-    """The images of one forward pass: `indices` into the data set, at `positions` of the epoch's order."""
-
-    epoch: int
-    step: int
-    group: int
-    indices: tuple[int, ...]
-    positions: tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """The micro-batches of a process, from any step on.
-
-    size: number of images in the subset. draws: number of images in an epoch. rank, processes: this process among all
-    that share the batch. Each process gets whole micro-batches, so pixels and random choices do not depend on the
-    number of processes.
-    """
-
-    size: int
-    draws: int
-    batch: int
-    micro_batch: int
-    repeats: int
-    seed: int
-    rank: int = 0
-    processes: int = 1
-
-    def __post_init__(self) -> None:
-        if self.steps_per_epoch == 0:
-            raise InputError(f"an epoch shows {self.draws} images, fewer than one batch of {self.batch}; lower `batch`")
-        if self.groups % self.processes:
-            raise InputError(
-                f"{self.processes} processes cannot share {self.groups} micro-batches evenly; "
-                f"choose a number that divides {self.groups}, or a smaller micro_batch"
-            )
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Number of whole batches in an epoch."""
-        return self.draws // self.batch
-
-    @property
-    def groups(self) -> int:
-        """Number of micro-batches in a batch, of all processes."""
-        return self.batch // self.micro_batch
-
-    def batches(self, first_step: int, last_step: int) -> Iterator[MicroBatch]:
-        """This process's micro-batches of steps first_step to last_step - 1, counted over the whole run."""
-        share = self.groups // self.processes
-        order, order_epoch = np.empty(0), -1
-        for step in range(first_step, last_step):
-            epoch, within = divmod(step, self.steps_per_epoch)
-            if epoch != order_epoch:
-                order, order_epoch = epoch_order(self.size, self.draws, self.repeats, self.seed, epoch), epoch
-            for group in range(self.rank * share, (self.rank + 1) * share):
-                positions = np.arange(group, self.batch, self.groups) + within * self.batch
-                yield MicroBatch(epoch, step, group, tuple(order[positions].tolist()), tuple(positions.tolist()))
-
-
-@dataclasses.dataclass(frozen=True)
-class Decisions:
-    """A teacher's hard labels, computed ahead (`jobs/labels.py`).
-
-    shards: by number of the shard an array (epochs, draws) of uint16, the label at each position of an epoch's order.
-    epochs: number of epochs of a shard.
-    """
-
-    shards: dict[int, np.ndarray]
-    epochs: int
-
-    def of(self, batch: MicroBatch) -> Int[Tensor, " batch"]:
-        """Labels of a micro-batch, in its order."""
-        shard, epoch = divmod(batch.epoch, self.epochs)
-        return torch.from_numpy(self.shards[shard][epoch, list(batch.positions)].astype(np.int64))
-
-
-# ---------------------------------------------------------------------------------------------- pixels
 
 
 class TrainingImages(torch.utils.data.Dataset):
@@ -121,7 +29,7 @@ class TrainingImages(torch.utils.data.Dataset):
     ) -> None:
         self.images, self.data, self.augment, self.seed, self.device = images, data, augment, seed, device
         self.transform = Transform(data, augment) if augment.kind == "timm" else None
-        self.mean, self.std = (v.to(device) for v in _moments(data))
+        self.mean, self.std = (v.to(device) for v in moments(data))
         self.labels = torch.from_numpy(images.labels).to(device)
         self.pixels = None
         if self.transform is None and images.pixels is not None and images.pixels.shape[1] == data.image_size:
@@ -131,7 +39,10 @@ class TrainingImages(torch.utils.data.Dataset):
         return len(self.images)
 
     def __getitems__(self, batch: MicroBatch) -> "tuple[MicroBatch, Tensor, Tensor] | InputError":
-        """(batch, normalised images, labels). An InputError is returned, so that it passes from worker to trainer."""
+        """(batch, images, labels); normalised, or of eight bits where the device finishes them.
+
+        An InputError is returned, so that it passes from worker to trainer.
+        """
         try:
             pixels = self._whole(batch) if self.transform is None else self._per_image(batch, self.transform)
         except InputError as error:
@@ -141,9 +52,9 @@ class TrainingImages(torch.utils.data.Dataset):
     def _chosen(self, batch: MicroBatch) -> Int[Tensor, " batch"]:
         return torch.tensor(batch.indices).to(self.device, non_blocking=True)
 
-    def _per_image(self, batch: MicroBatch, transform: Transform) -> Float[Tensor, "batch channels height width"]:
-        side = self.data.image_size
-        pixels = torch.empty(len(batch.indices), self.data.channels, side, side)
+    def _per_image(self, batch: MicroBatch, transform: Transform) -> Shaped[Tensor, "batch channels height width"]:
+        side, kind = self.data.image_size, torch.uint8 if self.augment.finish == "device" else torch.float32
+        pixels = torch.empty(len(batch.indices), self.data.channels, side, side, dtype=kind)
         for index, position, out in zip(batch.indices, batch.positions, pixels, strict=True):
             seed_cpu(self.seed, "augment", batch.epoch, position, index)
             transform(self.images, index, out)
@@ -198,21 +109,25 @@ def training_loader(
 ) -> Iterator[tuple[MicroBatch, Tensor, Tensor]]:
     """Micro-batches of a span of steps, decoded by `workers` processes. The number of workers changes no pixel.
 
-    Images in memory are kept and augmented on the `device`. Others arrive in pinned memory, from which the device can
-    copy without the CPU. Raises InputError naming an image that cannot be read.
+    Images in memory are kept and augmented on the `device`. Others arrive in pinned memory, from which a GPU copies
+    the next micro-batch while it learns from the last one. Raises InputError naming an image that cannot be read.
     """
     batches: Any = schedule.batches(first_step, last_step)  # the DataLoader's types know lists of indices alone
-    made: Iterable[tuple[MicroBatch, Tensor, Tensor] | InputError]
     if device.type != "cpu" and augment.kind != "timm" and images.pixels is not None:
-        made = map(TrainingImages(images, data, augment, schedule.seed, device).__getitems__, batches)
-    else:
-        made = torch.utils.data.DataLoader(
-            TrainingImages(images, data, augment, schedule.seed),
-            batch_sampler=batches,
-            num_workers=workers,
-            collate_fn=_unchanged,
-            pin_memory=torch.cuda.is_available(),
-        )
+        return _sound(map(TrainingImages(images, data, augment, schedule.seed, device).__getitems__, batches))
+    made = torch.utils.data.DataLoader(
+        TrainingImages(images, data, augment, schedule.seed),
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        pin_memory=torch.cuda.is_available(),
+    )
+    finish = Finish(data, augment, schedule.seed, device) if augment.finish == "device" else None
+    return _sound(made) if device.type == "cpu" and finish is None else arriving(_sound(made), device, finish)
+
+
+def _sound(made: Iterable[Any]) -> Iterator[Any]:
+    """What a loader made, unless it is an InputError."""
     for item in made:
         if isinstance(item, InputError):
             raise item
@@ -224,7 +139,7 @@ class EvaluationImages(torch.utils.data.Dataset):
 
     def __init__(self, images: Images, data: Data) -> None:
         self.images, self.data = images, data
-        self.mean, self.std = _moments(data)
+        self.mean, self.std = moments(data)
 
     def __getitems__(self, indices: list[int]) -> Any:
         try:
@@ -237,20 +152,15 @@ class EvaluationImages(torch.utils.data.Dataset):
 def evaluation_loader(images: Images, data: Data, batch: int, workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
     """(normalised images, labels) in order, without augmentation. Raises InputError naming an unreadable image."""
     spans = [list(range(i, min(i + batch, len(images)))) for i in range(0, len(images), batch)]
-    for item in torch.utils.data.DataLoader(
-        EvaluationImages(images, data), batch_sampler=spans, num_workers=workers, collate_fn=_unchanged
-    ):
-        if isinstance(item, InputError):
-            raise item
-        yield item
+    return _sound(
+        torch.utils.data.DataLoader(
+            EvaluationImages(images, data), batch_sampler=spans, num_workers=workers, collate_fn=_unchanged
+        )
+    )
 
 
 def _unchanged(item: Any) -> Any:
     return item
-
-
-def _moments(data: Data) -> tuple[Tensor, Tensor]:
-    return torch.tensor(data.mean)[:, None, None], torch.tensor(data.std)[:, None, None]
 
 
 def _evaluation_transform(data: Data) -> Any:

@@ -10,7 +10,7 @@ import torch
 from dearkd import disk, record
 from dearkd.data import image_archive, presize, subsets
 from dearkd.data.images import Images
-from dearkd.data.loader import Decisions
+from dearkd.data.order import Decisions
 from dearkd.model import networks, teachers
 from dearkd.model.teachers import FeatureShape
 from dearkd.model.weights import load_weights, state_sha256

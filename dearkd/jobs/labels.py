@@ -14,7 +14,8 @@ from torch import Tensor
 
 from dearkd import disk, record
 from dearkd.data.images import Images
-from dearkd.data.loader import Schedule, training_loader
+from dearkd.data.loader import training_loader
+from dearkd.data.order import Schedule
 from dearkd.fingerprint import fingerprint
 from dearkd.jobs import gpus
 from dearkd.jobs.inputs import available_device, real_images, teacher_weights

@@ -1,5 +1,7 @@
 """The job that trains one stage of one run: it gathers the inputs, trains, and writes the record."""
 
+from pathlib import Path
+
 import torch
 
 from dearkd import disk, record
@@ -10,6 +12,7 @@ from dearkd.schema import to_json
 from dearkd.train import loop
 from dearkd.train.attempt import Attempt
 from dearkd.train.checkpoint import packed
+from dearkd.train.compiled import share_cache
 from dearkd.train.processes import Processes
 from dearkd.train.track import tracked
 
@@ -33,6 +36,7 @@ def train_stage(
     processes = Processes.join()
     torch.set_num_threads(max(plan.resources("train").threads // processes.count, 1))
     torch.set_flush_denormal(True)
+    share_cache(Path("checkpoints/compiled"))
     with Attempt(
         folder,
         title=f"{run.name} seed {seed} stage {stage_name}",

@@ -42,6 +42,7 @@ DEFAULTS: dict[type, dict[str, str]] = {
     },
     Augment: {
         DEIT: "kind decode crop_scale flip auto erasing mixup cutmix mix switch smoothing repeats",
+        CODE: "finish",
         OFF: "shift rotate zoom",
     },
     Training: {
@@ -95,7 +96,7 @@ def of_default(spec: type, name: str) -> str:
 def idle(spec: Any) -> tuple[str, ...]:
     """The fields of a spec that its other fields leave without effect."""
     if isinstance(spec, Augment):
-        pixels = "crop_scale flip auto erasing decode" if spec.kind != "timm" else ""
+        pixels = "crop_scale flip auto erasing decode finish" if spec.kind != "timm" else ""
         return (*pixels.split(), *(("mix", "switch") if not spec.mixup and not spec.cutmix else ()))
     if isinstance(spec, Training):
         return ("momentum", "nesterov") if spec.optimiser == "adamw" else ("betas",)

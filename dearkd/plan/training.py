@@ -27,6 +27,9 @@ class Augment:
     decode: Literal["full", "reduced"] = "full"
     """full: crop and resize in PIL, as timm does. reduced: the same crop of a JPEG file that is decoded no larger than
     the crop needs; pixels differ by at most 2 of 255, after a reduction by another filter's (timm)."""
+    finish: Literal["loader", "device"] = "loader"
+    """Where an image is normalised and erased. loader: on the CPU that decodes it, as timm does. device: where it is
+    learned from, so that a quarter of the bytes cross the bus; other patches are erased (timm)."""
     crop_scale: tuple[Share, Share] = (0.08, 1.0)
     flip: Share = 0.5
     auto: Policy = "rand-m9-mstd0.5-inc1"
@@ -51,6 +54,8 @@ class Augment:
         smallest, largest = self.crop_scale
         if not 0 < smallest <= largest:
             raise InputError(f"crop_scale is {list(self.crop_scale)}; a smallest share above 0, then the largest")
+        if self.finish == "device" and self.kind != "timm":
+            raise InputError(f"augment.finish: device is for kind timm; images of kind {self.kind} are whole batches")
 
 
 @spec
@@ -91,7 +96,8 @@ class Training:
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Autocast on a GPU; on a CPU always fp32."""
     compile: Literal["off", "blocks"] = "off"
-    """blocks: torch.compile of each block of the student, or of a CNN as a whole; it rounds otherwise."""
+    """blocks: torch.compile of the student's blocks, or of a CNN as a whole, and of the teacher's stages; it rounds
+    otherwise."""
     augment: Augment = dataclasses.field(default_factory=Augment)
 
     def __post_init__(self) -> None:

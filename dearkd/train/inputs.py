@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from dearkd.data.images import Images
-from dearkd.data.loader import Decisions, Schedule
+from dearkd.data.order import Decisions, Schedule
 from dearkd.model.teachers import FeatureShape, Teacher
 from dearkd.plan.stage import Training
 from dearkd.train.processes import Processes

@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from dearkd.data.loader import MicroBatch, training_loader
+from dearkd.data.loader import training_loader
+from dearkd.data.order import MicroBatch
 from dearkd.keys import seed_all
 from dearkd.model.objective import mean_squares, objective
 from dearkd.model.teachers import Seen
@@ -21,6 +21,7 @@ from dearkd.progress import Progress
 from dearkd.schema import InputError
 from dearkd.train import curve, optimise
 from dearkd.train.attempt import Attempt
+from dearkd.train.compiled import compile_parts
 from dearkd.train.inputs import Inputs
 from dearkd.train.processes import Processes
 from dearkd.train.replay import Replayed
@@ -113,9 +114,7 @@ class Learner:
         self.parameters = list(self.state.trainee.parameters())
         self.squares: list[Tensor] = []
         if stage.training.compile == "blocks":
-            student = self.state.student
-            for part in student.blocks if isinstance(student, VisionTransformer) else [student]:
-                part.compile(dynamic=False)
+            compile_parts(self.state.trainee, self.teacher)
         self.parallel: nn.Module = processes.parallel(self.state.trainee)
         self.share = self.schedule.groups // processes.count
         alone = processes.count == self.schedule.groups == 1 and not self.state.scaler.is_enabled()

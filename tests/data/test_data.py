@@ -12,7 +12,7 @@ from PIL import Image
 
 from dearkd.data import datasets, loader, subsets
 from dearkd.data.datasets import Images
-from dearkd.data.loader import Schedule
+from dearkd.data.order import Schedule, epoch_order
 from dearkd.jobs import inputs
 from dearkd.jobs.subset import list_subsets
 from dearkd.keys import torch_generator
@@ -211,15 +211,15 @@ def test_subset_files_carry_their_sha256_and_refuse_an_edit(digits, tmp_path):
 
 
 def test_an_epoch_is_a_permutation_and_a_fraction_is_several():
-    order = loader.epoch_order(10, 10, 1, seed=0, epoch=3)
+    order = epoch_order(10, 10, 1, seed=0, epoch=3)
     assert sorted(order) == list(range(10))
-    quarter = loader.epoch_order(3, 10, 1, seed=0, epoch=3)
+    quarter = epoch_order(3, 10, 1, seed=0, epoch=3)
     assert [sorted(quarter[i : i + 3]) for i in (0, 3, 6)] == [[0, 1, 2]] * 3
-    assert (order == loader.epoch_order(10, 10, 1, 0, 3)).all() and (order != loader.epoch_order(10, 10, 1, 0, 4)).any()
+    assert (order == epoch_order(10, 10, 1, 0, 3)).all() and (order != epoch_order(10, 10, 1, 0, 4)).any()
 
 
 def test_repeated_augmentation_shows_a_third_of_the_images_three_times():
-    order = loader.epoch_order(300, 300, 3, seed=0, epoch=0)
+    order = epoch_order(300, 300, 3, seed=0, epoch=0)
     values, counts = np.unique(order, return_counts=True)
     assert len(values) == 100 and (counts == 3).all()
     schedule = Schedule(size=300, draws=300, batch=12, micro_batch=4, repeats=3, seed=0)

@@ -17,9 +17,11 @@ from timm.data import auto_augment, create_transform
 from torchvision.transforms import RandomResizedCrop
 
 from dearkd.data import datasets, loader, presize
+from dearkd.data.arrival import Finish
 from dearkd.data.augment import Transform, reduce
 from dearkd.data.datasets import Images
-from dearkd.data.loader import MicroBatch, TrainingImages
+from dearkd.data.loader import TrainingImages
+from dearkd.data.order import MicroBatch, Schedule
 from dearkd.fingerprint import fingerprint
 from dearkd.keys import seed_all, seed_cpu, torch_generator
 from dearkd.plan import experiments
@@ -221,6 +223,30 @@ def test_odd_files_are_read_alike_in_both_ways(tmp_path, kind, spec, size):
         assert psnr(full, reduced) > (25 if kind == "palette" else 35)
 
 
+@pytest.mark.parametrize("decode", ["full", "reduced"])
+def test_copies_of_an_image_share_its_decoding_and_have_the_pixels_that_each_has_alone(tmp_path, decode):
+    """Sizes of which every crop, some and none are reduced; a CMYK file and a turned one among them."""
+    odd_ones = {f"{k}__jpg": odd(k, smooth(90, 70)) for k in ("cmyk", "exif")}
+    images = files(tmp_path, a__jpg=smooth(900, 700), b__jpg=smooth(200, 150), c__jpg=smooth(60, 80), **odd_ones)
+    augment = Augment(decode=decode, erasing=0.0)
+    copies = MicroBatch(2, 0, 0, (0, 0, 0, 1, 1, 1, 0, 2, 2, 3, 3, 4, 4, 3), tuple(range(14)))
+    together = TrainingImages(images, SPEC, augment, 5).__getitems__(copies)[1]
+    for i, (index, position) in enumerate(zip(copies.indices, copies.positions, strict=True)):
+        single = dataclasses.replace(copies, indices=(index,), positions=(position,))
+        assert torch.equal(TrainingImages(images, SPEC, augment, 5).__getitems__(single)[1][0], together[i])
+
+
+def test_a_copy_does_not_read_its_file_again(tmp_path):
+    images = files(tmp_path, a__jpg=smooth(160, 120), b__jpg=smooth(160, 120, 1.0))
+    transform, out = Transform(SPEC, Augment(**GEOMETRY)), torch.empty(3, 64, 64)
+    transform(images, 0, out)
+    (tmp_path / "a.jpg").unlink()
+    transform(images, 0, out)
+    transform(images, 1, out)
+    with pytest.raises(InputError, match=r"a\.jpg: image is missing"):
+        transform(images, 0, out)
+
+
 @pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "text"])
 @pytest.mark.parametrize("size", [(100, 90), (900, 700)])
 def test_a_damaged_file_is_named(tmp_path, damage, size):
@@ -232,6 +258,50 @@ def test_a_damaged_file_is_named(tmp_path, damage, size):
     )
     with pytest.raises(InputError, match=r"a\.jpg: (image is missing|not a readable image)"):
         one(images, 0, 0, decode="reduced", crop_scale=(0.9, 1.0))
+
+
+# ------------------------------------------------------------------------------------------------ finish: device
+
+LATER = {"auto": "", "finish": "device"}
+FOUR = Schedule(size=16, draws=16, batch=8, micro_batch=4, repeats=1, seed=0)
+CPU = torch.device("cpu")
+
+
+def arrived(augment, workers=0, schedule=FOUR):
+    return list(loader.training_loader(pictures(), SPEC, augment, schedule, 0, 2, workers))
+
+
+def test_pixels_finished_on_the_device_are_those_of_the_loader_bit_for_bit():
+    ours, theirs = arrived(Augment(**LATER, erasing=0.0)), arrived(Augment(**GEOMETRY))
+    assert len(ours) == len(theirs) == 4
+    for (batch, pixels, labels), (batch0, pixels0, labels0) in zip(ours, theirs, strict=True):
+        assert batch == batch0 and torch.equal(labels, labels0) and torch.equal(pixels, pixels0)
+    crossing = TrainingImages(pictures(), SPEC, Augment(**LATER), 0).__getitems__(BATCH)[1]
+    assert crossing.dtype == torch.uint8, "a quarter of the bytes cross the bus"
+
+
+def test_erasing_on_the_device_depends_on_the_micro_batch_alone():
+    """Rectangles of noise, the same for any number of workers and processes; no other pixel moves."""
+    always, never = arrived(Augment(**LATER, erasing=1.0)), arrived(Augment(**LATER, erasing=0.0))
+    for workers, rank in ((1, None), (0, 1)):
+        schedule = FOUR if rank is None else dataclasses.replace(FOUR, rank=rank, processes=2)
+        again = {batch: pixels for batch, pixels, _ in arrived(Augment(**LATER, erasing=1.0), workers, schedule)}
+        same = [torch.equal(again[batch], pixels) for batch, pixels, _ in always if batch in again]
+        assert all(same) and len(same) == (4 if rank is None else 2)
+    for (_, erased, _), (_, whole, _) in zip(always, never, strict=True):
+        for image in (erased != whole).any(1):
+            rows, columns = image.any(1).nonzero(), image.any(0).nonzero()
+            box = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+            assert box.all() and 0.01 < box.numel() / image.numel() < 0.4
+    many = Finish(SPEC, Augment(**LATER), 0, CPU)(BATCH, torch.full((2000, 3, 64, 64), 7, dtype=torch.uint8))
+    changed = (many != many[:, :, :1, :1]).flatten(1).any(1)
+    assert 0.21 < changed.float().mean() < 0.29, "a quarter of 2,000 images"
+
+
+def test_what_finishes_on_the_device_is_a_recipe_of_its_own():
+    assert fingerprint(Augment(finish="loader")) == fingerprint(Augment()) != fingerprint(Augment(finish="device"))
+    with pytest.raises(InputError, match=r"augment\.finish: device is for kind timm"):
+        Augment(kind="affine", finish="device")
 
 
 # ------------------------------------------------------------------------------------------------ the smaller copy

@@ -21,7 +21,8 @@ import yaml
 from safetensors.torch import load_file
 
 from dearkd.data import subsets
-from dearkd.data.loader import Schedule, training_loader
+from dearkd.data.loader import training_loader
+from dearkd.data.order import Schedule
 from dearkd.jobs import labels
 from dearkd.jobs.evaluate import evaluate_run
 from dearkd.jobs.inputs import available_device, gather

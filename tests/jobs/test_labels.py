@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dearkd import record
-from dearkd.data.loader import Decisions, MicroBatch
+from dearkd.data.order import Decisions, MicroBatch
 from dearkd.jobs import inputs, labels
 from dearkd.jobs.train import train_stage
 from dearkd.plan import experiments

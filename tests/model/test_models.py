@@ -73,6 +73,20 @@ def test_aligner_size_and_zero_channels_pattern():
     assert Aligner(192, (14, 14), 8, (7, 7), False)(torch.randn(1, 196, 192)).shape == (1, 8, 7, 7)
 
 
+@pytest.mark.parametrize("grid, size", [((14, 14), (28, 28)), ((4, 3), (6, 9))])
+def test_enlarging_by_a_product_is_bilinear_interpolation(grid, size):
+    """What a GPU computes instead, for an order of sums that is always the same; outputs and gradients."""
+    aligner = Aligner(4, grid, 5, size, False).double()
+    image = torch.randn(2, 5, *grid, dtype=torch.double, requires_grad=True)
+    up = torch.randn(2, 5, *size, dtype=torch.double)
+    found = []
+    for out in (aligner._resize(image), (image.flatten(2) @ aligner.enlarging).unflatten(2, size)):
+        found.append((out, *torch.autograd.grad(out, image, up)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+    assert "enlarging" not in aligner.state_dict()
+
+
 def test_reshape_keeps_rows_and_columns():
     """A token's value lands where its patch stands: row 1, column 2 of a 3 x 4 grid is token 6."""
     aligner = Aligner(1, (3, 4), 1, (3, 4), False)

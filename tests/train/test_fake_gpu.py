@@ -12,12 +12,15 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from dearkd.data.arrival import Finish, arriving
 from dearkd.data.loader import affine, training_loader
+from dearkd.data.order import Schedule
 from dearkd.jobs.inputs import gather
 from dearkd.keys import torch_generator
 from dearkd.model import networks, teachers
 from dearkd.model.trainee import Trainee
 from dearkd.plan import experiments
+from dearkd.plan.stage import Augment, Data
 from dearkd.train import evaluate, optimise, state
 from dearkd.train.checkpoint import Checkpoints
 from dearkd.train.loop import Learner
@@ -135,6 +138,20 @@ def test_evaluation_and_attention_distance_run_on_a_device(fake_learner):
         distance = evaluate.attention_distance(student, images.to(CUDA))
     assert logits.device.type == labels.device.type == "cpu"
     assert distance.device.type == "cuda" and distance.shape == (3, 9)
+
+
+@pytest.mark.parametrize("finish", ["loader", "device"])
+def test_images_of_files_arrive_and_are_finished_on_a_device(finish):
+    """With the device's own erasing and without: no tensor of the CPU meets one of the device, nothing waits."""
+    spec, schedule = Data(kind="folder", classes=2, image_size=16), Schedule(4, 4, 4, 2, 1, seed=0)
+    augment = Augment(auto="", erasing=1.0, repeats=1, finish=finish)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        item = torch.zeros(2, 3, 16, 16, dtype=torch.uint8 if finish == "device" else torch.float32)
+        made = [(batch, item, torch.zeros(2, dtype=torch.long)) for batch in schedule.batches(0, 2)]
+        last = Finish(spec, augment, 0, CUDA) if finish == "device" else None
+        arrived = list(arriving(made, CUDA, last))
+    assert [batch for batch, _, _ in arrived] == [batch for batch, _, _ in made]
+    assert {(p.device.type, p.dtype, y.device.type) for _, p, y in arrived} == {("cuda", torch.float32, "cuda")}
 
 
 def test_affine_maps_drawn_on_the_cpu_move_pixels_of_a_device(fake_learner):

@@ -16,7 +16,8 @@ from timm.utils import CheckpointSaver
 from torch import nn
 
 from dearkd import record
-from dearkd.data.loader import Schedule, training_loader
+from dearkd.data.loader import training_loader
+from dearkd.data.order import Schedule
 from dearkd.jobs import inputs
 from dearkd.keys import key_of, seed_all
 from dearkd.model import networks, teachers
