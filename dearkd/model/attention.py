@@ -23,6 +23,7 @@ from timm.layers import Attention
 from timm.layers.attention import resolve_self_attn_mask
 from torch import Tensor
 
+from dearkd.model import attention_flex
 from dearkd.model.attention_cpu import FEW, SharedBiasAttention, captured
 from dearkd.model.position import QuadraticBias
 from dearkd.plan.stage import Rpe
@@ -91,18 +92,22 @@ class MHCA(Attention):
         path = self.path(q, attn_mask is not None or is_causal)
         if path == "folded":
             return self._attend_folded(q, k, v, drop)
+        if path == "flex":
+            return attention_flex.attend(q, k, v, self.rpe, self.scale)
         bias = _additive(self.rpe, q, attn_mask, is_causal)
         if path == "shared":
             return SharedBiasAttention.apply(q, k, v, bias, self.scale)
         return F.scaled_dot_product_attention(q, k, v, bias if bias.ndim == 4 else bias[None], drop, scale=self.scale)
 
-    def path(self, q: Tensor, masked: bool = False) -> Literal["explicit", "folded", "shared", "dense"]:
-        """Which of four computations of Eq. 3 attends to the queries `q`; all give the same numbers but for rounding.
+    def path(self, q: Tensor, masked: bool = False) -> Literal["explicit", "folded", "flex", "shared", "dense"]:
+        """Which of five computations of Eq. 3 attends to the queries `q`; all give the same numbers but for rounding.
 
         explicit: logits, softmax and dropout one by one, where `timm.layers.set_fused_attn(False)` asks for it.
         folded: the bias as four more dimensions of queries and keys, for any fused kernel and without a tokens x tokens
             tensor; wherever `rpe.path` asks for it, and on a GPU or where the bias learns, unless single entries of it
             are dropped: those do not fold. With a fixed bias the fold costs a CPU 40 %, a dense bias 5.
+        flex: by FlexAttention, wherever `rpe.path` asks for it and FlexAttention has it: no mask, no dropout of
+            attention, no bias dropped by query, key or head, and on a CPU no gradient.
         shared: by hand, a CPU having no fused kernel once a bias learns, and a slow one for the gradient of few tokens.
         dense: the fused kernel with the bias as its mask, for all else.
         Raises InputError where `rpe.path: folded` meets `rpe.drop_mode: element`.
@@ -117,11 +122,14 @@ class MHCA(Attention):
             raise InputError(
                 "rpe.path: folded cannot drop single elements of the bias; take drop_mode query, key or head"
             )
-        wanted = knobs.path == "folded" or (knobs.path == "auto" and (learns or not cpu))
-        if wanted and not masked and not single_entries:
-            return "folded"
         by_image = self.rpe.drops and knobs.per_sample
         dropout = self.training and self.attn_drop.p > 0
+        unflexible = masked or dropout or (self.rpe.drops and not single_entries)
+        if knobs.path == "flex" and not unflexible and not (cpu and (learns or q.requires_grad or captured())):
+            return "flex"
+        wanted = knobs.path == "folded" or (knobs.path != "dense" and (learns or not cpu))
+        if wanted and not masked and not single_entries:
+            return "folded"
         slow = learns or (q.requires_grad and q.shape[2] <= FEW)
         return "shared" if slow and cpu and not (masked or by_image or dropout or captured()) else "dense"
 

@@ -43,13 +43,13 @@ class Rpe:
     value_identity: bool = False
     """Start the value projection as the identity, as ConViT does."""
     weight_decay: bool = False
-    path: Literal["auto", "dense", "folded"] = "auto"
+    path: Literal["auto", "dense", "folded", "flex"] = "auto"
     mix: Literal["added", "gated"] = "added"
     """added: one softmax over content plus position (Eq. 3). gated: ConViT's, a softmax each, which a gate mixes."""
 
     def __post_init__(self) -> None:
-        if self.mix == "gated" and self.path == "folded":
-            raise InputError("rpe.path: folded has one softmax over content and position; rpe.mix: gated has two")
+        if self.mix == "gated" and self.path in ("folded", "flex"):
+            raise InputError(f"rpe.path: {self.path} has one softmax over content and position; rpe.mix: gated has two")
         if self.positive and not self.alpha:
             raise InputError("rpe.positive keeps alpha above 0, so it cannot start at alpha: 0")
         if self.per_sample and self.drop_mode not in ("query", "key", "head"):

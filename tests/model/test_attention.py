@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import dearkd.models  # noqa: F401  registers the students
-from dearkd.model import attention_cpu
+from dearkd.model import attention_cpu, attention_flex
 from dearkd.model.attention import MHCA
 from dearkd.model.attention_cpu import SharedBiasAttention, dropped_entries, unfuse_few_tokens
 from dearkd.model.position import QuadraticBias, head_centres
@@ -235,11 +235,21 @@ PATHS = [
     ("dense", "query", True, True, False, 17, False, 0.0, "shared"),
     ("folded", "query", False, False, False, 17, False, 0.0, "folded"),
     ("folded", "query", False, False, False, 17, True, 0.0, "dense"),
+    ("flex", "element", False, False, False, 17, False, 0.0, "flex"),
+    ("flex", "element", True, False, False, 17, False, 0.0, "flex"),
+    ("flex", "query", True, False, False, 17, False, 0.0, "dense"),
+    ("flex", "element", True, False, False, 17, False, 0.1, "dense"),
+    ("flex", "element", False, False, False, 17, True, 0.0, "dense"),
+    ("flex", "element", True, True, False, 17, False, 0.0, "shared"),
+    ("flex", "element", False, True, True, 17, False, 0.0, "folded"),
 ]
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("asked, mode, training, learns, input_learns, tokens, masked, attn_drop, expected", PATHS)
-def test_which_path_is_taken(asked, mode, training, learns, input_learns, tokens, masked, attn_drop, expected):
+def test_which_path_is_taken(
+    traceable, asked, mode, training, learns, input_learns, tokens, masked, attn_drop, expected
+):
     """And that it gives, without dropout, the numbers of the explicit one."""
     side = math.isqrt(tokens - 1)
     layer = MHCA(36, 9, (side, side), rpe=Rpe(path=asked, drop_mode=mode), attn_drop=attn_drop).train(training)
@@ -258,6 +268,38 @@ def test_which_path_is_taken(asked, mode, training, learns, input_learns, tokens
 def test_on_a_gpu_a_fixed_bias_folds():
     layer = MHCA(36, 9, (4, 4)).eval().requires_grad_(False)
     assert layer.path(torch.empty(1, 9, 17, 4, device="meta")) == "folded"
+
+
+def test_on_a_gpu_flex_attention_has_its_gradients_too():
+    layer = MHCA(36, 9, (4, 4), rpe=Rpe(path="flex")).train()
+    assert layer.path(torch.empty(1, 9, 17, 4, device="meta")) == "flex"
+
+
+@pytest.mark.parametrize("rpe", KNOBS)
+def test_flex_attention_is_the_dense_bias(rpe):
+    """Its closed form for each pair, the gradients of its coefficients, and the output of the layer."""
+    bias = trained(grid=(5, 7), rpe=rpe).double().eval()
+    every = [torch.arange(n) for n in (len(bias.coefficients()[0]), 36, 36)]
+    closed = attention_flex.score_mod(bias)(torch.zeros(()).double(), every[0], *torch.meshgrid(*every, indexing="ij"))
+    assert torch.allclose(closed, bias.dense(), atol=1e-10, rtol=0)
+    up = torch.randn_like(closed)
+    theirs = torch.autograd.grad(bias.dense(), tuple(bias.parameters()), up)
+    for mine, other in zip(torch.autograd.grad(closed, tuple(bias.parameters()), up), theirs, strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("drop", [0.0, 0.5])
+def test_flex_attention_attends_as_the_dense_path(traceable, drop):
+    """At a head of 16, the least that FlexAttention takes, with the same entries dropped."""
+    layers = [MHCA(144, 9, (4, 4), rpe=Rpe(path=path, drop=drop)).requires_grad_(False) for path in ("flex", "dense")]
+    layers[1].load_state_dict(layers[0].state_dict())
+    x, out = torch.randn(2, 17, 144), []
+    for layer, path in zip(layers, ("flex", "dense"), strict=True):
+        torch.manual_seed(3)
+        assert layer.train().path(layer.project(x)[0]) == path
+        out.append(layer(x))
+    torch.testing.assert_close(*out, rtol=1e-4, atol=1e-5)
 
 
 def test_nine_heads_express_any_3x3_convolution():
