@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
 # Everything that wants a GPU, in one go and without the internet: benchmarks/gpu.sh OUT [STEP ...]
 #
-#   tests    tests/gpu                                                          about two minutes
-#   speed    images/s and memory of students, stage I, synthesis (gpu.jsonl)    SPEED_SECONDS, 150 by default
-#   search   the teacher of `fashion`, and trials of its recipe on validation   SEARCH_MINUTES, 2 by default
-#   study    Tables 1 and 2 of `fashion`                                        STUDY_MINUTES, 4 by default
+#   tests    tests/gpu: CUDA graphs first, then the loop, resumes, precisions   TESTS_SECONDS, at most 240
+#   speed    images/s and memory, the most telling first (gpu.jsonl)            SPEED_SECONDS, 240 by default
+#   study    Tables 1 and 2 of `fashion`, in what is left of SECONDS_IN_ALL     480 by default, at least a minute
+#   search   the teacher of `fashion`, and trials of its recipe on validation   SEARCH_MINUTES, 2; only if it is named
 #
+# `benchmarks/gpu.sh OUT` takes eight minutes. Whatever a step finds is in OUT when the step ends.
 # Needs torch, timm, lpips, scikit-learn, pandas and pytest; Fashion-MNIST's files in /usr/share/datasets. Without a GPU
 # it rehearses: the same commands at sizes for a CPU. Results are packed in OUT: logs, gpu.jsonl, and an archive of
 # records, predictions and students. PROCESSES train side by side, 6 by default.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=$(mkdir -p "$1" && cd "$1" && pwd) && shift
-steps=${*:-tests speed search study}
+steps=${*:-tests speed study}
 processes=${PROCESSES:-6}
 export OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1
 began=$SECONDS
@@ -28,11 +29,13 @@ for step in $steps; do
     echo "== $step, after $((SECONDS - began)) s"
     case $step in
         tests)
-            python3 -m pytest tests/gpu -o addopts= -q -s -p no:cacheprovider > "$out/tests.txt" 2>&1 || failed=1
+            timeout -k 10 "${TESTS_SECONDS:-240}" python3 -m pytest tests/gpu -o addopts= -q -s --durations=10 -p no:cacheprovider > "$out/tests.txt" 2>&1 || failed=1
             tail -n 40 "$out/tests.txt"
             ;;
         speed)
-            python3 -m benchmarks.gpu --out "$out/gpu.jsonl" --seconds "${SPEED_SECONDS:-150}" 2> "$out/speed.err" || failed=1
+            seconds=${SPEED_SECONDS:-240}
+            timeout -k 10 $((seconds + 90)) python3 -m benchmarks.gpu --out "$out/gpu.jsonl" --seconds "$seconds" \
+                2> "$out/speed.err" || failed=1
             ;;
         search)
             python3 -m benchmarks.study fashion --processes 1 || failed=1
@@ -41,8 +44,9 @@ for step in $steps; do
             cat results/fashion/search/fashion.md
             ;;
         study)
+            left=$(((${SECONDS_IN_ALL:-480} - (SECONDS - began)) / 60))
             python3 -m benchmarks.study fashion ${STUDY_TABLES:-table2 table1} --processes "$processes" \
-                --minutes "${STUDY_MINUTES:-4}" || failed=1
+                --minutes "${STUDY_MINUTES:-$((left > 1 ? left : 1))}" || failed=1
             ;;
         *)
             echo "no step $step; there are tests, speed, search and study" >&2

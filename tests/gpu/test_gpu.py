@@ -19,10 +19,12 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from torch._dynamo.utils import counters
 
 from dearkd.data import subsets
+from dearkd.data.arrival import Finish, arriving
 from dearkd.data.loader import training_loader
-from dearkd.data.order import Schedule
+from dearkd.data.order import MicroBatch, Schedule
 from dearkd.jobs import labels
 from dearkd.jobs.evaluate import evaluate_run
 from dearkd.jobs.inputs import available_device, gather
@@ -38,6 +40,7 @@ from dearkd.train import optimise
 from dearkd.train.checkpoint import Checkpoints
 from dearkd.train.loop import Learner
 from dearkd.train.processes import Processes
+from dearkd.train.replay import Replayed
 
 ON_GPU = torch.cuda.is_available()
 REASON = "needs a GPU (torch.cuda.is_available() is False)"
@@ -91,15 +94,28 @@ def apart(first, second):
     )
 
 
-def test_both_stages_are_trained_and_evaluated(plan):
-    from dearkd import record
+@needs_cuda
+def test_a_graph_replays_random_numbers_and_a_learning_rate():
+    """`Replayed` alone, before anything takes a minute: the bits of a launched step, with dropout and AdamW in it."""
+    weights = []
+    for graph in (False, True):
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.Dropout(0.5), torch.nn.Linear(32, 8)).to(DEVICE)
+        optimiser = torch.optim.AdamW(net.parameters(), fused=True, capturable=True)
 
-    for stage in ("I", "II"):
-        made = record.read(plan.paths.stage("dearkd-Ti", 0, stage))
-        assert np.isfinite([e["loss"] for e in made["curve"]]).all()
-        assert (made["gpu_seconds"] > 0) == ON_GPU
-    found = record.read(plan.paths.metrics("dearkd-Ti", 0))["metrics"]
-    assert 0 <= found["top1"] <= found["top5"] <= 100
+        def work(x, net=net, optimiser=optimiser):
+            net(x).square().mean().backward()
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+
+        run = Replayed(work)
+        for i in range(12):
+            torch.cuda.manual_seed_all(i)
+            optimiser.param_groups[0]["lr"] = 1e-2 / (1 + i // 6)
+            x = torch.full((16, 32), 1.0 + i, device=DEVICE)
+            run(i // 6, x) if graph else work(x)
+        weights.append([p.detach().clone() for p in net.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
 
 
 def learner(plan, stage_name="I", previous=None, device=DEVICE, losses=None, **changes):
@@ -126,6 +142,40 @@ def steps(run, count, first=0, batches=None):
         run.step(batch)
 
 
+@needs_cuda
+@pytest.mark.parametrize("losses", [("ce",), ("ce", "logit"), ("ce", "logit", "hidden")])
+def test_a_replayed_step_is_the_launched_one(plan, losses):
+    """A CUDA graph of the step, captured anew for each learning rate, gives the weights of kernels launched singly.
+
+    To the bit; but CUDA adds the gradient of the aligner's bilinear interpolation in no fixed order, so with the hidden
+    loss two launched runs differ as well.
+    """
+    runs = [learner(plan, losses=losses, batch=32, micro_batch=32) for _ in range(3)]
+    assert runs[0].replayed
+    runs[1].replayed = runs[2].replayed = None
+    for run in runs:
+        steps(run, 2 * run.schedule.steps_per_epoch + 3)
+    states = [run.state.trainee.state_dict() for run in runs]
+    (replayed, same), (launched, _) = apart(states[0], states[1]), apart(states[1], states[2])
+    print(f"{losses}: replayed against launched {replayed:.2e}, launched twice {launched:.2e}, same bits: {same}")
+    assert same or ("hidden" in losses and replayed <= 3 * launched)
+
+
+@needs_cuda
+def test_a_step_never_makes_the_host_wait(plan):
+    """Launched one by one, and with labels ahead: after two steps no call of a step waits for the device."""
+    run = learner(plan)
+    run.replayed = None
+    batches = loaded(run, 0, 6)
+    steps(run, 3, 0, batches)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        steps(run, 3, 3, batches)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_a_restored_state_lies_where_torch_would_put_it(plan):
     """Stage II takes over AdamW's moments, its count of steps included, on the parameter's device, and then steps."""
     before = Checkpoints(plan.paths.state("dearkd-Ti", 0, "I")).load()
@@ -134,6 +184,62 @@ def test_a_restored_state_lies_where_torch_would_put_it(plan):
         assert {v.device for v in state.values()} == {parameter.device}
     steps(resumed, 2, resumed.state.step)
     assert resumed.state.meters.bad() is None
+
+
+@needs_cuda
+def test_a_copy_ahead_overwrites_nothing_that_a_step_still_reads():
+    """Steps that are slower than copies: each sees its own pixels, although memory is used again and again."""
+    batches = [MicroBatch(0, i, 0, (), ()) for i in range(40)]
+    pixels = [torch.full((64, 3, 224, 224), float(i)).pin_memory() for i in range(4)]
+    labels, sums = torch.zeros(64, dtype=torch.long).pin_memory(), []
+    for _, images, _ in arriving(((b, pixels[b.step % 4], labels) for b in batches), DEVICE, None):
+        torch.cuda._sleep(20_000_000)
+        sums.append((images.amin() + images.amax()) / 2)
+    assert torch.stack(sums).tolist() == [float(i % 4) for i in range(40)]
+
+
+def test_pixels_finished_on_the_device_are_the_cpus_to_rounding():
+    data = Data(kind="folder", classes=2, image_size=32)
+    pixels = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
+    batch, augment = MicroBatch(0, 0, 0, (), ()), Augment(finish="device", erasing=0.0)
+    found = []
+    for device in (DEVICE, torch.device("cpu")):
+        loaded = [(batch, pixels, torch.zeros(8, dtype=torch.long))]
+        ((_, finished, _),) = arriving(loaded, device, Finish(data, augment, 0, device))
+        found.append(finished.cpu())
+    torch.testing.assert_close(*found, atol=1e-6, rtol=1e-6)
+    erased = Finish(data, Augment(finish="device", erasing=1.0), 0, DEVICE)(batch, pixels.to(DEVICE)).cpu()
+    share = (erased != found[0]).any(1).float().mean()
+    assert 0.02 < share < 0.4
+
+
+@needs_cuda
+def test_compiled_steps_are_replayed_and_learn(plan):
+    """Blocks, aligner and teacher compiled, the step a CUDA graph; a second job finds what the first one compiled."""
+    counters.clear()
+    for attempt in range(2):
+        torch.compiler.reset()
+        run = learner(plan, compile="blocks", batch=32, micro_batch=32)
+        assert run.replayed
+        steps(run, 2)
+        first = run.state.meters.sums()["ce"] / 2
+        steps(run, 20, 2)
+        run.state.meters.start(0)
+        steps(run, 2, 22)
+        assert run.state.meters.bad() is None and run.state.meters.sums()["ce"] / 2 < first
+        print(f"attempt {attempt}: {dict(counters['inductor'])}")
+    assert counters["inductor"]["fxgraph_cache_hit"] > 0
+
+
+def test_both_stages_are_trained_and_evaluated(plan):
+    from dearkd import record
+
+    for stage in ("I", "II"):
+        made = record.read(plan.paths.stage("dearkd-Ti", 0, stage))
+        assert np.isfinite([e["loss"] for e in made["curve"]]).all()
+        assert (made["gpu_seconds"] > 0) == ON_GPU
+    found = record.read(plan.paths.metrics("dearkd-Ti", 0))["metrics"]
+    assert 0 <= found["top1"] <= found["top5"] <= 100
 
 
 def test_a_killed_run_ends_with_the_same_weights(plan, study, tmp_path):
@@ -186,40 +292,6 @@ def test_a_step_that_fp16_skips_leaves_everything_alone(plan):
     assert state.scaler.get_scale() < 2.0**40
 
 
-@needs_cuda
-def test_a_step_never_makes_the_host_wait(plan):
-    """Launched one by one, and with labels ahead: after two steps no call of a step waits for the device."""
-    run = learner(plan)
-    run.replayed = None
-    batches = loaded(run, 0, 6)
-    steps(run, 3, 0, batches)
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        steps(run, 3, 3, batches)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
-@needs_cuda
-@pytest.mark.parametrize("losses", [("ce",), ("ce", "logit"), ("ce", "logit", "hidden")])
-def test_a_replayed_step_is_the_launched_one(plan, losses):
-    """A CUDA graph of the step, captured anew for each learning rate, gives the weights of kernels launched singly.
-
-    To the bit; but CUDA adds the gradient of the aligner's bilinear interpolation in no fixed order, so with the hidden
-    loss two launched runs differ as well.
-    """
-    runs = [learner(plan, losses=losses, batch=32, micro_batch=32) for _ in range(3)]
-    assert runs[0].replayed
-    runs[1].replayed = runs[2].replayed = None
-    for run in runs:
-        steps(run, 2 * run.schedule.steps_per_epoch + 3)
-    states = [run.state.trainee.state_dict() for run in runs]
-    (replayed, same), (launched, _) = apart(states[0], states[1]), apart(states[1], states[2])
-    print(f"{losses}: replayed against launched {replayed:.2e}, launched twice {launched:.2e}, same bits: {same}")
-    assert same or ("hidden" in losses and replayed <= 3 * launched)
-
-
 def test_pixels_on_the_device_are_the_cpus_to_rounding(plan):
     images = subsets.splits(plan, "main")["validation"]
     data = plan.scale.data["main"]
@@ -233,7 +305,7 @@ def test_pixels_on_the_device_are_the_cpus_to_rounding(plan):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_fold_is_the_dense_bias_at_197_tokens(dtype):
-    """Output and gradients of MHCA by its folded and dense paths, against fp64."""
+    """Output and gradients of MHCA by its dense, folded and FlexAttention paths, against fp64."""
     torch.manual_seed(0)
     grid, tokens, heads, dim = (14, 14), 197, 12, 192
     found = {}
@@ -243,7 +315,7 @@ def test_the_fold_is_the_dense_bias_at_197_tokens(dtype):
         reference.rpe.delta.normal_()
     x = torch.randn(4, tokens, dim)
     up = torch.randn(4, tokens, dim)
-    for path in ("exact", "dense", "folded"):
+    for path in ("exact", "dense", "folded", "flex"):
         layer = reference if path == "exact" else MHCA(dim, heads, grid, rpe=Rpe(path=path, drop=0.0)).to(DEVICE)
         layer.load_state_dict(reference.state_dict())
         layer.zero_grad()
@@ -253,7 +325,7 @@ def test_the_fold_is_the_dense_bias_at_197_tokens(dtype):
         (out.double() * up.to(out.device).double()).sum().backward()
         found[path] = [v.double().cpu() for v in (out, layer.rpe.alpha.grad, layer.rpe.delta.grad)]
     bounds = (1e-4, 1e-3, 1e-3) if dtype == torch.float32 else (2e-2, 2e-1, 2e-1)
-    for path in ("dense", "folded"):
+    for path in ("dense", "folded", "flex"):
         for mine, exact, bound in zip(found[path], found["exact"], bounds, strict=True):
             error = ((mine - exact).norm() / exact.norm()).item()
             print(f"{path} {dtype}: relative error {error:.1e}")
