@@ -1,4 +1,4 @@
-"""The benchmark of a GPU, rehearsed on a CPU: what `plan` reads of it is measured, and its variants compute the same."""
+"""The benchmark of a GPU, rehearsed on a CPU: what `plan` reads of it is measured; its variants compute the same."""
 
 import json
 import sys
