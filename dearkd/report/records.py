@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from dearkd.plan import verify
@@ -15,9 +16,10 @@ REFERENCE = re.compile(r"deit_(tiny|small|base)_patch16_224")
 
 
 def load(plan: Plan, runs: list[Run]) -> pd.DataFrame:
-    """One line per run and seed that has been evaluated: run, seed, dirty, tested (number of images), and each metric.
+    """One line per run and seed that has been evaluated: run, seed, dirty, right, and each metric.
 
-    Raises InputError as `verify.evaluation` does. A run without a record is left out.
+    right: for each test image whether the run has it right (boolean array), in the order of the data set. Raises
+    InputError as `verify.evaluation` does. A run without a record is left out.
     """
     lines = []
     for run in runs:
@@ -25,8 +27,13 @@ def load(plan: Plan, runs: list[Run]) -> pd.DataFrame:
             if plan.paths.metrics(run.name, seed).is_file():
                 trained, tested = verify.evaluation(plan, run, seed)
                 line = {"run": run.name, "seed": seed, "dirty": any(r["git"]["dirty"] for r in (*trained, tested))}
-                lines.append({**line, "tested": tested["data"]["images"], **tested["metrics"]})
+                lines.append({**line, "right": _right(plan, run, seed), **tested["metrics"]})
     return pd.DataFrame(lines, columns=None if lines else ["run", "seed", "dirty"])
+
+
+def _right(plan: Plan, run: Run, seed: int) -> np.ndarray:
+    predicted = pd.read_csv(plan.paths.metrics(run.name, seed).with_name("predictions.csv"), usecols=["label", "top1"])
+    return (predicted["label"] == predicted["top1"]).to_numpy()
 
 
 def pretrained(plan: Plan, labels: list[str]) -> pd.DataFrame:

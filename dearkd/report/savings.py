@@ -1,7 +1,8 @@
 """How many images DearKD saved: the share on which it beats each other method of Table 2 on all images.
 
-A difference is taken seed by seed, as claims are, and its 95 % interval has two parts: Student's t over the seeds, and
-the error of a test set of finite size. A difference whose interval contains 0 is called none.
+A difference is taken seed by seed and image by image, as claims are, and has the interval of claims (inference.py). A
+difference whose interval contains 0 is called none. Below the sentences a table has the difference to each method at
+each share.
 """
 
 import itertools
@@ -9,14 +10,14 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
-from scipy import stats
 
 from dearkd import disk
 from dearkd.plan import verify
 from dearkd.plan.plan import Plan
 from dearkd.report import escaping, tables
-from dearkd.report.inference import LEVEL, interval
+from dearkd.report.inference import NORMAL, PERCENT, images_error, interval
 from dearkd.schema import InputError
 
 TABLE = "table2"
@@ -31,46 +32,85 @@ class Difference(NamedTuple):
     low: float
     high: float
 
+    @property
+    def numbers(self) -> str:
+        """The difference and its interval, without a unit."""
+        return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
+
     def __str__(self) -> str:
-        return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}] points"
+        return f"{self.numbers} points"
 
 
 def write(plan: Plan) -> str:
     """Write results/<scale>/savings.md; returns its text. Raises InputError where the scale has no Table 2."""
     if TABLE not in plan.tables:
         raise InputError(f"scale {plan.scale.name}: savings are read off {TABLE}, which its `only` leaves out")
-    lines = [*describe(plan, tables.values_of(plan, TABLE)), *_teacher(plan)]
-    text = "\n".join(f"- {line}" for line in lines) + "\n"
+    values = tables.values_of(plan, TABLE)
+    lines = [*describe(plan, values), *_teacher(plan)]
+    text = "\n".join([*(f"- {line}" for line in lines), *gaps(plan, values)]) + "\n"
     disk.write(plan.paths.results / "savings.md", text)
     return text
 
 
 def describe(plan: Plan, values: pd.DataFrame) -> list[str]:
     """A sentence of Markdown for each method beside DearKD; `values` is what `tables.values_of` gives."""
-    table, classes = plan.tables[TABLE], plan.scale.data["main"].classes
-    by_row = {
-        row.label: {dict(cell.keys)["fraction"]: tables.by_seed(values, cell.run, table.metric) for cell in row.cells}
-        for row in table.rows
-    }
-    student = by_row.pop(table.gap_to)
+    classes, by_row = plan.scale.data["main"].classes, _by_row(plan, values)
+    ours = plan.tables[TABLE].gap_to
+    student = by_row.pop(ours)
     if 100 not in student:
         return ["No row has all images: put 100 among the scale's fractions to see what was saved."]
-    tested = int(values["tested"].max()) if "tested" in values and values["tested"].notna().any() else 0
-    me = escaping.markdown(table.gap_to)
+    me = escaping.markdown(ours)
     lines = []
     for label, others in by_row.items():
         whole = others[100]
         if whole.empty or student[100].empty:  # only the paper's number, or no record yet
             continue
         it = escaping.markdown(label)
-        why = _incomparable(float(student[100].mean()), float(whole.mean()), classes, tested)
-        said = f"Nothing can be said of {me} and {it}: {why}" if why else _sentence(student, whole, tested, me, it)
+        tested = len(whole["right"].iloc[0])
+        why = _incomparable(float(student[100]["top1"].mean()), float(whole["top1"].mean()), classes, tested)
+        said = f"Nothing can be said of {me} and {it}: {why}" if why else _sentence(student, whole, me, it)
         lines.append(f"{said} ({_made_of(len(whole), tested)}).")
     return lines
 
 
-def _sentence(student: dict[int, pd.Series], whole: pd.Series, tested: int, ours: str, other: str) -> str:
-    found = {fraction: difference(student[fraction], whole, tested) for fraction in sorted(student)}
+def gaps(plan: Plan, values: pd.DataFrame) -> list[str]:
+    """Lines of a Markdown table: DearKD less each other method on the same share of images; none without records."""
+    by_row, ours = _by_row(plan, values), plan.tables[TABLE].gap_to
+    student = by_row.pop(ours)
+    rows = [
+        [escaping.markdown(label), *(_gap(student[share], others[share]) for share in student)]
+        for label, others in by_row.items()
+        if any(len(found) for found in others.values())
+    ]
+    if not rows:
+        return []
+    heads = ["against", *(f"{share} % of the images" for share in student)]
+    lines = [f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows)]
+    return [
+        "",
+        f"{escaping.markdown(ours)} less each other method, points of top-1 [95 % interval] (seeds):",
+        "",
+        *lines,
+    ]
+
+
+def _gap(ours: pd.DataFrame, others: pd.DataFrame) -> str:
+    paired = ours.index.intersection(others.index)
+    return f"{difference(ours, others).numbers} ({len(paired)})" if len(paired) else ""
+
+
+def _by_row(plan: Plan, values: pd.DataFrame) -> dict[str, dict[int, pd.DataFrame]]:
+    """For each row and share: top1 and right, by seed."""
+    return {
+        row.label: {
+            dict(cell.keys)["fraction"]: values[values["run"] == cell.run].set_index("seed") for cell in row.cells
+        }
+        for row in plan.tables[TABLE].rows
+    }
+
+
+def _sentence(student: dict[int, pd.DataFrame], whole: pd.DataFrame, ours: str, other: str) -> str:
+    found = {fraction: difference(student[fraction], whole) for fraction in sorted(student)}
     better = [fraction for fraction, one in found.items() if one.low > 0]
     if not better:
         if found[100].high < 0:
@@ -81,36 +121,26 @@ def _sentence(student: dict[int, pd.Series], whole: pd.Series, tested: int, ours
     unclear = [f"{fraction} %" for fraction, one in found.items() if fraction < least and one.low <= 0 <= one.high]
     if unclear:
         said += f"; on {' and '.join(unclear)} the two cannot be told apart"
-    equal = share([float(student[fraction].mean()) for fraction in found], [*found], float(whole.mean()))
+    accuracies = [float(student[fraction]["top1"].mean()) for fraction in found]
+    equal = share(accuracies, [*found], float(whole["top1"].mean()))
     if equal > min(found):
         said += f"; straight lines between the means make them equal at {equal:.0f} %"
     return said
 
 
-def difference(ours: pd.Series, others: pd.Series, tested: int) -> Difference:
-    """Mean of ours - others over the seeds that both have, and its interval.
+def difference(ours: pd.DataFrame, others: pd.DataFrame) -> Difference:
+    """Mean of ours - others over the seeds that both have, and its interval; both have top1 and right, by seed.
 
-    All seeds have the same test images, so the error of the test set does not shrink with the number of seeds. It is
-    taken as for two independent accuracies, which is more than for two methods on the same images. With one seed the
-    interval has only this error. With `tested` 0 the number of test images is unknown, and the interval has only the
-    seeds' spread.
+    With one seed the interval has the error of the test images alone.
     """
-    each = (ours - others).dropna()
-    if each.empty:
+    seeds = ours.index.intersection(others.index)
+    if seeds.empty:
         return Difference(math.nan, math.nan, math.nan)
-    seeds = interval(each)
-    variance = sum(_variance(float(top1[each.index].mean()), tested) for top1 in (ours, others))
-    images = float(stats.norm.ppf((1 + LEVEL) / 2)) * math.sqrt(variance)
-    half = math.hypot(seeds.half if len(each) > 1 else 0, images)
-    return Difference(seeds.mean, seeds.mean - half, seeds.mean + half)
-
-
-def _variance(top1: float, tested: int) -> float:
-    """Variance of an accuracy in percent on `tested` images, plus two right and two wrong ones (Agresti, Coull)."""
-    if not tested:
-        return 0.0
-    share = (top1 / 100 * tested + 2) / (tested + 4)
-    return 1e4 * share * (1 - share) / (tested + 4)
+    rights = [np.stack(one.loc[seeds, "right"]).astype(float) for one in (ours, others)]
+    error = images_error(PERCENT * (rights[0] - rights[1]))
+    found = interval(ours.loc[seeds, "top1"] - others.loc[seeds, "top1"], error)
+    half = found.half if len(seeds) > 1 else NORMAL * error
+    return Difference(found.mean, found.mean - half, found.mean + half)
 
 
 def near_chance(top1: float, classes: int) -> bool:
@@ -124,7 +154,7 @@ def _incomparable(ours: float, other: float, classes: int, tested: int) -> str:
     low = min(ours, other)
     if near_chance(max(ours, other), classes):
         return f"with {ours:.1f} and {other:.1f} % both are close to chance, {100 / classes:.1f} %; train longer"
-    if tested and (100 - low) / 100 * tested < FEW:
+    if (100 - low) / 100 * tested < FEW:
         return f"with {ours:.1f} and {other:.1f} % both get nearly every test image right; take harder ones"
     return ""
 
@@ -144,7 +174,7 @@ def share(accuracies: Sequence[float], fractions: Sequence[int], wanted: float) 
 
 
 def _made_of(seeds: int, tested: int) -> str:
-    return f"{seeds} seeds" * (seeds > 1) + "one seed" * (seeds == 1) + f", {tested} test images" * bool(tested)
+    return f"{'one seed' if seeds == 1 else f'{seeds} seeds'}, {tested} test images"
 
 
 def _teacher(plan: Plan) -> list[str]:

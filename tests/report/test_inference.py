@@ -23,10 +23,91 @@ def test_students_interval_and_p_by_hand():
     assert found.p == pytest.approx(stats.ttest_1samp([1, 2, 3], 0).pvalue)
 
 
-@pytest.mark.parametrize("values, p", [([2.0, 2.0], 0.0), ([0.0, 0.0, 0.0], 1.0)])
-def test_seeds_that_agree_leave_nothing_to_chance(values, p):
+def test_the_shared_error_is_added_as_a_square():
+    """1, 2, 3 with an error of 0.5: half is √(2.484138² + (1.959964 / 2)²); p is where the interval ends at 0."""
+    found = inference.interval(pd.Series([1.0, 2.0, 3.0]), 0.5)
+    assert found.half == pytest.approx(2.670450, abs=1e-5)
+    ends = math.hypot(stats.t.isf(found.p / 2, 2) / math.sqrt(3), stats.norm.isf(found.p / 2) * 0.5)
+    assert ends == pytest.approx(2, abs=1e-9)
+
+
+def test_seeds_that_agree_leave_the_error_of_their_test_images():
+    found = inference.interval(pd.Series([2.0, 2.0]), 0.5)
+    assert (found.half, found.p) == pytest.approx((0.979982, 2 * stats.norm.sf(4)))
+    assert inference.interval(pd.Series([0.1 + 0.2, 0.3]), 0.5).half == pytest.approx(0.979982), (
+        "equal but for rounding"
+    )
+
+
+@pytest.mark.parametrize("values", [[2.0, 2.0], [0.0, 0.0, 0.0], [0.1 + 0.2, 0.3]])
+def test_seeds_that_agree_on_a_number_of_unknown_error_tell_nothing(values):
     found = inference.interval(pd.Series(values))
-    assert found.half == 0 and found.p == p
+    assert found.half == math.inf and found.p == 1
+
+
+MARGINS = st.integers(1, 6).flatmap(
+    lambda images: st.lists(
+        st.lists(st.sampled_from([-100.0, 0.0, 100.0]), min_size=images, max_size=images), min_size=2, max_size=4
+    )
+)
+
+
+@given(MARGINS, st.floats(-50, 50))
+def test_no_interval_has_zero_width_or_less_than_an_image(margins, threshold):
+    """Whatever the answers are, equal ones too, and whatever threshold the margins are taken from."""
+    margins = np.array(margins) - threshold
+    error = inference.images_error(margins)
+    found = inference.interval(pd.Series(margins.mean(axis=1)), error)
+    assert found.half >= 1.95 * 100 / margins.shape[1] and 0 <= found.p <= 1
+    assert (found.p < 0.05) == (abs(found.mean) > found.half) or abs(found.mean) == pytest.approx(found.half)
+    low, high = inference.bootstrap(pd.Series(margins.mean(axis=1)), error)
+    assert low < high
+
+
+def test_the_error_of_the_test_images_by_hand():
+    """One of four: variance of the means 2500, over 4 images 625, and (100 / 4)² more for one image: √1250.
+
+    Seeds that agree do not make it smaller. Seeds that share nothing leave one image.
+    """
+    one = [100.0, 0.0, 0.0, 0.0]
+    assert [inference.images_error(np.array([one] * n)) for n in (1, 2, 8)] == pytest.approx([math.sqrt(1250)] * 3)
+    assert inference.images_error(np.array([[100.0, 0.0], [0.0, 100.0]])) == 50
+    assert inference.images_error(np.zeros((3, 50))) == 2
+    assert inference.images_error(np.array([[100.0], [0.0]])) == 100
+
+
+def trial(random, seeds, images, spread, own):
+    """Margins of a method over another whose true margin is known: normal latent scores with an effect of the image for
+    both methods, one for each method and image, one for each method and seed, and one for every answer."""
+    thresholds, found = {1: 2.0, -1: 1.6}, 0
+    both = math.sqrt(0.6) * random.standard_normal(images)
+    for sign, threshold in thresholds.items():
+        seed = spread * random.standard_normal((seeds, 1))
+        answer = math.sqrt(0.4 - own) * random.standard_normal((seeds, images))
+        found += sign * 100.0 * (both + math.sqrt(own) * random.standard_normal(images) + answer < threshold + seed)
+    true = sum(sign * 100 * stats.norm.cdf(t / math.hypot(1, spread)) for sign, t in thresholds.items())
+    return found, true
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 8])
+@pytest.mark.parametrize("spread, own", [(0.0, 0.0), (0.0, 0.2), (0.3, 0.2)])
+def test_the_interval_covers_a_known_truth(seeds, spread, own):
+    """In 95 % of 500 trials or more; 93 % are two standard errors of the trials below that."""
+    random = np.random.default_rng(seeds)
+    covered = 0
+    for _ in range(500):
+        margins, true = trial(random, seeds, 400, spread, own)
+        found = inference.interval(pd.Series(margins.mean(axis=1)), inference.images_error(margins))
+        covered += abs(found.mean - true) <= found.half
+    assert covered >= 465
+
+
+def test_students_t_alone_does_not_cover_it():
+    """The fault that the shared error mends: eight seeds agree on the images that a method is better at."""
+    random = np.random.default_rng(0)
+    trials = [trial(random, 8, 400, 0.0, 0.35) for _ in range(300)]
+    alone = [inference.interval(pd.Series(margins.mean(axis=1))) for margins, _ in trials]
+    assert sum(abs(one.mean - true) <= one.half for one, (_, true) in zip(alone, trials, strict=True)) < 240
 
 
 def test_one_seed_has_no_interval():
@@ -42,6 +123,11 @@ def test_the_bootstrap_is_the_distribution_of_means_with_replacement():
     found = inference.bootstrap(pd.Series(values))
     assert found == pytest.approx(np.quantile(every, [0.025, 0.975]), abs=0.25)
     assert found == inference.bootstrap(pd.Series(values)), "the same draws every time"
+
+
+def test_the_bootstrap_draws_the_shared_error_too():
+    low, high = inference.bootstrap(pd.Series([2.0, 2.0]), 0.5)
+    assert (low, high) == pytest.approx((2 - 0.98, 2 + 0.98), abs=0.05)
 
 
 def test_holm_by_hand():

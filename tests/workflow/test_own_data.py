@@ -214,21 +214,28 @@ def test_the_share_is_read_off_the_accuracies(accuracies, wanted, expected):
     assert savings.share(accuracies, [10, 25, 100], wanted) == pytest.approx(expected, nan_ok=True)
 
 
-def described(accuracy, tested=0, seeds=2, step=2.0, classes=10):
+def answers(top1, images):
+    """So many percent of the images right, the first ones."""
+    return np.arange(images) < round(top1 / 100 * images)
+
+
+def described(accuracy, images=2000, seeds=2, step=2.0, classes=10):
     """What is said where DearKD-Ti has these accuracies (by fraction) and the others theirs on all images.
 
-    Of two seeds one lies `step` / 2 above and one below for every method, so that their differences are equal.
+    Of two seeds one lies `step` / 2 above and one below for every method, so that their differences are equal. What the
+    less accurate method has right, the other has right too.
     """
     scale = experiments.load("digits").scale
     data = {**scale.data, "main": dataclasses.replace(scale.data["main"], classes=classes)}
     whole = dataclasses.replace(experiments.load("digits"), scale=dataclasses.replace(scale, data=data))
     lines = [
-        {"run": cell.run, "seed": seed, "tested": tested or None, "top1": top1 + step * (seed - (seeds - 1) / 2)}
+        {"run": cell.run, "seed": seed, "top1": here, "right": answers(here, images)}
         for row in whole.tables["table2"].rows
         for cell in row.cells
         for seed in range(seeds)
         for top1 in [accuracy.get((row.label, dict(cell.keys)["fraction"]), accuracy.get(row.label))]
         if top1 is not None
+        for here in [top1 + step * (seed - (seeds - 1) / 2)]
     ]
     return savings.describe(whole, pd.DataFrame(lines))
 
@@ -238,40 +245,48 @@ def curve(*top1):
 
 
 def test_a_saving_is_where_the_interval_lies_above_the_other_method():
-    """DeiT 65 lies at 25 x 2^0.5 = 35 %. Differences of the seeds are equal, so without test images no interval."""
+    """DeiT 65 lies at 25 x 2^0.5 = 35 %."""
     said = described({**curve(50, 60, 70, 80), "DeiT-Ti": 65.0, "DeiT-Ti distilled": 81.0})
     assert said == [
-        "DearKD-Ti on 50 % of the images beats DeiT-Ti on all of them: +5.0 [+5.0, +5.0] points; straight lines "
-        "between the means make them equal at 35 % (2 seeds).",
-        "DearKD-Ti does not reach DeiT-Ti distilled, both on all images: -1.0 [-1.0, -1.0] points (2 seeds).",
+        "DearKD-Ti on 50 % of the images beats DeiT-Ti on all of them: +5.0 [+4.1, +5.9] points; straight lines "
+        "between the means make them equal at 35 % (2 seeds, 2000 test images).",
+        "DearKD-Ti does not reach DeiT-Ti distilled, both on all images: -1.0 [-1.3, -0.7] points (2 seeds, 2000 test "
+        "images).",
     ]
 
 
+def measured(*strings):
+    """top1 and right by seed, from a string of 0 and 1 for each seed."""
+    right = [np.array([*map(int, one)]) == 1 for one in strings]
+    return pd.DataFrame({"top1": [100 * one.mean() for one in right], "right": right})
+
+
 def test_the_error_of_the_test_set_by_hand():
-    """70 and 65 of 100 images, two added as right and two as wrong: shares 72/104 and 67/104, variances
-    0.6923 x 0.3077 / 104 + 0.6442 x 0.3558 / 104 = 0.0020483 + 0.0022040, whose root is 6.521 points, times 1.96."""
-    found = savings.difference(pd.Series([69.0, 71.0]), pd.Series([64.0, 66.0]), 100)
-    assert (found.mean, found.low, found.high) == pytest.approx((5, 5 - 12.781, 5 + 12.781), abs=2e-3)
-    assert str(found) == "+5.0 [-7.8, +17.8] points"
+    """5 of 20 images, the same for both seeds: variance 100² x 1/4 x 3/4 x 20/19, over 20 images 98.68, and one image,
+    25: √123.68 x 1.96 = 21.80. With one seed as well: its interval has this error alone."""
+    ours, others = "1" * 15 + "0" * 5, "1" * 10 + "0" * 10
+    for seeds in (1, 2):
+        found = savings.difference(measured(*[ours] * seeds), measured(*[others] * seeds))
+        assert (found.mean, found.high) == pytest.approx((25, 25 + 21.797), abs=1e-3)
+    assert str(found) == "+25.0 [+3.2, +46.8] points"
 
 
-def test_the_seeds_and_the_test_set_add_as_squares():
-    """Differences 3 and 7: sd 2.828, t(0.975, 1) = 12.7062, so 25.412 by the seeds alone; with the images, the root."""
-    ours, other = pd.Series([68.0, 72.0]), pd.Series([65.0, 65.0])
-    assert savings.difference(ours, other, 0).low == pytest.approx(5 - 25.412, abs=1e-3)
-    assert savings.difference(ours, other, 100).low == pytest.approx(5 - math.hypot(25.412, 12.781), abs=2e-3)
+def test_only_seeds_that_both_have_are_compared():
+    ours, others = measured("1100", "1110", "0000"), measured("1000", "1110").set_axis([0, 1])
+    assert savings.difference(ours, others).mean == pytest.approx(12.5)
+    assert math.isnan(savings.difference(ours, others.set_axis([7, 8])).low)
 
 
 def test_two_images_of_forty_are_no_saving():
     """The case of a folder with 40 test images, of which 2 decide."""
-    said = described({**curve(62.5, 67.5, 70, 72.5), "DeiT-Ti": 60.0, "DeiT-Ti distilled": 75.0}, tested=40, seeds=1)
+    said = described({**curve(62.5, 62.5, 65, 65), "DeiT-Ti": 60.0, "DeiT-Ti distilled": 67.5}, images=40, seeds=1)
     assert len(said) == 2 and all("cannot be told apart, both on all images" in line for line in said)
     assert all("beats" not in line and line.endswith("(one seed, 40 test images).") for line in said)
 
 
 def test_what_lies_below_the_saving_and_cannot_be_told_apart_is_said():
-    accuracy = {**curve(80.5, 88, 92, 93), "DeiT-Ti": 80.0, "DeiT-Ti distilled": 60.0}
-    said = described(accuracy, tested=2000)
+    accuracy = {**curve(80.1, 88, 92, 93), "DeiT-Ti": 80.0, "DeiT-Ti distilled": 60.0}
+    said = described(accuracy)
     assert "DearKD-Ti on 25 % of the images beats DeiT-Ti on all of them: +8.0 [" in said[0]
     assert "; on 10 % the two cannot be told apart (2 seeds, 2000 test images)." in said[0]
     assert said[1].startswith("DearKD-Ti on 10 % of the images beats DeiT-Ti distilled on all of them")
@@ -298,18 +313,20 @@ def test_near_chance(classes, top1, low):
 
 def test_nothing_learned_and_nothing_left_to_learn_are_no_saving():
     """The case of students at 16 to 22 % of ten classes, and one of tests that all get right."""
-    chance = described({**curve(16, 19, 20, 22), "DeiT-Ti": 16.0, "DeiT-Ti distilled": 17.0}, tested=500)
+    chance = described({**curve(16, 19, 20, 22), "DeiT-Ti": 16.0, "DeiT-Ti distilled": 17.0}, images=500)
     assert all(line.startswith("Nothing can be said of DearKD-Ti and DeiT-Ti") for line in chance)
     assert "with 22.0 and 16.0 % both are close to chance, 10.0 %" in chance[0]
-    full = described({**curve(98, 99, 99, 99.5), "DeiT-Ti": 99.0, "DeiT-Ti distilled": 95.0}, tested=300, step=0)
+    full = described({**curve(98, 99, 99, 99.5), "DeiT-Ti": 99.0, "DeiT-Ti distilled": 95.0}, images=300, step=0)
     assert "Nothing can be said" in full[0] and "nearly every test image right" in full[0]
     assert "beats DeiT-Ti distilled" in full[1]
 
 
-def test_what_is_committed_is_what_the_records_say():
-    whole = experiments.load("digits")
-    said = savings.describe(whole, tables.values_of(whole, "table2"))
-    assert (whole.paths.results / "savings.md").read_text() == "".join(f"- {line}\n" for line in said)
+@pytest.mark.parametrize("scale", sorted(path.parent.name for path in PROJECT.glob("results/*/savings.md")))
+def test_what_is_committed_is_what_the_records_say(scale):
+    whole = experiments.load(scale)
+    values = tables.values_of(whole, "table2")
+    said = [*(f"- {line}" for line in savings.describe(whole, values)), *savings.gaps(whole, values)]
+    assert (whole.paths.results / "savings.md").read_text().splitlines() == said
 
 
 def test_a_teacher_near_chance_is_named(folder_with_digits, monkeypatch):
@@ -337,7 +354,7 @@ def test_nothing_is_said_of_what_was_not_measured():
     assert described({("DearKD-Ti", 10): 50.0, "DeiT-Ti": 65.0}) == []
     whole = experiments.load("digits")
     tenth = experiments.load(override(whole.scale, {"fractions": [10]}, "test"))
-    values = pd.DataFrame([{"run": "deit-Ti-f10", "seed": 0, "top1": 50.0}])
+    values = pd.DataFrame([{"run": "deit-Ti-f10", "seed": 0, "top1": 50.0, "right": np.array([True, False])}])
     assert savings.describe(tenth, values) == [
         "No row has all images: put 100 among the scale's fractions to see what was saved."
     ]

@@ -1,24 +1,27 @@
 """The paper's claims, judged on our records at a scale and on the paper's own numbers.
 
-A claim is one or more comparisons (comparisons.py), each with a margin: by how much it holds. On our records the
-margin is taken seed by seed, since methods with the same seed share images, order and start, and has the 95 % interval
-of Student's t over the seeds. A comparison holds when the interval lies above 0, fails when it lies below, and is
-within noise otherwise; one seed, or a number that has no seeds, decides by its sign. A claim fails when one of its
+A claim is one or more comparisons (language.py), each with a margin: by how much it holds. On our records the margin is
+taken seed by seed, since methods with the same seed share images, order and start, and has a 95 % interval
+(inference.py): Student's t over the seeds, and the error that a finite set of test images leaves. A comparison holds
+when the interval lies above 0, fails when it lies below, and is within noise otherwise; one seed, or a number that has
+no seeds, decides by its sign. A claim fails when one of its
 comparisons fails, holds when all hold, and otherwise is not measured where one could not be made, or else within noise.
 "Within t" is written as a chain, -t <= d <= t: its weaker margin is t - |d|, and its halves are the usual test of
 equivalence.
 
 Each comparison is judged by itself. Beside that stand the p-value of each claim, corrected by Holm over all claims that
-have one, and a bootstrap over the seeds, which takes no distribution for granted.
+have one, and a bootstrap over the seeds, which takes no distribution of theirs for granted.
 """
 
 import csv
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from types import MappingProxyType
+from typing import NamedTuple, TypeVar
 
+import numpy as np
 import pandas as pd
 
 from dearkd.places import shipped
@@ -28,7 +31,7 @@ from dearkd.plan.plan import Plan
 from dearkd.report import tables
 from dearkd.report.claims import language
 from dearkd.report.claims.language import Cell, Comparison, Comparisons, Numbers, Value
-from dearkd.report.inference import bootstrap, holm, interval
+from dearkd.report.inference import PERCENT, bootstrap, holm, images_error, interval
 from dearkd.schema import InputError, build, spec, unknown
 
 CLAIMS = experiments.PAPER / "claims.csv"
@@ -56,6 +59,18 @@ class Claim:
     comparisons: str
 
 
+class Answers(NamedTuple):
+    """Which images of a test set a run has right."""
+
+    data: str
+    """Name of the data set."""
+    right: pd.Series
+    """By seed: an array with True for each image that is right."""
+
+
+NO_ANSWERS: Mapping[Cell, Answers] = MappingProxyType({})
+
+
 @spec
 class Judgement:
     """A verdict and the comparison that decides it: the one with the smallest margin among those with the verdict."""
@@ -73,7 +88,7 @@ class Judgement:
     comparisons: int = 1
     boot_low: float = math.nan
     boot_high: float = math.nan
-    """95 % percentile interval of the margin when seeds are drawn again with replacement."""
+    """95 % percentile interval of the margin when seeds are drawn again with replacement, and images by their error."""
     p: float = math.nan
     """Two-sided p-value: how rarely margins as large, of either sign, occur by chance. Not a number without seeds."""
 
@@ -137,6 +152,19 @@ def our_numbers(plan: Plan, values: dict[str, pd.DataFrame]) -> Numbers:
     return found
 
 
+def our_answers(plan: Plan, values: dict[str, pd.DataFrame]) -> dict[Cell, Answers]:
+    """The test images that are right, for each number that is a percentage of them. values: as for `our_numbers`."""
+    found = {}
+    for name, table in plan.tables.items():
+        for row in table.rows:
+            for cell in row.cells:
+                right = tables.by_seed(values[name], cell.run, "right")
+                if len(right) and table.metric == "top1":
+                    data = plan.run(cell.run).stages[-1].data_name
+                    found[Cell(name, "", row.label, _column(cell))] = Answers(data, right)
+    return found
+
+
 def papers_numbers() -> Numbers:
     """The paper's own numbers: its tables, and sizes and images/s of Table 3."""
     found: dict[Cell, Value] = {
@@ -161,7 +189,7 @@ def _column(cell: PlannedCell) -> str | int | None:
 # ---------------------------------------------------------------------------------------------- judging
 
 
-def judge(compared: Comparisons, numbers: Numbers) -> Judgement:
+def judge(compared: Comparisons, numbers: Numbers, answers: Mapping[Cell, Answers] = NO_ANSWERS) -> Judgement:
     """The verdict on a claim. It is that of the weakest comparison, or of the weakest in the best `at_least` columns.
 
     Where a conjunction mixes units, a margin in the first unit is shown before others.
@@ -172,7 +200,7 @@ def judge(compared: Comparisons, numbers: Numbers) -> Judgement:
         return VERDICTS.index(one.verdict), units.index(one.unit), one.margin
 
     nothing = Judgement(unit=units[0])
-    groups = [[judge_one(pair, numbers) for pair in group] for group in compared.groups(numbers)]
+    groups = [[judge_one(pair, numbers, answers) for pair in group] for group in compared.groups(numbers)]
     columns = sorted((min(group, key=weakest_first, default=nothing) for group in groups), key=weakest_first)
     position = len(columns) - (compared.at_least or len(columns))
     made = [one for group in groups for one in group]
@@ -185,7 +213,7 @@ def judge(compared: Comparisons, numbers: Numbers) -> Judgement:
     )
 
 
-def judge_one(pair: Comparison, numbers: Numbers) -> Judgement:
+def judge_one(pair: Comparison, numbers: Numbers, answers: Mapping[Cell, Answers] = NO_ANSWERS) -> Judgement:
     """The verdict on one comparison, with the 95 % interval of its margin and its p-value where there are seeds."""
     margin = pair.margin(numbers)
     unit, decided_by = _unit(pair), str(pair)
@@ -194,9 +222,10 @@ def judge_one(pair: Comparison, numbers: Numbers) -> Judgement:
         mean = round(float(values[0]), 9)  # 72.2 - 71.2 is not 1.0 in binary
         verdict = _verdict(mean, mean, pair.inclusive)
         return Judgement(verdict=verdict, margin=mean, seeds=seeds, unit=unit, decided_by=decided_by)
-    found = interval(margin)
+    error = _images_error(pair, numbers, answers, margin.index)
+    found = interval(margin, error)
     low, high = found.mean - found.half, found.mean + found.half
-    boot_low, boot_high = bootstrap(margin)
+    boot_low, boot_high = bootstrap(margin, error)
     return Judgement(
         verdict=_verdict(low, high, pair.inclusive),
         margin=found.mean,
@@ -209,6 +238,16 @@ def judge_one(pair: Comparison, numbers: Numbers) -> Judgement:
         boot_high=boot_high,
         p=found.p,
     )
+
+
+def _images_error(pair: Comparison, numbers: Numbers, answers: Mapping[Cell, Answers], seeds: pd.Index) -> float:
+    """Standard error of a margin from its test images, over these seeds; 0 where no cell is a percentage of images."""
+    margins: dict[str, np.ndarray] = {}
+    for cell, slope in pair.slopes(numbers).items():
+        if cell in answers:
+            data, right = answers[cell]
+            margins[data] = margins.get(data, 0.0) + PERCENT * slope * np.stack([right[seed] for seed in seeds])
+    return math.hypot(*map(images_error, margins.values()))
 
 
 # ---------------------------------------------------------------------------------------------- p-values
@@ -265,10 +304,10 @@ def frame(plan: Plan) -> pd.DataFrame:
     the paper's numbers (paper_*), the p-value corrected by Holm (holm), and whether a record was made from sources that
     differ from its commit (dirty)."""
     values = {name: tables.values_of(plan, name) for name in plan.tables}
-    ours, papers = our_numbers(plan, values), papers_numbers()
+    ours, answers, papers = our_numbers(plan, values), our_answers(plan, values), papers_numbers()
     lines = []
     for claim, compared in read_claims(papers):
-        here, there = judge(compared, ours), judge(compared, papers)
+        here, there = judge(compared, ours, answers), judge(compared, papers)
         lines.append(
             {
                 "id": claim.id,

@@ -28,6 +28,8 @@ ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.m
 DEEPEST = 50
 LARGEST = 1e12
 """Greatest depth of a claim's expressions, and greatest number in them."""
+STEP = 1e-3
+"""By how much a number is moved to see what that does to a margin."""
 
 
 class Cell(NamedTuple):
@@ -82,6 +84,14 @@ class Comparison(NamedTuple):
         if isinstance(margin, pd.Series):
             return margin.dropna() if margin.notna().any() else math.nan
         return margin
+
+    def slopes(self, numbers: Numbers) -> dict[Cell, float]:
+        """What one more in a cell adds to the margin, for each cell with a number for each seed, at their means."""
+        cells = [c for c in self.places() if isinstance(numbers.get(c), pd.Series)]
+        means = {c: float(pd.Series(numbers[c]).mean()) for c in cells}
+        moved = {c: pd.Series([m + STEP * (c == other) for other in [*cells, None]]) for c, m in means.items()}
+        margins = pd.Series(self.margin({**numbers, **moved}))  # the last one is the margin at the means
+        return {c: (margins[i] - margins[len(cells)]) / STEP for i, c in enumerate(cells)}
 
     @property
     def inclusive(self) -> bool:

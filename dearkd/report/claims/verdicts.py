@@ -34,8 +34,8 @@ MARKS = {
 """A verdict's colour and marker, which differ in grey print too, and the colour of its words."""
 EXPLAINED = (
     "*margin*: by how much the comparison that decides holds, the claim's weakest, beyond the threshold where it "
-    "has one; in points of top-1 (or LPIPS, %, million parameters), with the 95 % interval of Student's t over the "
-    "seeds, paired by seed. A comparison holds when the interval lies above 0, fails when it lies below, and is "
+    "has one; in points of top-1 (or LPIPS, %, million parameters), with its 95 % interval, paired by seed and by test "
+    "image. A comparison holds when the interval lies above 0, fails when it lies below, and is "
     "within noise otherwise; a number without an interval decides by its sign. A claim holds when all its "
     "comparisons hold, and fails when one fails. Each comparison is judged by itself: of many, one may fail by "
     "chance. *not measured*: this scale does not train all that the claim needs. Thresholds are the paper's, in "
@@ -43,12 +43,14 @@ EXPLAINED = (
     "comparison decided in `claims.csv` beside this page."
 )
 STATISTICS = (
+    "*The interval* adds two errors as squares: Student's t over the seeds, and the error that all seeds share because "
+    "their test images are the same, which is never below one image. It assumes that seeds and test images are "
+    "independent draws whose effects add up. Student's t also takes the seeds' margins as normally distributed, which "
+    "{seeds} seeds can neither show nor refute. A bootstrap, which draws the seeds again and assumes no distribution, "
+    "is a check: its interval (in `claims.csv`) gives the same verdict on {same} of the {claims} deciding "
+    "comparisons{others}. With few seeds it is too narrow, because it never leaves the range of the seeds.\n\n"
     "*p (Holm)*: how rarely a margin of that size, of either sign, would come by chance, corrected for the {claims} "
-    "claims that have an interval. Below 0.05, whatever their number, {firm}. Student's t takes margins as normally "
-    "distributed over the seeds, which {seeds} seeds can neither show nor refute. A bootstrap, which draws the seeds "
-    "again and assumes no distribution, is a check: its interval (in `claims.csv`) gives the same verdict on {same} of "
-    "the {claims} deciding comparisons{others}. With few seeds it is too narrow, because it never leaves the range of "
-    "the seeds."
+    "claims that have an interval. Below 0.05, whatever their number, {firm}."
 )
 DIRTY = " † Made from sources that differ from the commit in the records."
 
@@ -245,7 +247,7 @@ def _row(ax: Axes, y: int, claim: Any) -> None:
     statement = re.sub(r" \([^()]*\)$", "", claim.statement)  # the paper's number is in the row
     ax.axhline(y, color=plt.rcParams["grid.color"], linewidth=plt.rcParams["grid.linewidth"])
     if claim.unit == claim.paper_unit and claim.verdict != NOT_MEASURED:
-        bar = None if math.isnan(claim.low) else [[claim.margin - claim.low], [claim.high - claim.margin]]
+        bar = None if not math.isfinite(claim.low) else [[claim.margin - claim.low], [claim.high - claim.margin]]
         ax.errorbar(claim.margin, y, xerr=bar, color=colour, marker=marker, markersize=4.5, linewidth=1.2)
     elif claim.verdict != NOT_MEASURED:
         _aside(ax, y, INSIDE, f"{claim.margin:+.2f} {claim.unit}", color=words)
