@@ -77,7 +77,7 @@ class QuadraticBias(nn.Module):
     v: Tensor
     """-alpha and 2 alpha Delta as three free numbers, for `rpe.param: free`; there is no alpha and Delta then."""
     positions: Tensor
-    """Of the patches, centred on the image: (patches, 2)."""
+    """The places of the patches, centred on the image: (patches, 2)."""
     terms: Tensor
     """|d|^2, d and 1 of every two tokens: (4, tokens, tokens)."""
 

@@ -98,7 +98,9 @@ def test_any_other_order_is_named_too(weights):
 
 def test_the_mean_and_std_that_would_fit_are_named(weights):
     raw = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3, "outputs": ("numeric",)}
-    with pytest.raises(InputError, match=r"with Inception's mean and std it shows 100.0 % .*mean: \[0.5, 0.5, 0.5\]"):
+    with pytest.raises(
+        InputError, match=r"with Inception's mean and std its top-1 is 100.0 % .*mean: \[0.5, 0.5, 0.5\]"
+    ):
         measure(weights, **raw)
     top1, warning = measure(weights, **raw, top1=50.0, tolerance=50.0)
     assert top1 < 30 and "chance is 8.3 %" in warning and "Inception's" in warning

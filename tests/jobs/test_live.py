@@ -2,6 +2,7 @@
 
 import io
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -106,9 +107,12 @@ def test_on_a_terminal_running_jobs_show_how_far_they_are(view, tmp_path):
 
 
 def test_a_terminal_that_is_gone_ends_nothing(view):
-    view.console = Console(file=open("/dev/full", "w", buffering=1))  # noqa: SIM115, PTH123
+    full = Path("/dev/full").open("w", buffering=1)  # noqa: SIM115
+    view.console = Console(file=full)
     tell(view, LogEvent.RUN_INFO, stats={"train": 1})
     begin(view, 1)
     tell(view, LogEvent.JOB_FINISHED, job_id=1)
     view.close()
     assert view.done == 1
+    with pytest.raises(OSError, match="No space left"):
+        full.close()
