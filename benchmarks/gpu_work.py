@@ -25,7 +25,7 @@ from dearkd.model import networks
 from dearkd.model.aligner import Aligner
 from dearkd.model.attention import MHCA
 from dearkd.model.losses import class_loss, hidden_loss
-from dearkd.model.teachers import FeatureShape, Teacher
+from dearkd.model.teachers import FeatureShape, TeacherNetwork
 from dearkd.plan import experiments, stage
 from dearkd.plan.scale import Diversity
 from dearkd.plan.stage import Augment, Data, Model, Phase, Rpe, Source, Synthesis
@@ -98,13 +98,13 @@ def learned(
     return lambda: learner.step([(FIRST, images, labels)]), BATCH
 
 
-def regnet() -> Teacher:
+def regnet() -> TeacherNetwork:
     """RegNetY-16GF with random weights, as stage I asks it: folded, channels last, up to its second stage."""
     net = timm.create_model("regnety_160" if ON_GPU else "regnety_002", num_classes=CLASSES)
-    return Teacher(net.to(DEVICE).to(memory_format=torch.channels_last), (2,)).fold()
+    return TeacherNetwork(net.to(DEVICE).to(memory_format=torch.channels_last), (2,)).fold()
 
 
-def _shapes(teacher: Teacher, images: Tensor) -> tuple[FeatureShape, ...]:
+def _shapes(teacher: TeacherNetwork, images: Tensor) -> tuple[FeatureShape, ...]:
     return tuple(FeatureShape(f.shape[1], tuple(f.shape[2:]), True) for f in teacher.features(images[:2]))
 
 
@@ -211,7 +211,7 @@ def inversion(way: str) -> tuple[Step, int]:
         teacher=stage.Teacher(model="resnet101", top1=0.0),
     )
     labels = torch.arange(6).repeat_interleave(7).expand(together, -1)
-    run = Inversion(source, 0, range(together), labels, Teacher(net), None, DEVICE)
+    run = Inversion(source, 0, range(together), labels, TeacherNetwork(net), None, DEVICE)
     if way == "compiled":
         net.compile(backend=BACKEND, dynamic=False)
     if way != "graph":

@@ -182,7 +182,7 @@ def _read(images: Data) -> datasets.Images:
     return datasets.read(images)["train"]
 
 
-def _teacher(task: Task, stage: Stage) -> tuple[teachers.Teacher | None, tuple[FeatureShape, ...]]:
+def _teacher(task: Task, stage: Stage) -> tuple[teachers.TeacherNetwork | None, tuple[FeatureShape, ...]]:
     """The committed teacher, and the shapes of the features that the stage wants of it."""
     if stage.teacher is None:
         return None, ()

@@ -22,7 +22,7 @@ from benchmarks.compare import Result, in_turns, ratio
 from dearkd.data.order import Decisions, MicroBatch
 from dearkd.model import networks
 from dearkd.model.objective import FeatureScale, mean_squares, objective
-from dearkd.model.teachers import FeatureShape, Seen, Teacher
+from dearkd.model.teachers import FeatureShape, Seen, TeacherNetwork
 from dearkd.model.trainee import Trainee
 from dearkd.plan.stage import Distillation, Model, Rpe, Training
 from dearkd.train import optimise
@@ -94,7 +94,7 @@ def _ours(net: nn.Module, hidden: bool, images: Tensor, targets: Tensor) -> Call
     losses = {"ce": 0.5, "logit": 0.5} | ({"hidden": 1.0} if hidden else {})
     knobs, student = Distillation(), _model("dearkd_tiny_patch16_224", (("rpe", (("drop", Rpe().drop),)),))
     early = copy.deepcopy(net).to(memory_format=torch.channels_last)  # as `teachers.build` has them at this size
-    teacher = Teacher(early, (STAGE,) if hidden else ()).fold()
+    teacher = TeacherNetwork(early, (STAGE,) if hidden else ()).fold()
     features = [FeatureShape(f.shape[1], tuple(f.shape[2:]), True) for f in teacher.features(images)]
     trainee = Trainee(student, tuple(losses), knobs, tuple(features)).train()
     optimiser = optimise.optimiser(trainee, Training())

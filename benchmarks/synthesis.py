@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from benchmarks.compare import Result, in_turns, peak_mb, ratio
 from dearkd.jobs.inversion import Inversion
-from dearkd.model.teachers import Teacher
+from dearkd.model.teachers import TeacherNetwork
 from dearkd.plan import stage
 from dearkd.plan.stage import Data, Phase, Source, Synthesis
 from dearkd.plan.synthesis import terms
@@ -108,7 +108,7 @@ def _ours(net: nn.Module) -> Callable[[], list[float]]:
         teacher=teacher,
     )
     labels = torch.arange(CLASSES).repeat_interleave(PER_CLASS)[None]
-    built = Teacher(net.to(memory_format=torch.channels_last))
+    built = TeacherNetwork(net.to(memory_format=torch.channels_last))
     inversion = Inversion(source, 0, [0], labels, built)
 
     def work() -> list[float]:
@@ -135,7 +135,7 @@ def _peer(net: nn.Module, checkout: Path | None) -> Callable[[], list[float]]:
         0,
         [0],
         torch.zeros(1, BATCH, dtype=torch.long),
-        Teacher(timm.create_model("test_resnet")),
+        TeacherNetwork(timm.create_model("test_resnet")),
     )
     images = start.images.detach()[0].clone().requires_grad_(True)
     labels = torch.arange(CLASSES).repeat_interleave(PER_CLASS)

@@ -85,7 +85,7 @@ def measure(
     name: str,
     teacher: stage.Teacher,
     data: stage.Data,
-    loaded: teachers.Teacher,
+    loaded: teachers.TeacherNetwork,
     images: Images,
     classes: Sequence[str],
     device: torch.device,
@@ -155,7 +155,7 @@ def other_order(
 
 
 def other_pixels(
-    teacher: stage.Teacher, data: stage.Data, loaded: teachers.Teacher, images: Images, device: torch.device
+    teacher: stage.Teacher, data: stage.Data, loaded: teachers.TeacherNetwork, images: Images, device: torch.device
 ) -> str:
     """A sentence when the teacher is clearly better with one of `PIXELS`, or the data's own mean and std; else ''."""
     some = images.take(range(0, len(images), -(-len(images) // TRIED)))
@@ -164,7 +164,7 @@ def other_pixels(
     best, said = now.argmax(1) == labels, ""
     for whose, moments in {**PIXELS, "the data's": (data.mean, data.std)}.items():
         mean, std = (v if len(v) == channels else (sum(v) / len(v),) * channels for v in moments)
-        other = teachers.Teacher(loaded.net, (), (data.mean, data.std), (mean, std), teacher.image_size)
+        other = teachers.TeacherNetwork(loaded.net, (), (data.mean, data.std), (mean, std), teacher.image_size)
         right = _predict(other, some, data, device)[0].argmax(1) == labels
         if _better(right, best):
             best, share = right, 100 * right.float().mean().item()
@@ -180,7 +180,7 @@ def _better(one: Tensor, other: Tensor) -> bool:
 
 
 def _predict(
-    teacher: teachers.Teacher, images: Images, data: stage.Data, device: torch.device, workers: int = 0
+    teacher: teachers.TeacherNetwork, images: Images, data: stage.Data, device: torch.device, workers: int = 0
 ) -> tuple[Float[Tensor, "n classes"], Int[Tensor, " n"]]:
     model = teachers.Classifier(teacher).to(device)
     return predict(model, evaluation_loader(images, data, 128, workers), device)

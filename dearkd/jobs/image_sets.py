@@ -131,7 +131,7 @@ def _unit_pixels(images: Images, data: Data) -> Float[Tensor, "n channels height
 
 @torch.no_grad()
 def _codes(
-    teacher: teachers.Teacher, images: Images, plan: Plan, device: torch.device
+    teacher: teachers.TeacherNetwork, images: Images, plan: Plan, device: torch.device
 ) -> tuple[Float[np.ndarray, "n dim"], Int[np.ndarray, " n"]]:
     """(normalised latent code, class that the teacher predicts) of each image."""
     codes, verdict = [], []

@@ -95,7 +95,7 @@ def _previous(plan: Plan, run: Run, seed: int, stage: Stage) -> tuple[dict[str, 
 
 def teacher_of(
     plan: Plan, stage: Stage
-) -> tuple[teachers.Teacher | None, tuple[teachers.FeatureShape, ...], dict[str, Any] | None]:
+) -> tuple[teachers.TeacherNetwork | None, tuple[teachers.FeatureShape, ...], dict[str, Any] | None]:
     """(teacher, shape of its features in each pair, its record); empty for a stage without a teacher.
 
     Raises InputError when the teacher's weights are missing or damaged, or lack a stage of `distillation.pairs`.

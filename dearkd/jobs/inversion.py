@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dearkd.data.loader import affine
 from dearkd.keys import numpy_generator, torch_generator
 from dearkd.model import priors
-from dearkd.model.teachers import Teacher
+from dearkd.model.teachers import TeacherNetwork
 from dearkd.plan.stage import Phase, Source, Synthesis
 from dearkd.schema import InputError
 
@@ -52,7 +52,7 @@ class Inversion:
         seed: int,
         batches: Sequence[int],
         labels: Int[Tensor, "groups batch"],
-        teacher: Teacher,
+        teacher: TeacherNetwork,
         student: nn.Module | None = None,
         device: torch.device = torch.device("cpu"),
     ) -> None:
@@ -272,7 +272,7 @@ def doubt(source: Source, believed: float) -> str:
 
 
 def expected_seconds(
-    source: Source, seed: int, labels: Int[Tensor, "groups batch"], teacher: Teacher, device: torch.device
+    source: Source, seed: int, labels: Int[Tensor, "groups batch"], teacher: TeacherNetwork, device: torch.device
 ) -> float:
     """Seconds that a group of batches takes, from one timed iteration of each phase, after one that is not timed."""
     phases = source.recipe.phases

@@ -206,7 +206,7 @@ def _is_made(out: Path, identity: str) -> bool:
     return path.is_file() and disk.sha256(path) == made.get("archive_sha256")
 
 
-def _announce(source: Source, seed: int, indices: Sequence[int], teacher: teachers.Teacher, quick: bool) -> None:
+def _announce(source: Source, seed: int, indices: Sequence[int], teacher: teachers.TeacherNetwork, quick: bool) -> None:
     """Print before a long job what is made and about how long it takes on this machine."""
     recipe, device = source.recipe, available_device()
     groups = list(inversion.groups(source, 0))

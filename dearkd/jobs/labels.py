@@ -94,7 +94,7 @@ def _decide(
     spec: Labels,
     images: Images,
     schedule: Schedule,
-    teacher: teachers.Teacher,
+    teacher: teachers.TeacherNetwork,
     span: tuple[int, int],
     attempt: Attempt,
     workers: int,

@@ -137,7 +137,7 @@ class Shard:
 
 
 def make(
-    shard: Shard, teacher: teachers.Teacher, student: nn.Module | None, path: Path, attempt: Attempt
+    shard: Shard, teacher: teachers.TeacherNetwork, student: nn.Module | None, path: Path, attempt: Attempt
 ) -> dict[str, Any]:
     """Synthesise a shard into the archive `path`; return fields of its record, and under `manifest` a CSV of images.
 
@@ -165,7 +165,7 @@ def make(
 
 
 def _invert(
-    shard: Shard, teacher: teachers.Teacher, student: nn.Module | None, attempt: Attempt, device: torch.device
+    shard: Shard, teacher: teachers.TeacherNetwork, student: nn.Module | None, attempt: Attempt, device: torch.device
 ) -> tuple[UInt8[Tensor, "n channels height width"], list[dict[str, Any]]]:
     """(the images, the terms of the loss of each batch), from the newest checkpoint if there is one."""
     together, recipe = shard.groups, shard.source.recipe
@@ -198,7 +198,7 @@ def _with(state: dict[str, Any], inversion: Inversion) -> dict[str, Any]:
 def _stored(
     shard: Shard,
     pixels: UInt8[Tensor, "n channels height width"],
-    teacher: teachers.Teacher,
+    teacher: teachers.TeacherNetwork,
     path: Path,
     device: torch.device,
 ) -> dict[str, Any]:
@@ -224,7 +224,10 @@ def _column(terms: dict[str, list[float]], i: int, prefix: str) -> dict[str, flo
 
 @torch.no_grad()
 def _verdict(
-    teacher: teachers.Teacher, pixels: UInt8[Tensor, "n channels height width"], source: Source, device: torch.device
+    teacher: teachers.TeacherNetwork,
+    pixels: UInt8[Tensor, "n channels height width"],
+    source: Source,
+    device: torch.device,
 ) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
     """(class that the teacher predicts for each stored image, its probability)."""
     mean, std = (torch.tensor(v)[:, None, None] for v in (source.data.mean, source.data.std))

@@ -50,7 +50,7 @@ class Seen(NamedTuple):
     """The logits, for soft labels; None where only decisions were computed ahead."""
 
 
-class Teacher(nn.Module):
+class TeacherNetwork(nn.Module):
     """A CNN that stays in evaluation mode and has no gradients.
 
     Args:
@@ -86,7 +86,7 @@ class Teacher(nn.Module):
         self.register_buffer("gain", gain, persistent=False)
         self.register_buffer("offset", offset, persistent=False)
 
-    def train(self, mode: bool = True) -> "Teacher":
+    def train(self, mode: bool = True) -> "TeacherNetwork":
         """Stay in evaluation mode, because BatchNorm statistics must not change."""
         return super().train(False)
 
@@ -100,7 +100,7 @@ class Teacher(nn.Module):
             images = F.interpolate(images, self.side, mode="bilinear", antialias=True)
         return images
 
-    def fold(self) -> "Teacher":
+    def fold(self) -> "TeacherNetwork":
         """Fold each BatchNorm into the convolution before it: the same network but for rounding, for who only asks it.
 
         Works on timm's `ConvNormAct`, of which RegNets and the small scales' CNN are made (ResNets are not: they stay
@@ -187,7 +187,7 @@ def probe(model: stage.Model, side: int, channels: int) -> list[tuple[int, int, 
 class Classifier(nn.Module):
     """A teacher as a classifier from images to logits. Gradients reach the images."""
 
-    def __init__(self, teacher: Teacher) -> None:
+    def __init__(self, teacher: TeacherNetwork) -> None:
         super().__init__()
         self.teacher = teacher
 
@@ -197,7 +197,7 @@ class Classifier(nn.Module):
 
 def build(
     teacher: stage.Teacher, data: stage.Data, weights: Path | None = None, stages: tuple[int, ...] = ()
-) -> Teacher:
+) -> TeacherNetwork:
     """A teacher with its weights from a local file, or, when `weights` is None, from where its spec says.
 
     Its outputs are then in the order of `teacher.outputs`; `weights` of ours are in that of the data's classes, as
@@ -232,7 +232,7 @@ def build(
         )
     if (teacher.image_size or data.image_size) >= CHANNELS_LAST:
         net = net.to(memory_format=torch.channels_last)
-    return Teacher(net, stages, (data.mean, data.std), moments(teacher, net, channels), teacher.image_size)
+    return TeacherNetwork(net, stages, (data.mean, data.std), moments(teacher, net, channels), teacher.image_size)
 
 
 def moments(teacher: stage.Teacher, net: nn.Module, channels: int) -> Moments | None:

@@ -178,7 +178,7 @@ def transfer(
 
 
 METHODS: dict[str, Callable[..., Stages]] = {
-    recipe.__name__: recipe for recipe in (deit, deit_distilled, dearkd, deit3, locality_guidance, vkd, peer, transfer)
+    method.__name__: method for method in (deit, deit_distilled, dearkd, deit3, locality_guidance, vkd, peer, transfer)
 }
 
 
@@ -208,17 +208,17 @@ def competitor(scale: Scale, name: str, round: int) -> Stages:
 
 def teacher(scale: Scale, name: str) -> Stages:
     """The training of a CNN that the scale asks the workflow for, on all training images, at its own side."""
-    spec, data = scale.teachers[name], scale.data["main"]
-    data = dataclasses.replace(data, image_size=spec.image_size or data.image_size)
-    args = {**dict(spec.args), "in_chans": data.channels, "num_classes": data.classes}
+    cnn, data = scale.teachers[name], scale.data["main"]
+    data = dataclasses.replace(data, image_size=cnn.image_size or data.image_size)
+    args = {**dict(cnn.args), "in_chans": data.channels, "num_classes": data.classes}
     stage = _stage(
         scale,
         "I",
-        Model(name=spec.model, args=freeze(args), init="timm", start=spec.start),
+        Model(name=cnn.model, args=freeze(args), init="timm", start=cnn.start),
         100,
         REAL,
         losses=(("ce", 1.0),),
-        training=spec.training,
+        training=cnn.training,
     )
     return (dataclasses.replace(stage, data=data, attention_images=0),)
 

@@ -8,13 +8,13 @@ from timm.layers import DropPath
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from dearkd.model.teachers import Teacher
+from dearkd.model.teachers import TeacherNetwork
 from dearkd.model.trainee import Trainee
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 
-def compile_parts(trainee: Trainee, teacher: Teacher | None, backend: str = "inductor") -> None:
+def compile_parts(trainee: Trainee, teacher: TeacherNetwork | None, backend: str = "inductor") -> None:
     """Compile, when each is first called, a ViT's blocks or a CNN as a whole, what a stage adds, a teacher's stages.
 
     Blocks of one kind share their code, so that a student of twelve blocks compiles two of them.

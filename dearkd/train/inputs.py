@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dearkd.data.images import Images
 from dearkd.data.order import Decisions, Schedule
-from dearkd.model.teachers import FeatureShape, Teacher
+from dearkd.model.teachers import FeatureShape, TeacherNetwork
 from dearkd.plan.stage import Training
 from dearkd.train.processes import Processes
 
@@ -31,7 +31,7 @@ class Inputs:
     draws: int
     fingerprint: str
     made_from: str = ""
-    teacher: Teacher | None = None
+    teacher: TeacherNetwork | None = None
     features: tuple[FeatureShape, ...] = ()
     previous: dict[str, Any] | None = None
     initial: dict[str, Tensor] | None = None

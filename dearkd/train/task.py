@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dearkd.model.networks import freeze_positions
 from dearkd.model.objective import TERMS, FeatureScale, mean_squares, objective
-from dearkd.model.teachers import FeatureShape, Moments, Teacher
+from dearkd.model.teachers import FeatureShape, Moments, TeacherNetwork
 from dearkd.model.trainee import Trainee
 from dearkd.plan.stage import LOSSES, Distillation
 from dearkd.schema import InputError, build, unknown
@@ -233,7 +233,7 @@ def _weights(losses: Mapping[str, float] | None, knobs: Distillation, student: n
     return weights
 
 
-def _teacher(model: nn.Module | str, student: VisionTransformer, stages: tuple[int, ...]) -> Teacher:
+def _teacher(model: nn.Module | str, student: VisionTransformer, stages: tuple[int, ...]) -> TeacherNetwork:
     """The CNN, frozen, with the normalisation that its pretrained configuration names."""
     classes, channels = student.num_classes, student.in_chans
     net = (
@@ -245,7 +245,7 @@ def _teacher(model: nn.Module | str, student: VisionTransformer, stages: tuple[i
         raise InputError(f"teacher_model: {type(net).__name__} has no forward_intermediates; take a CNN of timm")
     if net.num_classes != classes:
         raise InputError(f"teacher_model has {net.num_classes} classes, the student {classes}; give both the same")
-    return Teacher(net, stages, _moments(student, channels), _moments(net, channels))
+    return TeacherNetwork(net, stages, _moments(student, channels), _moments(net, channels))
 
 
 def _moments(net: nn.Module, channels: int) -> Moments | None:
@@ -268,7 +268,7 @@ def _noise(student: VisionTransformer) -> Float[Tensor, "batch channels height w
 
 @torch.no_grad()
 def _features(
-    teacher: Teacher,
+    teacher: TeacherNetwork,
     student: VisionTransformer,
     pairs: tuple[tuple[int, int], ...],
     images: Float[Tensor, "batch channels height width"],

@@ -92,7 +92,7 @@ def test_attention_distance_is_of_the_attention_that_the_model_computes():
 def test_any_stage_of_a_timm_cnn():
     torch.manual_seed(0)
     net = timm.create_model("regnety_002", num_classes=5)
-    teacher = teachers.Teacher(net, stages=(2, 1))
+    teacher = teachers.TeacherNetwork(net, stages=(2, 1))
     images = torch.randn(2, 3, 64, 64)
     seen = teacher.train()(images)
     assert torch.equal(seen.decisions, net.eval()(images).argmax(1)), "stays in evaluation mode"
@@ -109,7 +109,7 @@ def test_a_folded_teacher_is_the_same_network(name):
     for norm in (m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)):
         norm.running_mean.normal_()
         norm.running_var.uniform_(0.5, 2.0)
-    teacher, images = teachers.Teacher(net.double(), stages=(1,)), torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    teacher, images = teachers.TeacherNetwork(net.double(), stages=(1,)), torch.randn(2, 3, 64, 64, dtype=torch.float64)
     logits, features = teacher.logits_and_features(images)
     norms = sum(isinstance(m, torch.nn.BatchNorm2d) for m in net.modules())
     folded_logits, folded_features = teacher.fold().logits_and_features(images)
@@ -136,9 +136,9 @@ def test_a_teacher_with_its_own_normalisation_gets_its_own_pixels():
     raw = torch.rand(2, 3, 64, 64)
     normalise = lambda m: (raw - torch.tensor(m[0]).view(3, 1, 1)) / torch.tensor(m[1]).view(3, 1, 1)  # noqa: E731
     expected = net(normalise(own))
-    got, _ = teachers.Teacher(net, (), given, own).logits_and_features(normalise(given))
+    got, _ = teachers.TeacherNetwork(net, (), given, own).logits_and_features(normalise(given))
     assert torch.allclose(got, expected, atol=1e-5)
-    same, _ = teachers.Teacher(net, (), given, given).logits_and_features(normalise(given))
+    same, _ = teachers.TeacherNetwork(net, (), given, given).logits_and_features(normalise(given))
     assert torch.equal(same, net(normalise(given)))
 
 

@@ -205,7 +205,7 @@ def of_pixels(data, **said):
     net = nn.Identity()
     net.pretrained_cfg = {"mean": (0.4, 0.5, 0.6), "std": (0.1, 0.2, 0.3)}
     own = teachers.moments(teacher, net, teacher.channels or data.channels)
-    return teachers.Teacher(net, (), (data.mean, data.std), own, teacher.image_size)
+    return teachers.TeacherNetwork(net, (), (data.mean, data.std), own, teacher.image_size)
 
 
 def grey(mean, std):
@@ -255,7 +255,7 @@ def test_codes_and_logits_are_the_networks_own_whatever_its_classifier(model):
     torch.manual_seed(0)
     net = timm.create_model(model, num_classes=3)
     images = torch.randn(2, 3, 64, 64)
-    codes, logits = teachers.Teacher(net).codes_and_logits(images)
+    codes, logits = teachers.TeacherNetwork(net).codes_and_logits(images)
     assert codes.shape == (2, net.num_features) or codes.shape == (2, net.head_hidden_size)
     torch.testing.assert_close(logits, net(images))
     gate.reorder(net, [2, 0])

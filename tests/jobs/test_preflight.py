@@ -54,6 +54,6 @@ def test_a_cnn_that_needs_larger_images_says_which(model, smallest):
 
 def test_a_probe_gives_the_shapes_that_real_images_have():
     torch.manual_seed(0)
-    real = teachers.Teacher(timm.create_model("resnet10t")).feature_shapes(torch.zeros(1, 3, 64, 64))
+    real = teachers.TeacherNetwork(timm.create_model("resnet10t")).feature_shapes(torch.zeros(1, 3, 64, 64))
     found = teachers.probe(stage.Model(name="resnet10t", init="timm"), 64, 3)
     assert found == [(shape.channels, *shape.size) for shape in real]

@@ -155,7 +155,7 @@ def test_what_it_sees(lite, photos):
 def test_the_gate_tells_wrong_normalisation(lite, photos):
     pixels, labels = photos
     assert lite.gain.flatten().tolist() == pytest.approx([2 * s for s in PHOTOS.std])
-    logits, _ = teachers.Teacher(lite.net).logits_and_features(pixels)
+    logits, _ = teachers.TeacherNetwork(lite.net).logits_and_features(pixels)
     assert accuracy(logits, labels) == pytest.approx(60.0)
 
 

@@ -12,7 +12,7 @@ from timm.data.mixup import Mixup
 
 from dearkd.model.losses import class_loss, hidden_loss, logit_loss
 from dearkd.model.objective import TERMS, FeatureScale, mean_squares, objective
-from dearkd.model.teachers import FeatureShape, Seen, Teacher
+from dearkd.model.teachers import FeatureShape, Seen, TeacherNetwork
 from dearkd.model.trainee import Trainee
 from dearkd.plan import experiments
 from dearkd.plan.stage import LOSSES, Distillation
@@ -47,7 +47,7 @@ def test_first_step_of_deit_distilled_equals_deits_criterion():
     images, targets = mixed_batch()
     net = LinearTeacher()
     pattern(net.layers)
-    seen = Teacher(net)(images)
+    seen = TeacherNetwork(net)(images)
     assert seen.decisions.tolist() == [3, 0, 0, 0, 0, 3]
     student = pattern(timm.create_model("deit_tiny_distilled_patch16_224", num_heads=3, **SMALL)).train()
     parts = objective({"ce": 0.5, "token": 0.5}, Trainee(student, ("ce", "token"))(images), targets, seen)
@@ -103,7 +103,9 @@ def test_hidden_loss_by_hand_zero_when_equal_and_strict_about_shape():
 
 def test_gradient_reaches_the_student_only():
     images, targets = mixed_batch()
-    teacher = Teacher(pattern(timm.create_model("convnet_micro", widths=(8, 16, 16), num_classes=5)), stages=(0,))
+    teacher = TeacherNetwork(
+        pattern(timm.create_model("convnet_micro", widths=(8, 16, 16), num_classes=5)), stages=(0,)
+    )
     before = {k: v.clone() for k, v in teacher.state_dict().items()}
     student = timm.create_model("dearkd_tiny_patch16_224", num_heads=4, n_mhca=1, **SMALL)
     trainee = Trainee(

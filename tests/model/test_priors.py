@@ -150,7 +150,7 @@ def test_no_term_of_the_paper_swamps_the_others_at_the_start(net):
         teacher=Teacher(model="resnet18", top1=0.0),
     )
     labels = torch.tensor([classes_of(0, recipe, range(5), 0)])
-    inversion = Inversion(source, 0, [0], labels, teachers.Teacher(net))
+    inversion = Inversion(source, 0, [0], labels, teachers.TeacherNetwork(net))
     inversion.advance()
     assert set(inversion.first) == {"ce", "tv", "l2", "r_bn", "easy_positive", "triplet"}
     assert max(abs(v[0]) for v in inversion.first.values()) < 100 * inversion.first["ce"][0]

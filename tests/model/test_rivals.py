@@ -16,7 +16,7 @@ from dearkd.model.attention import MHCA
 from dearkd.model.gated import GPSA
 from dearkd.model.losses import binary_loss, guidance_loss, orthogonal_loss, soft_loss
 from dearkd.model.objective import FeatureScale, objective
-from dearkd.model.teachers import FeatureShape, Seen, Teacher
+from dearkd.model.teachers import FeatureShape, Seen, TeacherNetwork
 from dearkd.model.trainee import Trainee
 from dearkd.plan import methods
 from dearkd.plan.experiments import load_scale
@@ -94,7 +94,7 @@ def test_the_projector_stays_orthogonal_while_it_learns(dim, channels):
 
 def test_vkds_objective_is_its_authors():
     """CE on the class token + KL on the other at temperature 1 + smooth L1 of the projected mean token."""
-    teacher = Teacher(pattern(timm.create_model("convnet_micro", widths=(8, 16, 16), num_classes=5)), (2,))
+    teacher = TeacherNetwork(pattern(timm.create_model("convnet_micro", widths=(8, 16, 16), num_classes=5)), (2,))
     student = pattern(timm.create_model("deit_tiny_distilled_patch16_224", num_heads=3, **SMALL)).eval()
     knobs = Distillation(kind="soft", temperature=1.0, pairs=((3, -1),), hidden_ln=True)
     losses = {"ce": 1.0, "soft_token": 1.0, "orthogonal": 1.0}

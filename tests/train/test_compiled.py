@@ -8,7 +8,7 @@ from timm.layers import DropPath
 from torch._dynamo.utils import counters
 
 from dearkd.model import networks
-from dearkd.model.teachers import FeatureShape, Teacher
+from dearkd.model.teachers import FeatureShape, TeacherNetwork
 from dearkd.model.trainee import Trainee
 from dearkd.plan.stage import Distillation, Model
 from dearkd.train import compiled
@@ -47,7 +47,7 @@ def test_a_compiled_stage_computes_what_it_did():
     """Student, aligner, pooled head and teacher of stage I, in evaluation, where nothing is random."""
     torch.manual_seed(0)
     cnn = networks.create(Model(name="convnet_micro", args=(("in_chans", 1), ("num_classes", 10))), 0)
-    teacher, images = Teacher(cnn, (1,)).fold(), torch.randn(4, 1, 12, 12)
+    teacher, images = TeacherNetwork(cnn, (1,)).fold(), torch.randn(4, 1, 12, 12)
     knobs = Distillation(pairs=((8, 1),))
     features = tuple(FeatureShape(f.shape[1], tuple(f.shape[2:]), True) for f in teacher.features(images))
     trainee = Trainee(student(0.1), ("ce", "logit", "hidden"), knobs, features).eval()

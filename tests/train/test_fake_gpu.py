@@ -163,7 +163,7 @@ def test_affine_maps_drawn_on_the_cpu_move_pixels_of_a_device(fake_learner):
 
 def test_a_teacher_answers_on_a_device(fake_learner):
     run, mode = fake_learner("dearkd-Ti", "I")
-    assert isinstance(run.teacher, teachers.Teacher)
+    assert isinstance(run.teacher, teachers.TeacherNetwork)
     with mode:
         images = torch.empty(4, 1, 12, 12, device=CUDA)
         seen = run.teacher(images)

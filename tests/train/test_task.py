@@ -131,7 +131,7 @@ def test_one_step_is_trainee_and_objective(knobs):
     """Loss, terms and gradients of Eq. 6 to 1e-6, with knobs and pairs of every kind."""
     knobs = Distillation(**{**PAIR, **knobs})
     images, targets = batch()
-    cnn = teachers.Teacher(teacher(), tuple(stage for _, stage in knobs.pairs))
+    cnn = teachers.TeacherNetwork(teacher(), tuple(stage for _, stage in knobs.pairs))
     shapes = cnn.feature_shapes(images)
     net = student()
     torch.manual_seed(3)

@@ -187,7 +187,7 @@ def test_the_teacher_learns_and_sees_at_its_own_side(monkeypatch):
     taught = plan.runs["dearkd-Ti"].stages[0]
     assert (trained.data.image_size, taught.data.image_size) == (32, 224)
     net = pattern(timm.create_model("resnet56_cifar", num_classes=100)).eval()
-    teacher = teachers.Teacher(net, (1,), side=taught.teacher.image_size)
+    teacher = teachers.TeacherNetwork(net, (1,), side=taught.teacher.image_size)
     images = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     small = F.interpolate(images, 32, mode="bilinear", antialias=True)
     seen = teacher(images)
