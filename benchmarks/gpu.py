@@ -60,6 +60,13 @@ def cases() -> Iterator[Case]:
         yield "stage I, labels ahead", "DearKD-Ti", way, lambda way=way: work.learned("dearkd-Ti", "I", *WAYS[way])
         for net, run in (("DearKD-Ti", "dearkd-Ti"), ("DeiT-Ti", "deit-Ti")):
             yield "stage II", net, way, lambda way=way, run=run: work.learned(run, "II", *WAYS[way])
+    for way in ("graph", "eager"):
+        yield (
+            "stage II, a batch of eight micro-batches",
+            "DearKD-Ti",
+            way,
+            lambda way=way: work.learned("dearkd-Ti", "II", *WAYS[way], groups=8 if ON_GPU else 2),
+        )
     for part in ("teacher", "aligner"):
         for way in work.PARTS[part]:
             yield f"stage I, {part} alone", "RegNetY-16GF", way, lambda part=part, way=way: work.part(part, way)

@@ -64,8 +64,9 @@ def learned(
     graph: bool,
     ahead: bool = True,
     rpe: dict[str, Any] | None = None,
+    groups: int = 1,
 ) -> tuple[Step, int]:
-    """A step of a run of the scale `imagenet`, one micro-batch long; `ahead`: with the teacher's decisions known."""
+    """A step of a run of `imagenet`, `groups` micro-batches long; `ahead`: with the teacher's decisions known."""
     for root in ("IMAGENET", "TRANSFER"):
         os.environ.setdefault(root, "/")
     run = experiments.load("imagenet").runs[run_name]
@@ -76,7 +77,7 @@ def learned(
         spec,
         model=dataclasses.replace(spec.model, args=tuple(sorted(args.items()))),
         data=dataclasses.replace(spec.data, classes=CLASSES, image_size=SIDE),
-        training=dataclasses.replace(spec.training, batch=BATCH, micro_batch=BATCH),
+        training=dataclasses.replace(spec.training, batch=groups * BATCH, micro_batch=BATCH),
     )
     images = torch.randn(BATCH, 3, SIDE, SIDE, device=DEVICE)
     labels = torch.arange(BATCH, device=DEVICE) % CLASSES
@@ -84,7 +85,7 @@ def learned(
     inputs = Inputs(
         train=Images([str(i) for i in range(BATCH)], labels.cpu().numpy()),
         validation=Images([], np.zeros(0, np.int64)),
-        draws=LONG * BATCH,
+        draws=LONG * groups * BATCH,
         fingerprint="",
         teacher=teacher,
         features=_shapes(teacher, images) if teacher else (),
@@ -95,7 +96,7 @@ def learned(
         compile_parts(learner.state.trainee, learner.teacher, BACKEND)
     if not graph:
         learner.replayed = None
-    return lambda: learner.step([(FIRST, images, labels)]), BATCH
+    return lambda: learner.step(groups * [(FIRST, images, labels)]), groups * BATCH
 
 
 def regnet() -> TeacherNetwork:

@@ -4,6 +4,7 @@ A step is a batch of `groups` micro-batches. Each micro-batch has its own key fo
 number of processes, gradient accumulation and restarts therefore change only the order of sums.
 """
 
+import functools
 import itertools
 from collections.abc import Iterable
 from typing import Any
@@ -117,8 +118,9 @@ class Learner:
             compile_parts(self.state.trainee, self.teacher)
         self.parallel: nn.Module = processes.parallel(self.state.trainee)
         self.share = self.schedule.groups // processes.count
-        alone = processes.count == self.schedule.groups == 1 and not self.state.scaler.is_enabled()
-        self.replayed = Replayed(self.learn) if processes.device.type == "cuda" and alone else None
+        alone = processes.count == 1 and not self.state.scaler.is_enabled()
+        works = [functools.partial(self.learn, last=i == self.share) for i in range(1, self.share + 1)]
+        self.replayed = Replayed(*works) if processes.device.type == "cuda" and alone else None
 
     def step(self, batch: Iterable[tuple[MicroBatch, Tensor, Tensor]]) -> None:
         """Take one step: mix each micro-batch (images, labels) of this process and learn from it."""
@@ -130,7 +132,7 @@ class Learner:
             images, targets = optimise.mix(self.mixup, images, labels)
             known = decisions.of(micro).to(device, non_blocking=True) if decisions else None
             if self.replayed:
-                self.replayed(self.rate.now, images, targets, known)
+                self.replayed(self.rate.now, images, targets, known, place=i - 1)
             else:
                 self.learn(images, targets, known, last=i == self.share)
         self.state.step += 1

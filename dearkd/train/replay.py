@@ -1,4 +1,4 @@
-"""A step of training as one CUDA graph: the same kernels in the same order, launched at once.
+"""A step of training as CUDA graphs, one a micro-batch: the same kernels in the same order, launched at once.
 
 A step of a small student is some 500 kernels of a few microseconds each. Launching them one by one takes several times
 longer than running them. The random numbers equal those of the eager step, because a graph reads the generator's seed
@@ -16,48 +16,55 @@ WARM = 3
 
 
 class Replayed:
-    """A call of `work(*tensors)`: kernel by kernel the first `WARM` times, then replayed from a CUDA graph.
+    """The calls of `works`, kernel by kernel in the first `WARM` steps, then replayed from CUDA graphs.
 
-    `work` returns nothing, waits for nothing, and uses the device alone. Its tensors keep their shapes. The key stands
-    for what the graph holds as a constant (the learning rate); a new key captures a new graph.
+    A step calls each of `works` once, in their order, with tensors of the same shapes. One may leave gradients to the
+    next; none are left at the end of a step. A work returns nothing, waits for nothing, and uses the device alone. The
+    key stands for what a graph holds as a constant (the learning rate); a new key captures new graphs.
     """
 
-    def __init__(self, work: Callable[..., None]) -> None:
-        self.work = work
-        self.calls = 0
-        self.key: Hashable = None
-        self.graph: torch.cuda.CUDAGraph | None = None
+    def __init__(self, *works: Callable[..., None]) -> None:
+        self.works = works
+        self.steps = 0
+        self.keys: list[Hashable] = [None for _ in works]
+        self.graphs: list[torch.cuda.CUDAGraph | None] = [None for _ in works]
         self.inputs: tuple[Tensor | None, ...] = ()
         self.stream: torch.cuda.Stream | None = None
         self.pool: Any = None
 
-    def __call__(self, key: Hashable, *tensors: Tensor | None) -> None:
+    def __call__(self, key: Hashable, *tensors: Tensor | None, place: int = 0) -> None:
+        """Do the work at a place of `works`."""
         if self.stream is None:
             self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
-        if self.calls < WARM:
-            self.calls += 1
+        if self.steps < WARM:
+            self.steps += place + 1 == len(self.works)
             self.stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.stream):
-                self.work(*tensors)
+                self.works[place](*tensors)
             torch.cuda.current_stream().wait_stream(self.stream)
             return
-        if self.graph is None:
+        if not self.inputs:
             self.inputs = tuple(t if t is None else t.clone() for t in tensors)
-        if self.key != key or self.graph is None:
-            self.key, self.graph = key, self._capture()  # the one before lives until then: a pool must not be empty
+        graph = self.graphs[place]
+        if graph is None or self.keys[place] != key:
+            graph = self._capture(place)
+            self.keys[place], self.graphs[place] = (
+                key,
+                graph,
+            )  # the one before lived until now: a pool must not be empty
         for kept, given in zip(self.inputs, tensors, strict=True):
             if kept is not None and given is not None:
                 kept.copy_(given, non_blocking=True)
-        self.graph.replay()
+        graph.replay()
 
-    def _capture(self) -> torch.cuda.CUDAGraph:
-        """The graph of `work` on the inputs; nothing runs. `torch.cuda.graph` would collect garbage each time."""
+    def _capture(self, place: int) -> torch.cuda.CUDAGraph:
+        """The graph of a work on the inputs; nothing runs. `torch.cuda.graph` would collect garbage each time."""
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         with torch.cuda.stream(self.stream):
             graph.capture_begin(pool=self.pool)
             try:
-                self.work(*self.inputs)
+                self.works[place](*self.inputs)
             finally:
                 graph.capture_end()
         return graph

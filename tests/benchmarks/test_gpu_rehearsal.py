@@ -3,12 +3,15 @@
 import json
 import sys
 
+import pytest
 import torch
 from torch import nn
 
 from benchmarks import gpu, gpu_work
 from dearkd.plan import rates
 from dearkd.train.loop import Learner
+
+pytestmark = pytest.mark.slow
 
 
 def test_what_a_plan_reads_is_measured_under_its_names():

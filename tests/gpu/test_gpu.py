@@ -1,7 +1,7 @@
 """On a real GPU: every torch job of the smoke scale to its end, resumes, precisions, folds, processes, and no waiting.
 
-`DEARKD_GPU_REHEARSAL=1` runs what does not need CUDA itself on the CPU, so that these tests are known to be sound
-before a GPU is at hand.
+What does not need CUDA itself also runs on a CPU, so that these tests are known to be sound before a GPU is at hand.
+`DEARKD_GPU_REHEARSAL=1` adds those that other tests show on a CPU already.
 """
 
 import dataclasses
@@ -43,9 +43,9 @@ from dearkd.train.processes import Processes
 from dearkd.train.replay import Replayed
 
 ON_GPU = torch.cuda.is_available()
-REASON = "needs a GPU (torch.cuda.is_available() is False)"
+pytestmark = pytest.mark.slow
 SKIP = not ON_GPU and "DEARKD_GPU_REHEARSAL" not in os.environ
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(SKIP, reason=REASON)]
+rehearsed = pytest.mark.skipif(SKIP, reason="other tests show this on a CPU")
 needs_cuda = pytest.mark.skipif(not ON_GPU, reason="is about CUDA itself")
 DEVICE = available_device()
 ROOT = Path(__file__).parents[2]
@@ -143,14 +143,15 @@ def steps(run, count, first=0, batches=None):
 
 
 @needs_cuda
+@pytest.mark.parametrize("micro_batch", [32, 8])
 @pytest.mark.parametrize("losses", [("ce",), ("ce", "logit"), ("ce", "logit", "hidden")])
-def test_a_replayed_step_is_the_launched_one(plan, losses):
-    """A CUDA graph of the step, captured anew for each learning rate, gives the weights of kernels launched singly.
+def test_a_replayed_step_is_the_launched_one(plan, losses, micro_batch):
+    """CUDA graphs of a step, captured anew for each learning rate, give the weights of kernels launched singly.
 
     To the bit; but CUDA adds the gradient of the aligner's bilinear interpolation in no fixed order, so with the hidden
     loss two launched runs differ as well.
     """
-    runs = [learner(plan, losses=losses, batch=32, micro_batch=32) for _ in range(3)]
+    runs = [learner(plan, losses=losses, batch=32, micro_batch=micro_batch) for _ in range(3)]
     assert runs[0].replayed
     runs[1].replayed = runs[2].replayed = None
     for run in runs:
@@ -242,6 +243,7 @@ def test_both_stages_are_trained_and_evaluated(plan):
     assert 0 <= found["top1"] <= found["top5"] <= 100
 
 
+@rehearsed
 def test_a_killed_run_ends_with_the_same_weights(plan, study, tmp_path):
     """SIGKILL in mid-run, on the GPU; the same command goes on."""
     folder = tmp_path / "killed"
@@ -263,6 +265,7 @@ def test_a_killed_run_ends_with_the_same_weights(plan, study, tmp_path):
     assert difference < 1e-3
 
 
+@rehearsed
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_learns(plan, precision):
     run = learner(plan, precision=precision)
@@ -386,6 +389,7 @@ def test_compiled_blocks_agree_with_eager_ones():
         torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-3, rtol=1e-2, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@rehearsed
 def test_other_jobs_run_to_their_records(plan):
     """Synthesis, its student, diversity, evaluation of throughput, export: to finished records."""
     from dearkd import record
@@ -411,8 +415,8 @@ def test_optimiser_of_a_frozen_encoding_restores(plan):
     """A parameter without gradient has no moments; restoring the others leaves it alone."""
     run = learner(plan)
     steps(run, 3)
-    state = run.state()
-    other = learner(plan)
+    state = run.state.values()
+    other = learner(plan).state
     optimise.restore_moments(other.optimiser, other.trainee, state["moments"])
     names = {p: n for n, p in other.trainee.named_parameters()}
     for parameter, moments in other.optimiser.state.items():

@@ -13,6 +13,8 @@ from dearkd.model.trainee import Trainee
 from dearkd.plan.stage import Distillation, Model
 from dearkd.train import compiled
 
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")]  # torch.compile's
+
 
 def student(rate, **more):
     args = {"depth": 12, "embed_dim": 36, "num_heads": 9, "img_size": 12, "patch_size": 3, "in_chans": 1}
@@ -39,7 +41,8 @@ def test_twelve_blocks_of_two_kinds_are_two_programs(rate):
     with torch.no_grad():
         for size in (3, 4):
             net.eval()(torch.randn(size, 1, 12, 12))
-    assert counters["frames"]["total"] == counters["frames"]["ok"] == 6
+    assert counters["frames"]["total"] == counters["frames"]["ok"], "none was given up"
+    assert counters["stats"]["unique_graphs"] < 8, "two kinds of block, and each size of an evaluation"
     assert list(net.state_dict()) == names, "nothing that a checkpoint would hold"
 
 
