@@ -236,17 +236,17 @@ def test_a_terminal_that_closes_and_a_reader_that_leaves_lose_nothing(project, u
     """SIGHUP and `| head` save and stop; under nohup the training goes on."""
     command = [sys.executable, "-m", "dearkd", "train", "dearkd-Ti", "--scale", "smoke", "--seed", "0", "--stage", "I"]
     ignored = signal.SIG_IGN if how == "nohup" else signal.SIG_DFL
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGHUP, ignored),
-    )
-    assert "epoch 1" in process.stdout.readline()
-    process.stdout.close() if how == "reader" else process.send_signal(signal.SIGHUP)
-    said = process.stderr.read()
-    assert process.wait(120) == (0 if how == "nohup" else 75) and "Traceback" not in said
+    ) as process:
+        assert "epoch 1" in process.stdout.readline()
+        process.stdout.close() if how == "reader" else process.send_signal(signal.SIGHUP)
+        said = process.stderr.read()
+        assert process.wait(120) == (0 if how == "nohup" else 75) and "Traceback" not in said
     if how != "nohup":
         assert "the same command goes on from here" in said
         assert train().returncode == 0
@@ -268,12 +268,11 @@ def test_ctrl_c_before_there_is_something_to_save(project, untrained):
 
 @pytest.mark.parametrize("verb", [("plan",), ("--help",), ("status",)])
 def test_the_reader_of_a_list_may_leave(verb):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dearkd", *verb], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    process.stdout.close()
-    said = process.stderr.read()
-    assert process.wait(60) in (0, 141) and not said, said
+    command = [sys.executable, "-m", "dearkd", *verb]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        said = process.stderr.read()
+        assert process.wait(60) in (0, 141) and not said, said
 
 
 def test_gpus_on_a_machine_without_any(monkeypatch):

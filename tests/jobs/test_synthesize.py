@@ -238,7 +238,8 @@ def test_a_set_of_images_is_described_and_a_changed_recipe_refuses_the_descripti
         np.mean([record.read(whole.paths.shard("df_dearkd", 0, i))["teacher_accuracy"] for i in (0, 1)])
     )
     folder = whole.paths.images("df_dearkd", 0)
-    assert Image.open(folder / "sample.png").size == (4 * 12, 10 * 12), "no more columns than images of a class"
+    with Image.open(folder / "sample.png") as picture:
+        assert picture.size == (4 * 12, 10 * 12), "no more columns than images of a class"
     codes = np.loadtxt(folder / "latents.csv", delimiter=",", skiprows=1, usecols=range(2, 66))
     np.testing.assert_allclose(np.linalg.norm(codes, axis=1), 1, atol=0.01)
     tables.write(whole, "table6")
@@ -312,7 +313,7 @@ def test_a_killed_shard_goes_on_to_the_same_images(project, tmp_path):
     path = plan.paths.archive("df_dearkd", 0, 0)
     kills = 0
     while kills < 3:
-        job = subprocess.Popen([*command, "--seed", "0"], stdout=subprocess.PIPE)
+        job = subprocess.Popen([*command, "--seed", "0"], stdout=subprocess.DEVNULL)
         before = len(list(path.with_suffix("").glob("step-*"))) and max(path.with_suffix("").glob("step-*")).name
         while job.poll() is None and not any(p.name > (before or "") for p in path.with_suffix("").glob("step-*")):
             time.sleep(0.02)

@@ -140,9 +140,8 @@ def listener(tmp_path, monkeypatch):
         monkeypatch.setenv(forkserver.SERVER, str(folder / "socket"))
 
         def answer():
-            connection, _ = server.accept()
-            arrived.append(connection.recv(8))
-            with contextlib.suppress(OSError):
+            with server, server.accept()[0] as connection, contextlib.suppress(OSError):
+                arrived.append(connection.recv(8))
                 connection.sendall(bytes(5))
 
         threading.Thread(target=answer, daemon=True).start()

@@ -32,11 +32,10 @@ HOLD = "import sys, time, pathlib; from dearkd.train.lease import Lease\nwith Le
 def holder(tmp_path):
     """Another process that holds the run."""
     code = f"{HOLD}    print('mine', flush=True); time.sleep(600)"
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "mine\n"
-    yield process
-    process.kill()
-    process.wait()
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "mine\n"
+        yield process
+        process.kill()
 
 
 def test_a_second_job_is_refused_by_name_and_leaves_no_trace(tmp_path, holder):
@@ -260,7 +259,7 @@ def test_jobs_on_one_machine_take_different_gpus_and_wait_for_free_ones(tmp_path
     assert len(got) == 2 and len(got & taken) == 1
     second.kill()
     for process in (first, second, third):
-        process.wait(30)
+        process.communicate(timeout=30)
 
 
 def test_too_few_gpus_is_said_and_one_on_a_machine_without_is_a_cpu(monkeypatch):
@@ -296,7 +295,7 @@ def test_shares_fill_a_gpu_and_a_whole_one_waits_for_all_of_them(tmp_path):
         process.kill()
     assert whole.stdout.readline().strip() == "7"
     for process in (*shares, quarter, whole):
-        process.wait(30)
+        process.communicate(timeout=30)
 
 
 def test_a_share_goes_where_others_are_and_leaves_whole_gpus_free(tmp_path, monkeypatch):

@@ -87,14 +87,14 @@ def start(folder, *arguments, scale="faults", targets=(RECORD.format(0),)):
     """`snakemake --profile slurm` in the background, where Ctrl-C reaches it even if the tests ignore it."""
     snakemake = str(Path(sys.executable).with_name("snakemake"))
     command = ["env", "--default-signal=INT", snakemake, "--profile", "slurm", *QUICK, *arguments]
-    log = (folder / "snakemake.log").open("a")
-    return subprocess.Popen(
-        [*command, "--config", f"scale={scale}", "--", *targets],
-        cwd=folder,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-    )
+    with (folder / "snakemake.log").open("a") as log:
+        return subprocess.Popen(
+            [*command, "--config", f"scale={scale}", "--", *targets],
+            cwd=folder,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        )
 
 
 def finish(process, folder, seconds=600):
