@@ -47,7 +47,7 @@ from dearkd.train.loop import train
 from dearkd.train.processes import Processes
 
 COLUMNS = ("trial", "row", "fraction", "seed", "epochs", "warmup_epochs", "lr", "validation_top1", "train_ce", "steps")
-COLUMNS += ("seconds", "cpu", "torch", "fingerprint")
+COLUMNS += ("seconds", "cpu", "torch", "fingerprint", "attention_distance")
 CHECKPOINTS = Path("checkpoints/search")
 
 
@@ -111,7 +111,7 @@ def run(task: Task, until: float, checkpoints: Path) -> dict[str, Any] | None:
     """Train one task in this process; its line of the CSV, or None where `until` (seconds since 1970) came first."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    state, seconds = {}, 0.0
+    state, seconds, distances = {}, 0.0, []
     try:
         with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere), _alarm(until):
             for chain in filter(None, (task.stages[0].initial, task.stages)):
@@ -126,6 +126,7 @@ def run(task: Task, until: float, checkpoints: Path) -> dict[str, Any] | None:
                     with Attempt(folder, title, identity, save_seconds=300.0) as attempt:
                         state = train(stage, task.seed, inputs, attempt, Processes(available_device()))
                         seconds += attempt.seconds
+                    distances.append(" ".join(map(str, state["curve"][-1].get("attention_distance", ()))))
     except Interrupted:
         return None
     recipe, last = task.stages[-1].training, state["curve"][-1]
@@ -144,6 +145,7 @@ def run(task: Task, until: float, checkpoints: Path) -> dict[str, Any] | None:
         "cpu": torch.cuda.get_device_name() if torch.cuda.is_available() else record.provenance()["hardware"]["cpu"],
         "torch": torch.__version__,
         "fingerprint": fingerprint(task.stages),
+        "attention_distance": "; ".join(distances),
     }
 
 
@@ -219,10 +221,11 @@ def _lines(path: Path) -> list[dict[str, str]]:
 
 def _append(path: Path, line: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.is_file()
+    earlier = _lines(path)
+    columns = [*earlier[0]] if earlier else COLUMNS  # a file that is older than a column goes on without it
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
+        writer = csv.DictWriter(file, columns, lineterminator="\n", extrasaction="ignore")
+        if not earlier:
             writer.writeheader()
         writer.writerow(line)
 

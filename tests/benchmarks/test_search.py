@@ -10,6 +10,7 @@ import yaml
 from benchmarks import search
 from dearkd.data import datasets
 from dearkd.fingerprint import fingerprint
+from dearkd.plan import experiments
 from dearkd.schema import InputError
 
 ROW = {"method": "deit", "student": "Ti"}
@@ -91,3 +92,16 @@ def test_a_search_trains_goes_on_and_never_sees_a_test_image(tmp_path, monkeypat
     monkeypatch.setattr(search.datasets, "read", lambda spec: {"train": read(spec)["train"]})
     again = search.run(tasks[0], time.time() + 300, kept)
     assert str(again["validation_top1"]) == lines[0]["validation_top1"]
+
+
+@pytest.mark.parametrize("path", sorted(Path("workflow/search/images").glob("*.yaml")), ids=lambda p: p.stem)
+def test_trials_with_synthetic_images_use_no_seed_that_may_be_reported(path):
+    plan = experiments.load(path.as_posix())
+    assert min(plan.scale.seeds) >= 100 and set(plan.sources) == {"deepinversion", "adi", "df_dearkd"}
+
+
+def test_a_line_is_added_to_a_file_that_is_older_than_a_column(tmp_path):
+    path = tmp_path / "old.csv"
+    path.write_text("trial,row\none,DeiT\n")
+    search._append(path, {"trial": "two", "row": "DeiT", "attention_distance": "0.9"})
+    assert path.read_text() == "trial,row\none,DeiT\ntwo,DeiT\n"
