@@ -70,6 +70,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ) from None
     except Exception as error:  # weights_only raises UnpicklingError, which torch does not export
         raise InputError(
-            f"{path}: refused, it holds more than tensors ({type(error).__name__}); save it as safetensors"
+            f"{path}: refused, it holds more than tensors ({type(error).__name__}); save its tensors as safetensors "
+            "(docs/paper-scale.md has a program for T2T-ViT's)"
         ) from None
     return clean_state_dict(next((state[k] for k in ("state_dict_ema", "model", "state_dict") if k in state), state))

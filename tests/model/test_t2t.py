@@ -1,11 +1,15 @@
 """T2T-ViT: published names, sizes and costs; its Performer attention and positions against direct evaluation."""
 
+import argparse
 import math
+import re
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from conftest import PROJECT
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -13,6 +17,7 @@ from dearkd.model import networks, t2t
 from dearkd.model.trainee import Trainee
 from dearkd.model.weights import load_weights
 from dearkd.plan.stage import Model, Training
+from dearkd.schema import InputError
 from dearkd.train.optimise import optimiser
 
 SMALL = {
@@ -105,6 +110,22 @@ def test_published_file_loads_strictly(tmp_path, wrapped):
     torch.save(published if wrapped else weights, tmp_path / "81.5_T2T_ViT_14.pth")
     model = small()
     load_weights(model, tmp_path / "81.5_T2T_ViT_14.pth")
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+def test_the_program_of_the_docs_converts_a_checkpoint_with_arguments(tmp_path, monkeypatch):
+    weights = {name: torch.randn_like(value) for name, value in small().state_dict().items()}
+    args = argparse.Namespace(model="t2t_vit_14", lr=5e-4, mean=None, aug_splits=0)
+    published = {"epoch": 309, "args": args, "state_dict_ema": {f"module.{name}": v for name, v in weights.items()}}
+    monkeypatch.chdir(tmp_path)
+    torch.save(published, "81.5_T2T_ViT_14.pth.tar")
+    with pytest.raises(InputError, match=r"holds more than tensors .*docs/paper-scale\.md"):
+        load_weights(small(), Path("81.5_T2T_ViT_14.pth.tar"))
+    page = (PROJECT / "docs/paper-scale.md").read_text()
+    (program,) = re.findall(r"```python\n(import argparse.*?)```", page, re.DOTALL)
+    exec(program, {})
+    model = small()
+    load_weights(model, Path("t2t_vit_14.safetensors"))
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
 

@@ -87,6 +87,26 @@ def test_optimiser_and_what_has_no_weight_decay(plan):
     assert {"cls_token", "pos_embed", "blocks.0.attn.rpe.alpha", "blocks.0.attn.rpe.delta"} <= plain
 
 
+def test_both_tokens_are_out_of_weight_decay(plan):
+    """docs/decisions.md: timm 0.3.2, and so DeiT's own run, decays `dist_token`."""
+    trainee = Trainee(student(plan, "deit_distilled-Ti"))
+    found = optimiser(trainee, plan.runs["deit_distilled-Ti"].stages[0].training)
+    plain = {id(p) for g in found.param_groups if g["weight_decay"] == 0 for p in g["params"]}
+    assert {id(trainee.student.cls_token), id(trainee.student.dist_token), id(trainee.student.pos_embed)} <= plain
+
+
+def test_no_position_is_resampled_at_the_papers_scale(plan):
+    """timm's resampling of today has antialiasing, DeiT's had none: here neither takes place."""
+    assert {stage.data.image_size for run in plan.runs.values() for stage in run.stages} == {224}
+
+
+def test_even_shifts_before_pooling_are_deepinversions_shifts_after_it():
+    image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    pool = torch.nn.AvgPool2d(2)
+    assert torch.equal(pool(torch.roll(image, (6, -4), (2, 3))), torch.roll(pool(image), (3, -2), (2, 3)))
+    assert not any(torch.allclose(pool(torch.roll(image, (1, 0), (2, 3))), pool(image).roll(k, 2)) for k in range(8))
+
+
 def test_augmentation_is_deits(plan):
     stage = plan.runs["deit-Ti"].stages[0]
     transform = Transform(stage.data, stage.training.augment)
