@@ -1,16 +1,19 @@
 """MHCA: self-attention with a learned quadratic relative position bias (Sec. 3.1, Eq. 2 and 3).
 
-With d = key position - query position in patches, head h adds to the logit of every pair of patches
+A head of MHCA has a width alpha and a centre Delta (row, column). It adds a bias to the logits of a plain head:
 
-    b = -alpha (|d|^2 - 2 Delta . d)                                                     (Eq. 2, literal form)
+    A = softmax(Q K^T / sqrt(d_h) + drop(b)) V                                                             (Eq. 3)
+    b = -alpha (|d|^2 - 2 Delta . d)                                                                       (Eq. 2)
 
-and nothing where the class token is query or key. A head with a large alpha sees the patch at distance Delta from the
-query: nine such heads are a 3 x 3 convolution (Cordonnier et al., ICLR 2020). Eq. 1 and 3 print QK for the scaled
-QK^T / sqrt(d_h) that the text describes.
+d is the position of the key minus that of the query, in patches. b is 0 where the class token is query or key. Eq. 1
+and 3 of the paper print QK; its text describes the scaled product.
 
-The bias has rank 4 with a class token, so it folds into queries and keys as four more dimensions of each head; any
-fused attention kernel then computes it without a tokens x tokens tensor. `MHCA.path` says which of four computations of
-Eq. 3 is taken, and why. `attention_cpu` has the kernels for a CPU.
+A head with a large alpha sees the patch at distance Delta from the query. Nine such heads are a 3 x 3 convolution
+(Cordonnier et al., ICLR 2020).
+
+The bias has rank 4. It therefore folds into queries and keys as four more dimensions of each head, and any fused
+attention kernel computes it without a tokens x tokens tensor. `MHCA.path` says which of five computations of Eq. 3 is
+taken, and why. `position` has the bias, `attention_cpu` the kernels for a CPU.
 """
 
 import math
@@ -61,7 +64,11 @@ class MHCA(Attention):
     def forward(
         self, x: Float[Tensor, "batch tokens dim"], attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Attention of the tokens. A mask is added to the bias, as timm adds it to the logits."""
+        """Attention of the tokens, projections included. A mask is added to the bias, as timm adds it to the logits.
+
+        attn_mask: what timm's `Attention` takes, true where a query may see a key, or numbers to add to the logits.
+        is_causal: each token sees itself and those before it. Raises InputError as `path` does.
+        """
         batch, tokens, _ = x.shape
         q, k, v = self.project(x)
         if self.fused_attn:
@@ -73,21 +80,27 @@ class MHCA(Attention):
         out = self.norm(out.transpose(1, 2).reshape(batch, tokens, self.attn_dim))
         return self.proj_drop(self.proj(out))
 
-    def project(self, x: Float[Tensor, "batch tokens dim"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each (batch, heads, tokens, dim of a head)."""
+    def project(
+        self, x: Float[Tensor, "batch tokens dim"]
+    ) -> tuple[
+        Float[Tensor, "batch heads tokens head_dim"],
+        Float[Tensor, "batch heads tokens head_dim"],
+        Float[Tensor, "batch heads tokens head_dim"],
+    ]:
+        """Queries, keys and values. Queries and keys are normalised where `qk_norm` asks for it."""
         batch, tokens, _ = x.shape
         q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
         return self.q_norm(q), self.k_norm(k), v
 
     def attend(
         self,
-        q: Float[Tensor, "batch heads tokens dim"],
-        k: Float[Tensor, "batch heads tokens dim"],
-        v: Float[Tensor, "batch heads tokens dim"],
+        q: Float[Tensor, "batch heads tokens head_dim"],
+        k: Float[Tensor, "batch heads tokens head_dim"],
+        v: Float[Tensor, "batch heads tokens head_dim"],
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
-    ) -> Float[Tensor, "batch heads tokens dim"]:
-        """softmax(QKᵀ/√d_h + drop(b)) V, between the projections (Eq. 3), by a fused kernel."""
+    ) -> Float[Tensor, "batch heads tokens head_dim"]:
+        """Eq. 3 for given queries, keys and values, by the path folded, shared or dense. Raises as `path` does."""
         drop = self.attn_drop.p if self.training else 0.0
         path = self.path(q, attn_mask is not None or is_causal)
         if path == "folded":
@@ -99,17 +112,23 @@ class MHCA(Attention):
             return SharedBiasAttention.apply(q, k, v, bias, self.scale)
         return F.scaled_dot_product_attention(q, k, v, bias if bias.ndim == 4 else bias[None], drop, scale=self.scale)
 
-    def path(self, q: Tensor, masked: bool = False) -> Literal["explicit", "folded", "flex", "shared", "dense"]:
-        """Which of five computations of Eq. 3 attends to the queries `q`; all give the same numbers but for rounding.
+    def path(
+        self, q: Float[Tensor, "batch heads tokens head_dim"], masked: bool = False
+    ) -> Literal["explicit", "folded", "flex", "shared", "dense"]:
+        """Which of five computations of Eq. 3 is taken for the queries `q`. All give the same numbers but for rounding.
+
+        The first one that fits is taken:
 
         explicit: logits, softmax and dropout one by one, where `timm.layers.set_fused_attn(False)` asks for it.
-        folded: the bias as four more dimensions of queries and keys, for any fused kernel and without a tokens x tokens
-            tensor; wherever `rpe.path` asks for it, and on a GPU or where the bias learns, unless single entries of it
-            are dropped: those do not fold. With a fixed bias the fold costs a CPU 40 %, a dense bias 5.
-        flex: by FlexAttention, wherever `rpe.path` asks for it and FlexAttention has it: no mask, no dropout of
-            attention, no bias dropped by query, key or head, and on a CPU no gradient.
-        shared: by hand, a CPU having no fused kernel once a bias learns, and a slow one for the gradient of few tokens.
-        dense: the fused kernel with the bias as its mask, for all else.
+        flex: FlexAttention, where `rpe.path` asks for it. It has no mask, no dropout of the weights, no bias that is
+            dropped by query, key or head, and on a CPU no gradient.
+        folded: the bias as four more dimensions of queries and keys, by any fused kernel, where `rpe.path` asks for it.
+            On a GPU, and where the bias learns, unless `rpe.path` is dense. Masks and dropped single entries do not
+            fold. A CPU takes 40 % longer for a fixed bias that is folded, and 5 % longer for one that is dense.
+        shared: a kernel of ours, on a CPU whose own kernel is not fused (the bias learns) or slow (the gradient of few
+            tokens). It has no mask, no dropout of the weights and no bias for each image.
+        dense: the fused kernel, with the bias as its mask.
+
         Raises InputError where `rpe.path: folded` meets `rpe.drop_mode: element`.
         """
         knobs, cpu = self.rpe.knobs, q.device.type == "cpu"
@@ -138,12 +157,18 @@ class MHCA(Attention):
         q, k, _ = self.project(x)
         return q.float() @ k.float().transpose(-2, -1) * self.scale + self.rpe.dense()
 
-    def _attend_folded(self, q: Tensor, k: Tensor, v: Tensor, drop: float) -> Float[Tensor, "batch heads tokens dim"]:
-        """Attention with the bias folded into four more dimensions of q and k, eight below fp32.
+    def _attend_folded(
+        self,
+        q: Float[Tensor, "batch heads tokens head_dim"],
+        k: Float[Tensor, "batch heads tokens head_dim"],
+        v: Float[Tensor, "batch heads tokens head_dim"],
+        drop: float,
+    ) -> Float[Tensor, "batch heads tokens head_dim"]:
+        """Eq. 3 with the bias folded into four more dimensions of q and k, eight below fp32.
 
-        Positions are exact in bf16, their coefficients are not: a single bf16 copy of the query part errs by up to 1.9
-        in a logit at 14 x 14. So it is split in two, high and low, against the same keys; the low part is detached
-        because the high part carries the whole gradient.
+        Positions are exact in bf16. Their coefficients are not: with a bf16 copy of the query's dimensions a logit errs
+        by up to 1.9 at 14 x 14. They are therefore split in a high and a low part, against the same keys. The low part
+        is detached, because the high part carries the whole gradient.
         """
         query, key = self.rpe.folded()
         query = (query * math.sqrt(self.head_dim))[None]  # SDPA scales the product by 1/sqrt(d_h)

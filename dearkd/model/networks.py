@@ -18,9 +18,10 @@ from dearkd.schema import InputError, unknown
 
 
 def create(model: Model, seed: int) -> nn.Module:
-    """A freshly initialised model. Students with a common parameter name and shape start from the same value.
+    """A network with fresh weights. Parameters of the same name and shape in two students start from the same values.
 
-    Raises InputError naming the model when timm knows none of that name, or refuses its arguments.
+    seed: of the run; each parameter has a key of its own. Raises InputError naming the model when timm knows none of
+    that name, or refuses its arguments.
     """
     torch.manual_seed(key_of(seed, "init"))
     net = _from_timm(model)
@@ -34,7 +35,10 @@ def create(model: Model, seed: int) -> nn.Module:
 
 
 def sketch(model: Model) -> nn.Module:
-    """The same network on torch's `meta` device, without values, to see its shapes and whether it can be built."""
+    """A network on torch's `meta` device, without values: it shows its shapes, and whether it can be built.
+
+    Raises InputError as `create` does.
+    """
     with torch.device("meta"):
         return _from_timm(model)
 
@@ -82,9 +86,10 @@ def _initialise(net: nn.Module, init: str, seed: int) -> None:
 
 
 def adopt(student: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Take over the weights of a trained student, except its classifiers. Positions are resampled to this grid.
+    """Put the weights of a trained student into another, except those of its classifiers. A CNN takes all weights.
 
-    The resampling is timm's bicubic one, as in DeiT's fine-tuning at another resolution. A CNN takes over all weights.
+    Positions are resampled to the grid of `student` by timm's bicubic interpolation, as DeiT does when it fine-tunes at
+    another resolution (`main.py` of DeiT).
     """
     own = student.state_dict()
     if not isinstance(student, VisionTransformer):

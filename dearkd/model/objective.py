@@ -77,7 +77,15 @@ def objective(
     scale: "FeatureScale | None" = None,
     knobs: Distillation | None = None,
 ) -> dict[str, Tensor]:
-    """Eq. 6 or 7: {"loss": weighted sum, and each term of `losses` unweighted}."""
+    """The weighted sum of a stage's losses (Eq. 6 or 7) as "loss", and beside it each loss by its name, unweighted.
+
+    losses: weight by name, see `stage.LOSSES`; at least one.
+    outputs: of the trainee for the batch.
+    targets: mixed and smoothed labels.
+    seen: outputs of the teacher for the same pixels; None where no loss needs a teacher.
+    scale: of the teacher's features, where a loss compares them.
+    knobs: where a loss has a temperature.
+    """
     given = Given(outputs, targets, seen, scale, knobs)
     parts = {name: TERMS[name](given) for name in losses}
     weighted = [weight * parts[name] for name, weight in losses.items()]

@@ -16,9 +16,11 @@ from dearkd.plan.stage import Rpe
 def head_centres(heads: int, init: Literal["convit", "rect", "random", "zero"]) -> Float[Tensor, "heads 2"]:
     """Initial centres Delta (row, column) in patches.
 
-    convit: floor(sqrt(heads)) squared of them form a square grid around 0, as in ConViT; the paper's 12 heads allow
-    no 'kernel of size sqrt(12)', so 9 heads get a 3 x 3 grid and 3 stay at 0. rect: the most square a x b grid with
-    a b = heads. random: N(0, 1), as Cordonnier et al.'s Gaussian attention. zero: all at 0.
+    convit: a square grid around 0 of as many heads as form one, the others at 0, as in ConViT. The paper's 12 heads
+        allow no 'kernel of size sqrt(12)': 9 heads get a 3 x 3 grid and 3 are at 0.
+    rect: the most square grid of all heads.
+    random: N(0, 1), as the Gaussian attention of Cordonnier et al. (ICLR 2020).
+    zero: all at 0.
     """
     if init == "zero":
         return torch.zeros(heads, 2)
@@ -61,13 +63,13 @@ def fold(
 
 
 class QuadraticBias(nn.Module):
-    """The learned part of MHCA: alpha (width) and Delta (centre) of each head, their bias and its fold.
+    """The bias of Eq. 2 for every head and pair of tokens, from the learned alpha (width) and Delta (centre) of a head.
 
     Args:
         heads: number of heads.
         head_dim: width of a head, for `rpe.scale: sqrt_d`.
         grid: patches per column and row of the image.
-        prefix: tokens without a position (the class token), which come first and get bias 0.
+        prefix: number of tokens without a position (the class token). They come first, and their bias is 0.
         knobs: see `stage.Rpe`.
         device, dtype: of the parameters.
     """

@@ -28,7 +28,10 @@ class Outputs(NamedTuple):
 
 
 class Trainee(nn.Module):
-    """A student and the parts that stage I adds, as one module to train. `auxiliary` is dropped at the stage's end.
+    """A student and the parts that stage I adds, as one module to train.
+
+    `auxiliary` has the parts: the head of the pooled tokens (Eq. 5) and an aligner for each pair (Fig. 3). Stage II and
+    the exported student do without them.
 
     Args:
         student: ViT or CNN.
@@ -82,7 +85,10 @@ class Trainee(nn.Module):
         return lambda name: layers.get(name.removeprefix("student."), max(layers.values()))
 
     def forward(self, images: Float[Tensor, "batch rgb height width"]) -> Outputs:
-        """One forward pass. timm's `forward_intermediates` returns the hidden block outputs; there are no hooks."""
+        """The outputs that the losses need, from one forward pass. The images are normalised pixels.
+
+        Block outputs come from timm's `forward_intermediates`; there are no hooks.
+        """
         if not isinstance(self.student, VisionTransformer):
             return Outputs(self.student(images), None, ())
         student: Any = self.student
