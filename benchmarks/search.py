@@ -26,19 +26,21 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.workers import leave_with_parent
 from dearkd import arithmetic, disk, record, strict_yaml
-from dearkd.data import datasets, subsets
+from dearkd.data import datasets, image_archive, subsets
 from dearkd.fingerprint import fingerprint
 from dearkd.jobs.inputs import available_device
+from dearkd.jobs.synthesis import Shard, make
 from dearkd.model import teachers
 from dearkd.model.teachers import FeatureShape
 from dearkd.plan import experiments, methods
 from dearkd.plan.paths import Paths
 from dearkd.plan.scale import Scale
-from dearkd.plan.stage import Data, Stage, subset_name
+from dearkd.plan.stage import Data, Source, Stage, subset_name
 from dearkd.schema import InputError, build, spec, unknown
 from dearkd.stop import Interrupted
 from dearkd.train.attempt import Attempt
@@ -47,7 +49,7 @@ from dearkd.train.loop import train
 from dearkd.train.processes import Processes
 
 COLUMNS = ("trial", "row", "fraction", "seed", "epochs", "warmup_epochs", "lr", "validation_top1", "train_ce", "steps")
-COLUMNS += ("seconds", "cpu", "torch", "fingerprint", "attention_distance")
+COLUMNS += ("seconds", "cpu", "torch", "fingerprint", "attention_distance", "image_seconds")
 CHECKPOINTS = Path("checkpoints/search")
 
 
@@ -111,7 +113,7 @@ def run(task: Task, until: float, checkpoints: Path) -> dict[str, Any] | None:
     """Train one task in this process; its line of the CSV, or None where `until` (seconds since 1970) came first."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    state, seconds, distances = {}, 0.0, []
+    state, seconds, image_seconds, distances = {}, 0.0, 0.0, []
     try:
         with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere), _alarm(until):
             for chain in filter(None, (task.stages[0].initial, task.stages)):
@@ -121,6 +123,9 @@ def run(task: Task, until: float, checkpoints: Path) -> dict[str, Any] | None:
                     identity = fingerprint(chain[: i + 1])
                     inputs = _inputs(task, stage, identity, state if i else None)
                     inputs = dataclasses.replace(inputs, initial=state["student"] if stage.initial else None)
+                    if stage.source:
+                        images, image_seconds = _synthetic(task, stage.source, checkpoints)
+                        inputs = dataclasses.replace(inputs, train=images)
                     folder = checkpoints / identity / f"seed{task.seed}"
                     title = f"{task.trial}: {task.row}, seed {task.seed}"
                     with Attempt(folder, title, identity, save_seconds=300.0) as attempt:
@@ -146,6 +151,7 @@ def run(task: Task, until: float, checkpoints: Path) -> dict[str, Any] | None:
         "torch": torch.__version__,
         "fingerprint": fingerprint(task.stages),
         "attention_distance": "; ".join(distances),
+        "image_seconds": round(image_seconds, 1),
     }
 
 
@@ -177,6 +183,23 @@ def _inputs(task: Task, stage: Stage, identity: str, previous: dict[str, Any] | 
         fingerprint=identity,
         previous=previous,
     )
+
+
+def _synthetic(task: Task, source: Source, checkpoints: Path) -> tuple[datasets.Images, float]:
+    """(the images of a set, seconds that they took). ADI's need a student, which a search has not."""
+    if source.student or source.verifier:
+        raise InputError(f"row {task.row}: a search cannot make images of {source.name}, which compete with a student")
+    folder, seconds, paths, names, labels = checkpoints / "images" / fingerprint(source), 0.0, [], [], []
+    built = teachers.build(source.teacher, source.data, Paths(task.teachers).kept_weights(source.teacher_name))
+    for index in range(source.recipe.shards):
+        shard = Shard(source, task.seed, index, source.recipe.classes or range(source.data.classes))
+        path = folder / f"seed{task.seed}" / f"shard-{index:04d}.zip"
+        made = make(shard, built, None, path, Attempt(path.with_suffix(""), source.name, fingerprint(source), 300.0))
+        lines = list(csv.DictReader(made["manifest"].splitlines()))
+        names += [f"{path.name}/{line['image']}" for line in lines]
+        labels += [int(line["label"]) for line in lines]
+        seconds, paths = seconds + made["seconds"], [*paths, path]
+    return image_archive.read(paths, names, np.array(labels), source.data.channels), seconds
 
 
 @functools.cache
@@ -235,12 +258,17 @@ def table(lines: list[dict[str, str]]) -> str:
     groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for line in lines:
         groups.setdefault((line["row"], line["trial"], line["epochs"], line["lr"]), []).append(line)
-    text = ["| row | trial | epochs | learning rate | validation top-1 (%) | train CE | seconds |", "|---" * 7 + "|"]
+    made = any(float(line.get("image_seconds") or 0) for line in lines)
+    heads = ["row", "trial", "epochs", "learning rate", "validation top-1 (%)", "train CE", "seconds"]
+    heads += ["seconds of synthesis"] * made
+    text = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for key, group in sorted(groups.items(), key=lambda item: (item[0][0], float(item[0][2]), item[0][1])):
         top1, ce, seconds = ([float(line[c]) for line in group] for c in ("validation_top1", "train_ce", "seconds"))
         spread = f" ± {statistics.stdev(top1):.1f}" if len(top1) > 1 else ""
         middle = f"{statistics.mean(top1):.1f}{spread} ({len(top1)})"
-        text.append(f"| {' | '.join(key)} | {middle} | {statistics.mean(ce):.3f} | {statistics.mean(seconds):.0f} |")
+        cells = [*key, middle, f"{statistics.mean(ce):.3f}", f"{statistics.mean(seconds):.0f}"]
+        cells += [f"{statistics.mean(float(line.get('image_seconds') or 0) for line in group):.0f}"] * made
+        text.append(f"| {' | '.join(cells)} |")
     return "\n".join(text) + "\n"
 
 

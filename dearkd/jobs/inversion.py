@@ -4,10 +4,8 @@ Batches are independent. Each has its own keys for start, classes and augmentati
 own best iterate. The number of batches that share a forward pass or a job changes only the order of sums.
 """
 
-import dataclasses
 import functools
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -88,10 +86,11 @@ class Inversion:
         phase, within = place(self.recipe, self.step)
         if within == 0 or self.optimiser is None:
             moments = self.optimiser.state_dict() if self.optimiser is not None and within else None
-            self.optimiser = torch.optim.Adam([self.images], betas=self.recipe.betas, eps=1e-8)
+            self.optimiser = torch.optim.Adam(self._parameters(), betas=self.recipe.betas, eps=1e-8)
             if moments:
                 self.optimiser.load_state_dict(moments)
-        self.optimiser.param_groups[0]["lr"] = learning_rate(phase, within, self.recipe.warmup)
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(phase, within, self.recipe.warmup) * group.get("share", 1.0)
         terms = self._terms(phase)
         loss = functools.reduce(torch.add, (weight * terms[name] for name, weight in self.terms))
         if not torch.isfinite(loss).all():
@@ -110,6 +109,10 @@ class Inversion:
         if not self.first or self.step == self.total:
             weighted = {n: [round(v, 5) for v in (w * terms[n]).tolist()] for n, w in self.terms}
             self.first, self.last = self.first or weighted, weighted
+
+    def _parameters(self) -> list[dict[str, Any]]:
+        """What Adam moves; `share` of a group: its learning rate, as a multiple of the phase's."""
+        return [{"params": [self.images]}]
 
     def _terms(self, phase: Phase) -> dict[str, Float[Tensor, " groups"]]:
         """The value of each term, unweighted, for the images as the teacher sees them in this step."""
@@ -173,7 +176,7 @@ class Inversion:
             self.images.copy_(state["images"])
         self.best.images, self.best.loss = state["best"].to(self.device), state["best_loss"].to(self.device)
         if state["optimiser"]:
-            self.optimiser = torch.optim.Adam([self.images], betas=self.recipe.betas, eps=1e-8)
+            self.optimiser = torch.optim.Adam(self._parameters(), betas=self.recipe.betas, eps=1e-8)
             self.optimiser.load_state_dict(state["optimiser"])
 
 
@@ -269,25 +272,6 @@ def doubt(source: Source, believed: float) -> str:
         f"iterations, an R_BN that drowns the classes (`r_bn`), or pixels of another mean and std than the CNN was "
         f"trained on (now {mean} and {std})"
     )
-
-
-def expected_seconds(
-    source: Source, seed: int, labels: Int[Tensor, "groups batch"], teacher: TeacherNetwork, device: torch.device
-) -> float:
-    """Seconds that a group of batches takes, from one timed iteration of each phase, after one that is not timed."""
-    phases = source.recipe.phases
-    once = tuple(dataclasses.replace(phase, iterations=1) for phase in (phases[0], *phases))
-    trial = dataclasses.replace(source, recipe=dataclasses.replace(source.recipe, phases=once))
-    inversion = Inversion(trial, seed, range(len(labels)), labels, teacher, None, device)
-    inversion.advance()
-    seconds = 0.0
-    for phase in phases:
-        started = time.monotonic()
-        inversion.advance()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds += phase.iterations * (time.monotonic() - started)
-    return seconds
 
 
 def groups(source: Source, shard: int) -> Iterator[list[int]]:

@@ -1,24 +1,27 @@
 """Synthetic images from a CNN of the user's own, without a scale and without any image."""
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from jaxtyping import Int
 from timm.data import ImageNetInfo
+from torch import Tensor
 
 from dearkd import disk, record
 from dearkd.data.image_archive import folders_of
 from dearkd.fingerprint import fingerprint
-from dearkd.jobs import inversion
+from dearkd.jobs import fast, inversion
 from dearkd.jobs.inputs import available_device
 from dearkd.jobs.synthesis import Shard, make
 from dearkd.model import efficientnet_lite0, hub, teachers
 from dearkd.model.weights import read_weights, weights_sha256
 from dearkd.plan.stage import Data, Phase, Source, Synthesis, Teacher
-from dearkd.plan.synthesis import competes, terms
+from dearkd.plan.synthesis import competes, recipe_of, terms
 from dearkd.schema import InputError, to_json, unknown
 from dearkd.train.attempt import Attempt
 from dearkd.train.checkpoint import Checkpoints
@@ -72,7 +75,7 @@ def invert(
     data = _data_of(teacher, len(classes), image_size or largest)
     names = [*classes] or _names_of(teacher, data.classes)
     indices = list(dict.fromkeys(_index(name, names, data.classes) for name in picked)) or list(range(data.classes))
-    recipe = _recipe(recipe, data.image_size, images, len(indices), quick)
+    recipe = _recipe(method, recipe, data.image_size, images, len(indices), quick)
     source = Source(
         name=method,
         terms=terms(recipe, method),
@@ -174,13 +177,18 @@ def _index(name: str, names: Sequence[str], count: int) -> int:
     raise InputError(unknown(name, [*names, f"0 to {count - 1}"], "class", "--pick"))
 
 
-def _recipe(recipe: Synthesis | None, side: int, images: int, classes: int, quick: bool) -> Synthesis:
+def _recipe(method: str, recipe: Synthesis | None, side: int, images: int, classes: int, quick: bool) -> Synthesis:
     """The recipe given, or the paper's schedule at this side, for so many images and classes."""
     halves = (Phase(size=max(side // 2, 1), iterations=2000, lr=0.5), Phase(size=side, iterations=2000, lr=0.01))
     recipe = recipe or Synthesis(phases=halves, jitter=max(round(30 * side / 224), 1))
     if any(phase.size > side for phase in recipe.phases):
         raise InputError(f"phases: {max(p.size for p in recipe.phases)} pixels are more than the image size, {side}")
-    if quick:
+    recipe = recipe_of(recipe, method, side)
+    if quick and recipe.fast:
+        recipe = dataclasses.replace(
+            recipe, fast=dataclasses.replace(recipe.fast, rehearsals=recipe.fast.rehearsals // QUICK)
+        )
+    elif quick:
         phases = tuple(dataclasses.replace(p, iterations=max(p.iterations // QUICK, 1)) for p in recipe.phases)
         recipe = dataclasses.replace(recipe, phases=phases, warmup=recipe.warmup // QUICK)
     return dataclasses.replace(
@@ -211,13 +219,38 @@ def _announce(source: Source, seed: int, indices: Sequence[int], teacher: teache
     recipe, device = source.recipe, available_device()
     groups = list(inversion.groups(source, 0))
     labels = torch.tensor([inversion.classes_of(batch, recipe, indices, seed) for batch in groups[0]])
-    seconds = len(groups) * inversion.expected_seconds(source, seed, labels, teacher, device)
+    rehearsed = len(fast.rehearsals(source)) / len(groups[0])
+    seconds = (len(groups) + rehearsed) * _expected_seconds(source, seed, labels, teacher, device)
     drawn = {c for group in groups for batch in group for c in inversion.classes_of(batch, recipe, indices, seed)}
-    time = f"{seconds:.0f} seconds" if seconds < 100 else f"{seconds / 60:.0f} minutes"
+    about = f"{seconds:.0f} seconds" if seconds < 100 else f"{seconds / 60:.0f} minutes"
     hint = "" if quick or seconds < 100 else "; --quick takes a tenth of that, for a first look"
     print(
         f"{recipe.made()} images ({recipe.batches} x {recipe.batch}) of {len(drawn)} of {len(indices)} classes, "
-        f"{source.data.image_size} pixels, {sum(p.iterations for p in recipe.phases)} iterations: about {time} on this "
-        f"{'GPU' if device.type == 'cuda' else 'CPU'}{hint}",
+        f"{source.data.image_size} pixels, {sum(p.iterations for p in recipe.phases)} iterations: about {about} on "
+        f"this {'GPU' if device.type == 'cuda' else 'CPU'}{hint}",
         flush=True,
     )
+
+
+def _expected_seconds(
+    source: Source,
+    seed: int,
+    labels: Int[Tensor, "groups batch"],
+    teacher: teachers.TeacherNetwork,
+    device: torch.device,
+) -> float:
+    """Seconds that a group of batches takes, from one timed iteration of each phase, after one that is not timed."""
+    phases = source.recipe.phases
+    once = tuple(dataclasses.replace(phase, iterations=1) for phase in (phases[0], *phases))
+    trial = dataclasses.replace(source, recipe=dataclasses.replace(source.recipe, phases=once))
+    start = fast.Start(source, knobs, seed, device) if (knobs := source.recipe.fast) else None
+    group = fast.begin(trial, seed, range(len(labels)), labels, teacher, None, start, device)
+    group.advance()
+    seconds = 0.0
+    for phase in phases:
+        started = time.monotonic()
+        group.advance()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds += phase.iterations * (time.monotonic() - started)
+    return seconds

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dearkd import disk, record
 from dearkd.data import image_archive
 from dearkd.fingerprint import fingerprint
-from dearkd.jobs import gpus
+from dearkd.jobs import fast, gpus
 from dearkd.jobs.inputs import available_device, teacher_weights, trained_student
 from dearkd.jobs.inversion import Inversion, advice, classes_of, doubt, groups
 from dearkd.model import teachers
@@ -168,20 +168,29 @@ def _invert(
     shard: Shard, teacher: teachers.TeacherNetwork, student: nn.Module | None, attempt: Attempt, device: torch.device
 ) -> tuple[UInt8[Tensor, "n channels height width"], list[dict[str, Any]]]:
     """(the images, the terms of the loss of each batch), from the newest checkpoint if there is one."""
-    together, recipe = shard.groups, shard.source.recipe
-    state, total = attempt.resume() or {"pixels": [], "terms": [], "count": 0}, shard.iterations * len(together)
+    source, state = shard.source, attempt.resume() or {"pixels": [], "terms": [], "count": 0}
+    start = fast.Start(source, knobs, shard.seed, device) if (knobs := source.recipe.fast) else None
+    if start and "start" in state:
+        start.load(state["start"])
+    together = [*([batch] for batch in fast.rehearsals(source)), *shard.groups]
+    behind, total = len(state["pixels"]) + (start.rehearsed if start else 0), shard.iterations * len(together)
     with Progress(attempt.title, total, state["count"]) as progress:
-        for group in together[len(state["pixels"]) :]:
-            inversion = Inversion(shard.source, shard.seed, group, shard.labels(group), teacher, student, device)
+        for group in together[behind:]:
+            labels = shard.labels(group)
+            inversion = fast.begin(source, shard.seed, group, labels, teacher, student, start, device)
             if "inversion" in state:
                 inversion.load(state.pop("inversion"))
             while inversion.step < inversion.total:
-                if inversion.step == 1 and not state["terms"] and (note := advice(recipe, inversion.first)):
+                if state["count"] == 1 and (note := advice(source.recipe, inversion.first)):
                     progress.line(note)
                 inversion.advance()
                 state["count"] += 1
                 progress.advance(state["count"])
                 attempt.checkpoint(state["count"], total, functools.partial(_with, state, inversion))
+            if start and isinstance(inversion, fast.Drawing) and group[0] < 0:
+                start.learn(inversion)
+                state["start"] = start.state()
+                continue
             state["pixels"].append(inversion.result())
             state["terms"] += [
                 {"batch": b, **_column(inversion.first, i, "first"), **_column(inversion.last, i, "last")}

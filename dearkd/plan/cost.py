@@ -117,6 +117,8 @@ class _Books:
         seconds = self.passes(source.teacher.model, TRAIN * sum(p.iterations * (p.size / SIDE) ** 2 for p in phases))
         if source.student:
             seconds += self.passes(source.student[0].model.name, TRAIN * sum(p.iterations for p in phases))
+        if source.recipe.fast:  # each job rehearses first; the generator itself is not counted
+            seconds *= 1 + source.recipe.fast.rehearsals / min(source.recipe.shard_batches, source.recipe.batches)
         return seconds
 
     def chain(self, run: Run) -> float:

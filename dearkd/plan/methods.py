@@ -12,7 +12,7 @@ from dearkd.fingerprint import deviations
 from dearkd.plan.data import REAL
 from dearkd.plan.scale import Scale
 from dearkd.plan.stage import Distillation, Model, Source, Stage, Training, geometry
-from dearkd.plan.synthesis import competes, terms
+from dearkd.plan.synthesis import competes, recipe_of, terms
 from dearkd.schema import InputError, freeze, unknown
 
 Stages = tuple[Stage, ...]
@@ -184,7 +184,7 @@ METHODS: dict[str, Callable[..., Stages]] = {
 
 def source(scale: Scale, name: str) -> Source:
     """The set of synthetic images that a method of `SYNTHESIS` makes at a scale."""
-    recipe = scale.synthesis
+    recipe = recipe_of(scale.synthesis, name, scale.data["main"].image_size)
     return Source(
         name=name,
         terms=terms(recipe, name),

@@ -11,6 +11,7 @@ from dearkd.plan.stage import (
     Augment,
     Data,
     Distillation,
+    Fast,
     Model,
     Rpe,
     Stage,
@@ -27,6 +28,7 @@ SETUP = "paper, Sec. 5.1"
 DATA_FREE = "paper, Sec. 5.5"
 DEIT = "DeiT"
 DEEPINVERSION = "DeepInversion"
+FAST_DATAFREE = "Fast-Datafree"
 OURS = "our decision: docs/decisions.md"
 CODE = "our code: no part of the method"
 KEY = "a key of the scale"
@@ -74,7 +76,11 @@ DEFAULTS: dict[type, dict[str, str]] = {
         OURS: "images first_bn margin feature feature_norm keep rounds",
         KEY: "teacher student",
         CODE: "together shard_batches precision",
-        OFF: "classes augment verifier",
+        OFF: "classes augment verifier fast",
+    },
+    Fast: {
+        FAST_DATAFREE: "rehearsals iterations lr lr_code width code upsamplings",
+        OFF: "images per_class shard_batches ce",
     },
     Student: {SETUP: "n_mhca", DEIT: "init", OURS: "lr_factor", OFF: "args"},
     Model: {DEIT: "init", OFF: "args stem_stride start"},

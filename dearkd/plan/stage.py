@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from dearkd.plan.data import IN_FILES, Data, Fraction, subset_name
 from dearkd.plan.model import DEARKD_HEADS, DEIT_HEADS, SIZES, Model, Rpe, Timm, fits, geometry
-from dearkd.plan.synthesis import MOST_SHARDS, Phase, Synthesis
+from dearkd.plan.synthesis import MOST_SHARDS, Fast, Phase, Synthesis
 from dearkd.plan.teacher import Distillation, Teacher
 from dearkd.plan.training import Augment, Betas, Policy, Training
 from dearkd.ranges import Name, Seed, Weight, Whole
@@ -30,6 +30,7 @@ __all__ = [
     "Betas",
     "Data",
     "Distillation",
+    "Fast",
     "Fraction",
     "Loss",
     "Model",

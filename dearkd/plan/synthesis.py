@@ -1,5 +1,6 @@
 """How images are made out of a teacher: by which terms, and how these are minimised."""
 
+import dataclasses
 from typing import Annotated, Literal
 
 from dearkd.plan.data import REAL
@@ -14,6 +15,7 @@ SYNTHESIS = {
     "deepinversion": ("ce", "tv", "l2", "r_bn"),
     "adi": ("ce", "tv", "l2", "r_bn", "competition"),
     "df_dearkd": ("ce", "tv", "l2", "r_bn", "easy_positive", "triplet"),
+    "fast": ("ce", "r_bn", "easy_positive", "triplet"),
 }
 """Methods of making images from a teacher: the terms they minimise, weighted as the scale's `synthesis` says."""
 PRIORS = {
@@ -36,6 +38,33 @@ class Phase:
     """Side in pixels to which the images are average-pooled before the teacher sees them."""
     iterations: Count
     lr: Positive
+
+
+@spec
+class Fast:
+    """A generator that a few iterations adapt to each batch, from a start that all batches share.
+
+    Defaults are those of Fast-Datafree (Fang et al., AAAI 2022) for CIFAR, but where it keeps learning its start while
+    the student trains: here the start is learned first, in rehearsals, and then stays.
+    """
+
+    rehearsals: Whole = 220
+    """Batches that only teach the shared start; each job that makes images has them first."""
+    iterations: Count = 5
+    """Of a batch, in a rehearsal too."""
+    lr: Positive = 3e-3
+    lr_code: Positive = 0.01
+    width: Count = 64
+    """Channels of the generator at full resolution; twice as many below."""
+    code: Count = 256
+    """Channels of the random code of an image."""
+    upsamplings: Annotated[int, Within(0, 8)] = 2
+    """How often the generator doubles the side of its code."""
+    images: Whole = 0
+    """How many images; 0, here and below: as the other methods have it."""
+    per_class: Whole = 0
+    shard_batches: Whole = 0
+    ce: Weight = 0.0
 
 
 @spec
@@ -96,6 +125,8 @@ class Synthesis:
     what comes out is not data-free, and tables say so."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Autocast on a GPU; statistics and losses are always fp32."""
+    fast: Fast | None = None
+    """Knobs of the method `fast` alone; none: its defaults."""
 
     def __post_init__(self) -> None:
         if not self.phases:
@@ -120,6 +151,16 @@ class Synthesis:
     def made(self, shards: int = 0) -> int:
         """Images in the first so many shards; 0: in all."""
         return min((shards or self.shards) * self.shard_batches, self.batches) * self.batch
+
+
+def recipe_of(recipe: Synthesis, method: str, side: int) -> Synthesis:
+    """The knobs as a method reads them, for images of so many pixels: `fast` has its own, the others lack them."""
+    if method != "fast":
+        return dataclasses.replace(recipe, fast=None)
+    fast = recipe.fast or Fast()
+    own = {key: getattr(fast, key) for key in ("images", "per_class", "shard_batches", "ce") if getattr(fast, key)}
+    phases = (Phase(size=side, iterations=fast.iterations, lr=fast.lr),)
+    return dataclasses.replace(recipe, phases=phases, warmup=0, fast=fast, **own)
 
 
 def competes(name: str) -> bool:

@@ -21,6 +21,9 @@ Metric = Literal[
     "throughput",
     "ratio",
     "ratio_dense",
+    "images",
+    "image_seconds",
+    "per_minute",
 ]
 """What records measure and tables show."""
 Kind = Literal[

@@ -197,6 +197,8 @@ def _making(source: Source) -> list[Part]:
     seen = views[-1]
     parts: list[Part] = [title(0, 70, "(a) synthesis, each batch by itself"), *losses, teacher, *views]
     start = "noise\n$N(0, 1)$" if recipe.start == "noise" else "faint noise\non black"
+    if recipe.fast:
+        start = "codes $N(0, 1)$,\na generator"
     noise = Box(2.5, (top + low) / 2 + 9, 12, 6, start, PLAIN)
     parts += [noise, arrow(noise.bottom(), views[0].top()), *chain(views)]
     parts.append(arrow(seen.right(), (teacher.x, (top + low) / 2)))
@@ -227,9 +229,12 @@ def _seen(source: Source, middle: Number) -> list[Box]:
 def _descent(source: Source, losses: Sequence[Box], level: Number, images: Box) -> list[Part]:
     """From the losses, the first of them at `level`, back to the pixels."""
     phases = "\n".join(f"{p.size} px: {p.iterations} it., lr {_number(p.lr)}" for p in source.recipe.phases)
-    total = Box(79, 18, 20, 9, "weighted sum,\nits gradient\nback to the pixels", LOSS)
+    moved, ended = (
+        ("generator", "generator\ndraws anew") if source.recipe.fast else ("pixels", "clamp to\nvalid pixels")
+    )
+    total = Box(79, 18, 20, 9, f"weighted sum,\nits gradient\nback to the {moved}", LOSS)
     adam = Box(42, 18, 29, 9, f"Adam, new in each phase\n{phases}", TRAINING)
-    clamp = Box(21, 18, 13, 9, "clamp to\nvalid pixels", TRAINING)
+    clamp = Box(21, 18, 13, 9, ended, TRAINING)
     return [
         *(total, adam, clamp),
         *(Line(((103, loss.right()[1]), (105, loss.right()[1])), head=False) for loss in losses),

@@ -75,6 +75,33 @@ def architectures(plan: Plan, names: list[str]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def synthesis(plan: Plan, runs: list[Run]) -> pd.DataFrame:
+    """One line per evaluated run on synthetic images and seed: run, seed, dirty, and what its images cost.
+
+    images: how many. image_seconds: wall-clock time from the teacher to the images, by image. per_minute: the run's
+    accuracy by minutes that all images took.
+    """
+    lines = []
+    for run in runs:
+        source = run.stages[-1].source
+        for seed in run.seeds:
+            if source and plan.paths.metrics(run.name, seed).is_file():
+                top1 = verify.evaluation(plan, run, seed)[1]["metrics"]["top1"]
+                seconds = _making(plan, source.name, seed)
+                line = {"run": run.name, "seed": seed, "dirty": False, "per_minute": top1 / (seconds / 60)}
+                lines.append({**line, "images": source.recipe.made(), "image_seconds": seconds / source.recipe.made()})
+    return pd.DataFrame(lines, columns=None if lines else ["run", "seed", "dirty"])
+
+
+def _making(plan: Plan, name: str, seed: int) -> float:
+    """Seconds of all jobs from the teacher to a set of images; ADI's students, and the images they began with, too."""
+    shards = [verify.shard(plan, name, seed, i)[0] for i in range(plan.sources[name].recipe.shards)]
+    students = [plan.runs[run] for run in plan.competitors[name]]
+    trained = [record for run in students for record in verify.stages(plan, run, seed)]
+    before = {stage.source.name for run in students for stage in run.stages if stage.source} - {name}
+    return sum(r["seconds"] for r in (*shards, *trained)) + sum(_making(plan, each, seed) for each in before)
+
+
 def diversity(plan: Plan, names: list[str]) -> pd.DataFrame:
     """One line per set of images and seed that has been described: run (the set), seed, dirty, and each metric.
 

@@ -30,12 +30,17 @@ HEADS = {
     "throughput": "images/s",
     "ratio": "of DeiT's",
     "ratio_dense": "dense",
+    "images": "images",
+    "image_seconds": "seconds per image",
+    "per_minute": "points per minute",
 }
 """Column heads of metrics without a number in the paper."""
 PLACES = {
-    **dict.fromkeys(("lpips", "lpips_se", "lpips_alex", "lpips_vgg", "lpips_blurred", "easy_positive"), 3),
+    **dict.fromkeys(
+        ("lpips", "lpips_se", "lpips_alex", "lpips_vgg", "lpips_blurred", "easy_positive", "image_seconds"), 3
+    ),
     **dict.fromkeys(("gmacs", "ratio", "ratio_dense"), 2),
-    "input_size": 0,
+    **dict.fromkeys(("input_size", "images"), 0),
 }
 """Decimal places of a metric in a printed table; all others have one."""
 
@@ -64,6 +69,7 @@ def values_of(plan: Plan, name: str) -> pd.DataFrame:
         return records.diversity(plan, plan.images_of(name))
     frames = [
         records.load(plan, plan.runs_of(name)),
+        *([records.synthesis(plan, plan.runs_of(name))] if "image_seconds" in plan.tables[name].also else []),
         records.pretrained(plan, plan.pretrained_of(name)),
         records.architectures(plan, plan.architectures_of(name)),
     ]
@@ -142,7 +148,12 @@ def arrange(table: Table, frame: pd.DataFrame) -> pd.DataFrame:
     """The table as it is printed: a line per row (and its gap), 'ours' beside 'paper' for every cell; all text."""
     lines = []
     quoted, unquoted = _empty(table, "run"), _empty(table, "paper")
-    marked = not table.across and frame.loc[frame["metric"] == table.metric, "source"].nunique() > 1
+    # In a table without a number of the paper, a row that no record fills is not quoted but empty.
+    marked = (
+        not table.across
+        and frame["paper"].notna().any()
+        and frame.loc[frame["metric"] == table.metric, "source"].nunique() > 1
+    )
     for row in table.rows:
         mine = frame[frame["row"] == row.label]
         for metric, label in (
