@@ -36,7 +36,8 @@ def train_stage(
     processes = Processes.join()
     torch.set_num_threads(max(plan.resources("train").threads // processes.count, 1))
     torch.set_flush_denormal(True)
-    share_cache(Path("checkpoints/compiled"))
+    if stage.training.compile == "blocks":
+        share_cache(Path("checkpoints/compiled"))
     with Attempt(
         folder,
         title=f"{run.name} seed {seed} stage {stage_name}",

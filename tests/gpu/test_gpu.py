@@ -188,15 +188,25 @@ def test_a_restored_state_lies_where_torch_would_put_it(plan):
 
 
 @needs_cuda
-def test_a_copy_ahead_overwrites_nothing_that_a_step_still_reads():
-    """Steps that are slower than copies: each sees its own pixels, although memory is used again and again."""
-    batches = [MicroBatch(0, i, 0, (), ()) for i in range(40)]
-    pixels = [torch.full((64, 3, 224, 224), float(i)).pin_memory() for i in range(4)]
-    labels, sums = torch.zeros(64, dtype=torch.long).pin_memory(), []
-    for _, images, _ in arriving(((b, pixels[b.step % 4], labels) for b in batches), DEVICE, None):
-        torch.cuda._sleep(20_000_000)
-        sums.append((images.amin() + images.amax()) / 2)
-    assert torch.stack(sums).tolist() == [float(i % 4) for i in range(40)]
+@pytest.mark.parametrize("finish", ["loader", "device"])
+def test_a_copy_ahead_overwrites_nothing_that_a_step_still_reads(finish):
+    """Steps that are slower than copies: each sees its own pixels, the host never waits, memory is used again."""
+    data = Data(kind="folder", classes=2, image_size=224, mean=(0.0,) * 3, std=(1.0,) * 3)
+    kind = torch.uint8 if finish == "device" else torch.float32
+    pixels = [torch.full((64, 3, 224, 224), i, dtype=kind).pin_memory() for i in range(4)]
+    labels, batches = torch.zeros(64, dtype=torch.long).pin_memory(), [MicroBatch(0, i, 0, (), ()) for i in range(40)]
+    last = Finish(data, Augment(finish="device", erasing=0.0), 0, DEVICE) if finish == "device" else None
+    found = []
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _, images, _ in arriving(((b, pixels[b.step % 4], labels) for b in batches), DEVICE, last):
+            torch.cuda._sleep(20_000_000)
+            found.append(torch.stack([images.amin(), images.amax()]))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    expected = torch.arange(40.0) % 4 / (255 if finish == "device" else 1)
+    torch.testing.assert_close(torch.stack(found).cpu(), expected[:, None].expand(-1, 2))
 
 
 def test_pixels_finished_on_the_device_are_the_cpus_to_rounding():
