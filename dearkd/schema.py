@@ -35,17 +35,25 @@ UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
 @typing.dataclass_transform(frozen_default=True, kw_only_default=True)
 def spec(cls: type[T]) -> type[T]:
-    """A frozen, keyword-only dataclass whose values lie in the ranges that its types name; InputError otherwise."""
+    """Make a class a frozen, keyword-only dataclass whose values are in the ranges that its types name (`ranges`).
+
+    Its constructor raises InputError for a value outside; the class's own `__post_init__` runs after that check.
+    """
+    described: Any = cls
     own = cls.__dict__.get("__post_init__")
 
     def checked(self: Any) -> None:
-        for name, check in _checks(cls):  # type: ignore[arg-type]  # mypy takes a generic class for unhashable
+        for name, check in _checks(described):
             check(getattr(self, name), name)
         if own is not None:
             own(self)
 
-    cls.__post_init__ = checked  # type: ignore[attr-defined]
+    described.__post_init__ = checked
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+
+
+def _fields(spec: Any) -> tuple[dataclasses.Field, ...]:
+    return dataclasses.fields(spec)
 
 
 _hints: Callable[[Any], dict[str, Any]] = functools.cache(typing.get_type_hints)
@@ -103,7 +111,7 @@ def _apply(check: Check | None, value: Any, where: str) -> None:
 
 
 def shown(value: Any) -> str:
-    """A value as it stands in a sentence: one short line."""
+    """A value on one short line, for a sentence."""
     try:
         text = repr(list(value) if isinstance(value, tuple) else value)
     except ValueError:  # Python refuses to print integers of more than 4,300 digits
@@ -112,7 +120,10 @@ def shown(value: Any) -> str:
 
 
 def unknown(key: str, known: Sequence[str] | Mapping[str, Any], kind: str, where: str) -> str:
-    """The sentence for a name that does not exist, with the nearest one that does."""
+    """The sentence that refuses a name: with the nearest known one, or with those that are known.
+
+    kind: what the name is of ("key", "student"). where: the file and the dotted key.
+    """
     key = key if len(key) <= 60 else f"{key[:57]}..."
     near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.4)
     shown = [*sorted(known)[:12], *(["..."] if len(known) > 12 else [])]
@@ -121,14 +132,14 @@ def unknown(key: str, known: Sequence[str] | Mapping[str, Any], kind: str, where
 
 
 def build(cls: type[T], values: Any, where: str) -> T:
-    """Fill the dataclass `cls` from parsed YAML.
+    """Make an instance of the dataclass `cls` from a parsed YAML mapping.
 
-    Raises InputError naming `where` (file and dotted key) for an unknown key with its nearest neighbour, a missing
-    key, or a value of the wrong type.
+    Raises InputError naming `where` (file and dotted key) for an unknown key, with the nearest known one; for a missing
+    key; and for a value of another type or outside its range, with what to write instead where that is clear.
     """
     if not isinstance(values, Mapping):
         raise InputError(f"{where}: expected a mapping, got {shown(values)}")
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = {field.name: field for field in _fields(cls)}
     for key in values:
         if key not in fields:
             raise InputError(unknown(_text(key), fields, "key", where))
@@ -163,7 +174,10 @@ def _instead(cls: type, field: dataclasses.Field, value: Any) -> str:
 
 
 def convert(hint: Any, value: Any, where: str) -> Any:
-    """`value` as `hint`, or InputError. Integers pass as floats; lists become tuples, mappings Pairs."""
+    """A parsed YAML value as the type `hint`. Integers pass as floats; lists become tuples, mappings Pairs.
+
+    Raises InputError naming `where` for a value of another type.
+    """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint in (Any, object):
         return freeze(_plain(value, where)) if hint is Any else _plain(value, where)
@@ -192,8 +206,8 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         if len(kinds) != len(value):
             raise InputError(f"{where}: expected {len(kinds)} values, got {shown(value)}")
         return tuple(convert(kind, v, where) for kind, v in zip(kinds, value, strict=True))
-    if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else build(hint, value, where)  # type: ignore[arg-type]
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else build(hint, value, where)
     if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             number = float(value)  # YAML reads 1e-5, without a dot, as text
@@ -233,7 +247,7 @@ def _text(value: Any) -> str:
 
 
 def freeze(value: Any) -> Any:
-    """Lists to tuples and mappings to sorted Pairs, throughout."""
+    """A parsed YAML value that can be hashed: its lists as tuples, its mappings as sorted Pairs, at every depth."""
     if isinstance(value, Mapping):
         return tuple(sorted((str(k), freeze(v)) for k, v in value.items()))
     if isinstance(value, list | tuple):
@@ -242,11 +256,12 @@ def freeze(value: Any) -> Any:
 
 
 def override(base: T, changes: Mapping[str, Any], where: str) -> T:
-    """`base` with the fields at dotted paths replaced together, for example {"rpe.drop": 0, "training.epochs": 100}.
+    """A copy of `base` with other values at dotted paths, for example {"rpe.drop": 0, "training.epochs": 100}.
 
-    Raises InputError naming the nearest field when there is none of that name, or when the result contradicts itself.
+    All changes apply together. Raises InputError with the nearest field where a path names none, and where the result
+    contradicts itself.
     """
-    names = [f.name for f in dataclasses.fields(base)]  # type: ignore[arg-type]
+    names = [field.name for field in _fields(base)]
     grouped: dict[str, dict[str, Any]] = {}
     for path, value in changes.items():
         head, _, rest = path.partition(".")
@@ -263,7 +278,8 @@ def override(base: T, changes: Mapping[str, Any], where: str) -> T:
         else:
             new[head] = override(getattr(base, head), below, here)
     try:
-        return dataclasses.replace(base, **new)  # type: ignore[type-var]
+        replaced: T = dataclasses.replace(typing.cast(Any, base), **new)
+        return replaced
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
 
