@@ -8,7 +8,7 @@ from jaxtyping import Float, UInt8
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
-from dearkd.data.order import MicroBatch
+from dearkd.data.order import Loaded, MicroBatch
 from dearkd.keys import seed_all
 from dearkd.plan.stage import Augment, Data
 
@@ -38,9 +38,7 @@ class Finish:
         return self.erase(pixels.float().div_(255).sub_(self.mean).div_(self.std))
 
 
-def arriving(
-    loaded: Iterable[tuple[MicroBatch, Tensor, Tensor]], device: torch.device, finish: Finish | None
-) -> Iterator[tuple[MicroBatch, Tensor, Tensor]]:
+def arriving(loaded: Iterable[Loaded], device: torch.device, finish: Finish | None) -> Iterator[Loaded]:
     """The micro-batches on a device. Each is copied and finished on a stream of its own, while the last one is in use.
 
     The order of calls is that of timm's PrefetchLoader.

@@ -15,7 +15,7 @@ from torch import Tensor
 from dearkd.data.arrival import Finish, arriving, moments
 from dearkd.data.augment import Transform
 from dearkd.data.images import Images
-from dearkd.data.order import MicroBatch, Schedule
+from dearkd.data.order import Loaded, MicroBatch, Schedule
 from dearkd.keys import seed_cpu, torch_generator
 from dearkd.plan.stage import Augment, Data
 from dearkd.schema import InputError
@@ -38,7 +38,7 @@ class TrainingImages(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitems__(self, batch: MicroBatch) -> "tuple[MicroBatch, Tensor, Tensor] | InputError":
+    def __getitems__(self, batch: MicroBatch) -> Loaded | InputError:
         """(batch, images, labels); normalised, or of eight bits where the device finishes them.
 
         An InputError is returned, so that it passes from worker to trainer.
@@ -106,7 +106,7 @@ def training_loader(
     last_step: int,
     workers: int,
     device: torch.device = torch.device("cpu"),
-) -> Iterator[tuple[MicroBatch, Tensor, Tensor]]:
+) -> Iterator[Loaded]:
     """Micro-batches of a span of steps, decoded by `workers` processes. The number of workers changes no pixel.
 
     Images in memory are kept and augmented on the `device`. Others arrive in pinned memory, from which a GPU copies
@@ -149,7 +149,9 @@ class EvaluationImages(torch.utils.data.Dataset):
         return (pixels - self.mean) / self.std, torch.from_numpy(self.images.labels[indices])
 
 
-def evaluation_loader(images: Images, data: Data, batch: int, workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+def evaluation_loader(
+    images: Images, data: Data, batch: int, workers: int = 0
+) -> Iterator[tuple[Float[Tensor, "batch channels height width"], Int[Tensor, " batch"]]]:
     """(normalised images, labels) in order, without augmentation. Raises InputError naming an unreadable image."""
     spans = [list(range(i, min(i + batch, len(images)))) for i in range(0, len(images), batch)]
     return _sound(

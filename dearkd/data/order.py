@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from dearkd.keys import numpy_generator
@@ -35,6 +35,10 @@ class MicroBatch:
     group: int
     indices: tuple[int, ...]
     positions: tuple[int, ...]
+
+
+Loaded = tuple[MicroBatch, Shaped[Tensor, "batch channels height width"], Int[Tensor, " batch"]]
+"""A micro-batch with its images and labels. Images are normalised, or of eight bits until the device finishes them."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,7 +31,7 @@ def choose(
     seed: int,
     draws: Sequence[int] = (),
     classes: Mapping[int, str] | None = None,
-) -> dict[str, np.ndarray]:
+) -> dict[str, Int[np.ndarray, " _"]]:
     """Indices of the validation split and of each fraction of the rest, by name. Each subset is class-balanced.
 
     Each class is shuffled once by (seed, class), or left in order (`order: first`). Its first images are the
@@ -73,7 +73,7 @@ def choose(
 
 
 def write(
-    images: Images, chosen: Mapping[str, np.ndarray], folder: Path, others: Mapping[str, str] | None = None
+    images: Images, chosen: Mapping[str, Int[np.ndarray, " _"]], folder: Path, others: Mapping[str, str] | None = None
 ) -> None:
     """Write a file for each subset, with the name of an image on each line, and SHA256SUMS for `sha256sum -c`.
 

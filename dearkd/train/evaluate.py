@@ -15,7 +15,10 @@ from dearkd.train.optimise import autocast
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, precision: str = "fp32"
+    model: nn.Module,
+    batches: Iterable[tuple[Float[Tensor, "batch channels height width"], Int[Tensor, " batch"]]],
+    device: torch.device,
+    precision: str = "fp32",
 ) -> tuple[Float[Tensor, "n classes"], Int[Tensor, " n"]]:
     """(logits in fp32, labels) of a data set, in order. The model's mode is restored.
 

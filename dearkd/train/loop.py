@@ -10,10 +10,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dearkd.data.loader import training_loader
-from dearkd.data.order import MicroBatch
+from dearkd.data.order import Loaded
 from dearkd.keys import seed_all
 from dearkd.model.objective import mean_squares, objective
 from dearkd.model.teachers import Seen
@@ -122,7 +123,7 @@ class Learner:
         works = [functools.partial(self.learn, last=i == self.share) for i in range(1, self.share + 1)]
         self.replayed = Replayed(*works) if processes.device.type == "cuda" and alone else None
 
-    def step(self, batch: Iterable[tuple[MicroBatch, Tensor, Tensor]]) -> None:
+    def step(self, batch: Iterable[Loaded]) -> None:
         """Take one step: mix each micro-batch (images, labels) of this process and learn from it."""
         device, decisions = self.processes.device, self.inputs.decisions
         self.rate.step(self.state.step // self.schedule.steps_per_epoch)  # of the epoch: a resumed run needs no history
@@ -137,7 +138,13 @@ class Learner:
                 self.learn(images, targets, known, last=i == self.share)
         self.state.step += 1
 
-    def learn(self, images: Tensor, targets: Tensor, decisions: Tensor | None, last: bool = True) -> None:
+    def learn(
+        self,
+        images: Float[Tensor, "batch channels height width"],
+        targets: Float[Tensor, "batch classes"],
+        decisions: Int[Tensor, " batch"] | None,
+        last: bool = True,
+    ) -> None:
         """Forward and backward pass of a micro-batch. The `last` one of this process's share moves the weights."""
         state, processes, losses = self.state, self.processes, dict(self.stage.losses)
         with optimise.autocast(self.stage.training.precision, processes.device):

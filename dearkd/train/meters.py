@@ -3,6 +3,7 @@
 import math
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 
@@ -24,7 +25,7 @@ class Meters:
         self.bad_terms = torch.zeros_like(self.total)
 
     @torch.no_grad()
-    def add(self, parts: dict[str, Tensor], share: int) -> None:
+    def add(self, parts: dict[str, Float[Tensor, ""]], share: int) -> None:
         """Add the terms of one of `share` micro-batches. parts: scalars by name."""
         values = torch.stack([parts[name].detach() for name in self.names]).double()
         self.total += values / share

@@ -191,7 +191,7 @@ class SharedScale(FeatureScale):
         self.passes = 0
         self.register_buffer("squares", torch.zeros(pairs), persistent=False)
 
-    def observe(self, features: tuple[Tensor, ...]) -> None:
+    def observe(self, features: tuple[Float[Tensor, "batch _ _ _"], ...]) -> None:
         """Note the features of a pass. The very first pass sets the scale of all processes."""
         if not features:
             return

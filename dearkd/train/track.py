@@ -74,7 +74,9 @@ class Hosted:
             raise InputError(f"--track {to.kind}: {' '.join(str(error).split())}") from error
 
     def add(self, entry: dict[str, Any]) -> None:
+        """Send an epoch's line of the curve."""
         self.client.log(scalars(entry), step=entry["epoch"])
 
     def close(self) -> None:
+        """Wait until everything is sent."""
         self.client.finish()
