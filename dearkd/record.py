@@ -83,6 +83,11 @@ def kind(values: Mapping[str, Any]) -> str:
     return values.get("kind") or next((kind for kind, field in TOLD_BY.items() if field in values), "")
 
 
+def seconds(values: Mapping[str, Any]) -> float:
+    """Seconds that all attempts at a job took. Records from before attempts were counted have those of one."""
+    return values["seconds_all"] if "seconds_all" in values else values["seconds"]
+
+
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[None]:
     """Fields of a record that are missing or of another type become an InputError that names it."""

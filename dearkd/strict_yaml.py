@@ -23,7 +23,7 @@ def read(path: Path) -> dict[Any, Any]:
     """
     try:
         if path.stat().st_size > LARGEST_FILE:
-            raise InputError(f"{path}: {path.stat().st_size:,} bytes, which is no file of settings")
+            raise InputError(f"{path}: {path.stat().st_size:,} bytes are too many for a file of settings")
         loader = LOADER(path.read_bytes().decode("utf-8-sig"))
         node = loader.get_single_node()
         if node is not None:
@@ -53,7 +53,7 @@ def _measure(node: yaml.Node, path: Path, known: dict[int, int], above: tuple[in
     if id(node) in above:
         raise InputError(f"{line}: this value contains itself through an alias; write it out")
     if len(above) > DEEPEST:
-        raise InputError(f"{line}: more than {DEEPEST} values inside each other")
+        raise InputError(f"{line}: values are nested more than {DEEPEST} deep")
     children: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):
         seen: set[tuple[str, str]] = set()

@@ -126,16 +126,14 @@ class _Reader:
             if description(row, here).extra and row["label"] not in extra:
                 continue
             if row["label"] in labels[: i - 1]:
-                raise InputError(f"{here}: label {row['label']!r} is that of a row above; each row has its own")
+                raise InputError(f"{here}: label {row['label']!r} is used by a row above; give each row its own")
             if entry.reads == "diversity":
                 rows.append(self._images_row(row, entry.paper, here))
             else:
                 rows.append(self._row(row, entry.columns, across, entry.paper, here, row["label"] not in quoted))
         if not rows:
-            named = (
-                f"scale {self.scale.name}: only names {name}, all of whose rows are extra; name some in extra.{name}"
-            )
-            raise InputError(named if whole else f"{where}: rows: at least one")
+            named = f"scale {self.scale.name}: only names {name}, whose rows are all extra; name some in extra.{name}"
+            raise InputError(named if whole else f"{where}: rows is empty; write at least one row")
         for key in ("gap_to", "delta_to"):
             if getattr(entry, key) and getattr(entry, key) not in labels:
                 raise InputError(unknown(getattr(entry, key), [row.label for row in rows], "row", f"{where}: {key}"))
@@ -169,7 +167,7 @@ class _Reader:
             elif self.scale.students or not competes(str(row.get("images", ""))):
                 rows = (*rows, self._images_row(row, None, here))
         if not rows:
-            raise InputError(f"{where}: it needs rows, or a table")
+            raise InputError(f"{where}: it has neither rows nor a table; write one of them")
         return Figure(name=name, title=entry.title, kind=entry.kind, reads=entry.reads, rows=rows, table=entry.table)
 
     # ------------------------------------------------------------------------------------------ rows

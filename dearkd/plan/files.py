@@ -85,8 +85,8 @@ def walk(folder: Path) -> Found:
         raise InputError(f"{printed(error.filename)}: cannot be read ({error.strerror}); set permissions") from None
     if dangling:
         raise InputError(
-            f"{folder}: {printed(dangling[0])} is a link to nothing, as are {len(dangling)} in all; fetch what they "
-            f"stand for (git annex get, dvc pull) or delete them"
+            f"{folder}: {printed(dangling[0])} is a link to nothing ({len(dangling)} in all); fetch the files that "
+            f"the links lead to (git annex get, dvc pull) or delete the links"
         )
     if odd := [name for name in [*found.images, *found.folders] if not _listable(name)]:
         raise InputError(

@@ -49,9 +49,9 @@ class Rpe:
 
     def __post_init__(self) -> None:
         if self.mix == "gated" and self.path in ("folded", "flex"):
-            raise InputError(f"rpe.path: {self.path} has one softmax over content and position; rpe.mix: gated has two")
+            raise InputError(f"rpe.path: {self.path} cannot compute the two softmaxes of rpe.mix: gated; take auto")
         if self.positive and not self.alpha:
-            raise InputError("rpe.positive keeps alpha above 0, so it cannot start at alpha: 0")
+            raise InputError("rpe.positive keeps alpha above 0, so set rpe.alpha above 0 or rpe.positive: no")
         if self.per_sample and self.drop_mode not in ("query", "key", "head"):
             raise InputError(
                 f"rpe.per_sample needs drop_mode query, key or head, not {self.drop_mode}: element would store "

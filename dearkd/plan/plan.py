@@ -35,7 +35,7 @@ class Run:
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]
         if not names or len(set(names)) < len(names):
-            raise InputError(f"method {self.method}: its stages are called {', '.join(names)}; each name once")
+            raise InputError(f"method {self.method}: its stages are called {', '.join(names)}; use each name once")
         for stage in self.stages:
             for loss, _ in stage.losses:
                 if LOSSES[loss].teacher and stage.teacher is None:

@@ -87,7 +87,7 @@ def gpu_hours(plan: Plan, run: Run) -> tuple[float, str]:
     Raises InputError where a throughput is not known.
     """
     if not cost.papers(plan):
-        raise InputError("cost: throughputs are known of the paper's architectures, and this scale's are smaller")
+        raise InputError("cost: throughputs are known only for the paper's architectures, not for this scale's")
     found = rates(plan)
     return cost.run_seconds(plan, run, found.figures) / 3600, found.origin
 

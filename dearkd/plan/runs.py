@@ -132,7 +132,7 @@ class _Recipe:
         for key in settings:
             if key.startswith("synthesis."):
                 raise InputError(
-                    f"{self.where}: {key}: synthetic images are the scale's, for all rows; set it in the scale"
+                    f"{self.where}: {key}: all rows share the scale's synthetic images; set it in the scale"
                 )
         scale = self._scale(settings)
         try:

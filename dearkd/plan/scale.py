@@ -58,7 +58,7 @@ class Diversity:
         if self.also and self.trunk not in ("", "random"):
             raise InputError(f"trunk is a file, which has weights of {self.net} alone; leave out `also`, or `trunk`")
         if self.net in self.also:
-            raise InputError(f"also: {self.net} is `net` already")
+            raise InputError(f"also names {self.net}, which `net` has already; leave it out")
 
 
 @spec
@@ -170,22 +170,22 @@ class Scale:
 
     def __post_init__(self) -> None:
         if "main" not in self.data:
-            raise InputError("data: missing key 'main', the images that everything but transfer is about")
+            raise InputError("data: missing key 'main', the images of everything but transfer")
         if self.subset_draw == "seed" and self.data["main"].order == "first":
-            raise InputError("subset_draw: seed draws a fraction, and data.main.order: first takes the first files")
+            raise InputError("subset_draw: seed and data.main.order: first exclude each other; leave one out")
         for kind in self.resources:
             if kind not in JOBS:
                 raise InputError(unknown(kind, JOBS, "kind of job", "resources"))
         if self.long[1] > self.long[0]:
-            raise InputError(f"long is {list(self.long)}; (epochs, stage1_epochs), and the switch comes before the end")
+            raise InputError(f"long is {list(self.long)}; write [epochs, stage1_epochs], the larger one first")
         if self.label_epochs and max(self.training.epochs, self.long[0]) > MOST_SHARDS * self.label_epochs:
             raise InputError(f"label_epochs: {self.label_epochs} makes more than {MOST_SHARDS:,} jobs; raise it")
         if PurePath(self.checkpoints).parts[:1] in (("results",), ("figures",)):
-            raise InputError(f"checkpoints: {self.checkpoints} lies inside what is committed; take another folder")
+            raise InputError(f"checkpoints: {self.checkpoints} is inside a folder that git keeps; take another one")
         folded: dict[str, str] = {}
         for label in self.peers:
             if (other := folded.setdefault(slug(label.replace("/", "-")), label)) != label:
-                raise InputError(f"peers: {label!r} and {other!r} would have one folder; call one of them otherwise")
+                raise InputError(f"peers: {label!r} and {other!r} would share one folder; give one another name")
         if self.distillation.teacher not in self.teachers:
             raise InputError(unknown(self.distillation.teacher, self.teachers, "teacher", "distillation.teacher"))
         if self.synthesis.teacher not in self.teachers:

@@ -25,7 +25,7 @@ def load_scale(name: object, changes: Mapping[str, Any] | None = None) -> Scale:
     other = _namesake(scale.name, path)
     if other is not None:
         raise InputError(
-            f"{path}: name: {scale.name} is that of {other} too, and each would overwrite the other's results and "
+            f"{path}: name: {scale.name} is the name of {other} too, and each would overwrite the other's results and "
             f"checkpoints; give one of them another name"
         )
     return scale

@@ -132,23 +132,23 @@ class Stage:
 
     def __post_init__(self) -> None:
         if self.name in RESERVED:
-            raise InputError(f"stage {self.name}: a file of that name lies beside a stage's record; call it otherwise")
+            raise InputError(f"stage {self.name}: a file beside its record has that name; give the stage another one")
         for loss, _ in self.losses:
             if loss not in LOSSES:
                 raise InputError(unknown(loss, LOSSES, "loss", f"stage {self.name}"))
         if not self.losses or not self.first_epoch <= self.last_epoch:
             raise InputError(f"stage {self.name}: it needs a loss, and epochs that do not end before they begin")
         if len(both := [loss for loss, _ in self.losses if LOSSES[loss].aligner]) > 1:
-            raise InputError(f"stage {self.name}: {both[0]} and {both[1]} each need an aligner; a block has one")
+            raise InputError(f"stage {self.name}: {both[0]} and {both[1]} each need an aligner; leave one of them out")
         if "bce" in dict(self.losses) and self.training.augment.smoothing:
-            raise InputError(f"stage {self.name}: bce takes any class above 0 for right; set smoothing: 0")
+            raise InputError(f"stage {self.name}: with bce every class above 0 counts as right; set smoothing: 0")
         shape = geometry(self.model)
         if shape is None:
             return
         fits(shape, f"stage {self.name}: {self.model.name}")
         for block, _ in self.pairs:
             if block > shape["depth"]:
-                raise InputError(f"distillation.pairs: block {block} of a student that has {shape['depth']}")
+                raise InputError(f"distillation.pairs names block {block}, but the student has {shape['depth']}")
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
@@ -191,15 +191,17 @@ class Source:
                 )
         if self.student and not 0 < self.recipe.rounds <= self.recipe.shards:
             raise InputError(
-                f"synthesis.rounds: {self.recipe.rounds} lies outside 1 to {self.recipe.shards}, the number of shards"
+                f"synthesis.rounds: {self.recipe.rounds} is not between 1 and {self.recipe.shards}, which is all shards"
             )
 
         for label in self.recipe.classes:
             if not 0 <= label < self.data.classes:
-                raise InputError(f"synthesis.classes: {label} lies outside 0 to {self.data.classes - 1}")
+                raise InputError(f"synthesis.classes: {label} is not between 0 and {self.data.classes - 1}")
         classes = len(self.recipe.classes) or self.data.classes
         if self.recipe.batch_classes > classes:
-            raise InputError(f"synthesis.batch_classes: {self.recipe.batch_classes} of {classes} classes")
+            raise InputError(
+                f"synthesis.batch_classes is {self.recipe.batch_classes}, but only {classes} classes exist"
+            )
 
     def round(self, shard: int) -> int:
         """The round that makes a shard."""

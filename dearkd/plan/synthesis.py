@@ -130,9 +130,9 @@ class Synthesis:
 
     def __post_init__(self) -> None:
         if not self.phases:
-            raise InputError("phases: at least one is needed")
+            raise InputError("phases is empty; write at least one")
         if self.shards > MOST_SHARDS:
-            raise InputError(f"images: {self.shards:,} shards; at most {MOST_SHARDS:,}, so raise shard_batches")
+            raise InputError(f"images makes {self.shards:,} shards, more than {MOST_SHARDS:,}; raise shard_batches")
         if self.easy_positive and self.per_class < 2:
             raise InputError("per_class: easy positives need at least 2 images of a class in a batch")
 

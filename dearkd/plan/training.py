@@ -53,7 +53,9 @@ class Augment:
     def __post_init__(self) -> None:
         smallest, largest = self.crop_scale
         if not 0 < smallest <= largest:
-            raise InputError(f"crop_scale is {list(self.crop_scale)}; a smallest share above 0, then the largest")
+            raise InputError(
+                f"crop_scale is {list(self.crop_scale)}; write the smallest share, above 0, then the largest"
+            )
         if self.finish == "device" and self.kind != "timm":
             raise InputError(f"augment.finish: device is for kind timm; images of kind {self.kind} are whole batches")
 
@@ -104,9 +106,9 @@ class Training:
         if self.batch % self.micro_batch:
             raise InputError(f"batch {self.batch} is no multiple of micro_batch {self.micro_batch}")
         if not 0 <= self.stage1_epochs <= self.epochs:
-            raise InputError(f"stage1_epochs {self.stage1_epochs} lies outside 0 to epochs {self.epochs}")
+            raise InputError(f"stage1_epochs {self.stage1_epochs} is not between 0 and epochs {self.epochs}")
         if self.augment.mixup + self.augment.cutmix > 0 and self.micro_batch % 2:
-            raise InputError(f"mixup and cutmix pair images up, so micro_batch {self.micro_batch} must be even")
+            raise InputError(f"mixup and cutmix mix images in pairs, so micro_batch {self.micro_batch} must be even")
 
     @property
     def peak_lr(self) -> float:

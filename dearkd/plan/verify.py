@@ -49,7 +49,7 @@ def _joined(
     path = plan.paths.stage(run.name, seed, stage.name)
     _same_data(plan, path, stage, seed, values["data"])
     if before and values["previous_sha256"] != before["weights_sha256"]:
-        raise stale(plan, path, f"it went on from other weights than {before['stage']}.json describes")
+        raise stale(plan, path, f"it continued from other weights than {before['stage']}.json describes")
     if stage.teacher_name:
         taught_by = teacher(plan, stage.teacher_name)["weights_sha256"]
         if values["teacher"]["weights_sha256"] != taught_by:
@@ -144,8 +144,8 @@ def shard(plan: Plan, name: str, seed: int, index: int) -> tuple[dict[str, Any],
             known &= all(line["image"].startswith(f"{int(line['label']):04d}/") for line in lines if known)
         if not known or len(lines) != values["images"] or not _is_near(values["teacher_accuracy"], right):
             raise InputError(
-                f"{manifest}: not what {path} describes (an image or a label is another, or missing); make it again: "
-                f"{commands.shard(plan, name, seed, index)}"
+                f"{manifest}: not what {path} describes (an image or a label was changed, or is missing); make it "
+                f"again: {commands.shard(plan, name, seed, index)}"
             )
     return values, lines
 
@@ -226,7 +226,7 @@ def described(plan: Plan, name: str, path: Path, verb: str) -> dict[str, Any]:
             same = False
         if not same:
             again = f"python -m dearkd {verb} {name} --scale {plan.scale.name}"
-            raise Stale(f"{path}: stale record (data.{name} is described otherwise now); make it again: {again}")
+            raise Stale(f"{path}: stale record (the scale describes data.{name} otherwise now); make it again: {again}")
     return values
 
 
@@ -251,7 +251,7 @@ def rows(path: Path) -> list[dict[str, str]]:
     except (csv.Error, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error}); bring it back as it was, or run its job again") from None
     if not lines or any(None in line or None in line.values() for line in lines):
-        raise InputError(f"{path}: a line is cut, or there is none; bring it back as it was, or run its job again")
+        raise InputError(f"{path}: it is empty or ends within a line; bring it back as it was, or run its job again")
     return lines
 
 

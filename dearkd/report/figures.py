@@ -210,7 +210,7 @@ def latent_space(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, pd.Data
     for ax in axes.flat[len(frames) :]:
         ax.remove()
     latent.latent_space(axes.flat[: len(frames)], embedded, classes)
-    title = "class; a line: an image and its easiest positive, the nearest other one of its class in latent space"
+    title = "class (a line joins an image to its easiest positive, the nearest of its class in latent space)"
     drawn.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(classes), title=title)
     return drawn, pd.concat([frame.assign(row=label) for label, frame in embedded.items()])
 
@@ -222,10 +222,12 @@ def image_grid(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, None]:
     classes = {tuple(latent.read_codes(_beside(whole, n, "latents.csv"))["label"].unique()) for _, n in _sets(figure)}
     if len(classes) > 1:
         raise InputError(f"figure {figure.name}: the sets of images show different classes")
-    widths = [sheet.shape[1] for sheet in sheets.values()]
     height, side = next(iter(sheets.values())).shape[0], whole.scale.data["main"].image_size
-    inches = min(7.2, 0.5 * sum(widths) / side)
-    size = (inches, inches * height / sum(widths) + 0.35)
+    tile, gap = latent.tiling(sheets, side)
+    widths = [sheet.shape[1] // side * (tile + gap) - gap for sheet in sheets.values()]  # so all tiles have one size
+    columns = sum(sheet.shape[1] for sheet in sheets.values()) / side
+    inches = min(7.2, 0.5 * columns)
+    size = (inches, inches * height / side / columns + 0.35)
     drawn, axes = plt.subplots(1, len(sheets), squeeze=False, figsize=size, width_ratios=widths)
     latent.image_grid(axes[0], sheets, side, *classes)
     return drawn, None

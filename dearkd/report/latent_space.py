@@ -181,9 +181,7 @@ def image_grid(axes: Iterable[Axes], sheets: Mapping[str, np.ndarray], side: int
                 f"sample of {label}: {width} x {height} pixels are not {len(names)} rows of tiles of side {side}; "
                 f"run the job that writes it again"
             )
-    tiles = sum(sheet.shape[0] * sheet.shape[1] // side**2 for sheet in sheets.values())
-    small = min(side, int((PIXELS / tiles) ** 0.5))
-    gap = -(-small // 24)
+    small, gap = tiling(sheets, side)
     for ax, (label, sheet) in zip(axes, sheets.items(), strict=True):
         ax.imshow(_spaced(sheet, side, small, gap), interpolation="nearest")
         ax.set_title(label, fontsize=9)
@@ -194,6 +192,13 @@ def image_grid(axes: Iterable[Axes], sheets: Mapping[str, np.ndarray], side: int
         ax.label_outer()
         ax.grid(False)
         ax.spines[:].set_visible(False)
+
+
+def tiling(sheets: Mapping[str, np.ndarray], side: int) -> tuple[int, int]:
+    """Side of a drawn tile and the gap between two, in pixels. Sheets and side are those of `image_grid`."""
+    tiles = sum(sheet.shape[0] * sheet.shape[1] // side**2 for sheet in sheets.values())
+    small = min(side, int((PIXELS / tiles) ** 0.5))
+    return small, -(-small // 24)
 
 
 def _spaced(

@@ -208,7 +208,7 @@ def _trained(plan: Plan, run: Run) -> Trained:
         if not there:
             continue
         seeds.append((seed, tuple((name, _link(plan, path)) for name, path in there.items())))
-        minutes += sum(record.read(path)["seconds_all"] for name, path in there.items() if name != "test") / 60
+        minutes += sum(record.seconds(record.read(path)) for name, path in there.items() if name != "test") / 60
         if "test" in there:
             top1.append(record.read(there["test"])["metrics"]["top1"])
     spread = f" ± {statistics.stdev(top1):.1f}" if len(top1) > 1 else ""
@@ -219,10 +219,10 @@ def _spent(kind: str, records: list[dict[str, Any]]) -> Spent:
     return Spent(
         kind,
         len(records),
-        sum(r["seconds_all"] for r in records) / 3600,
+        sum(map(record.seconds, records)) / 3600,
         sum(r["gpu_seconds"] for r in records) / 3600,
         sum(r["attempts"] > 1 for r in records),
-        sum(r["seconds_lost"] for r in records) / 3600,
+        sum(r.get("seconds_lost", 0.0) for r in records) / 3600,
     )
 
 

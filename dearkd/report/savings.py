@@ -44,7 +44,7 @@ class Difference(NamedTuple):
 def write(plan: Plan) -> str:
     """Write results/<scale>/savings.md; returns its text. Raises InputError where the scale has no Table 2."""
     if TABLE not in plan.tables:
-        raise InputError(f"scale {plan.scale.name}: savings are read off {TABLE}, which its `only` leaves out")
+        raise InputError(f"scale {plan.scale.name}: savings come from {TABLE}, which its `only` leaves out")
     values = tables.values_of(plan, TABLE)
     lines = [*describe(plan, values), *_teacher(plan)]
     text = "\n".join([*(f"- {line}" for line in lines), *gaps(plan, values)]) + "\n"

@@ -17,6 +17,8 @@ from dearkd.report import escaping, records
 
 UNITS = {"top1": "top-1 (%)", "top5": "top-5 (%)", "lpips": "LPIPS"}
 HEADS = {
+    "mhca": "MHCA",
+    "two_stage": "two stages",
     "top5": "top-5",
     "lpips_se": "standard error",
     "lpips_alex": "AlexNet",
@@ -34,7 +36,7 @@ HEADS = {
     "image_seconds": "seconds per image",
     "per_minute": "points per minute",
 }
-"""Column heads of metrics without a number in the paper."""
+"""Column heads of a table's switches and of metrics without a number in the paper, where a head is not the name."""
 PLACES = {
     **dict.fromkeys(
         ("lpips", "lpips_se", "lpips_alex", "lpips_vgg", "lpips_blurred", "easy_positive", "image_seconds"), 3
@@ -164,7 +166,7 @@ def arrange(table: Table, frame: pd.DataFrame) -> pd.DataFrame:
             cells = mine[mine["metric"] == metric]
             if cells.empty:
                 continue
-            line = {"": label, **{name: _switch(value) for name, value in dict(row.columns).items()}}
+            line = {"": label, **{HEADS.get(n, n): _switch(v) for n, v in dict(row.columns).items()}}
             for planned, (_, cell) in zip(row.cells, cells.iterrows(), strict=True):
                 head = {"": "", "fraction": "{} % "}.get(table.across, "{} ").format(cell.get(table.across))
                 if dict(planned.keys) not in quoted:
@@ -208,18 +210,18 @@ def to_markdown(plan: Plan, table: Table, shown: pd.DataFrame, dirty: bool) -> s
     lines = [[*map(escaping.markdown, shown.columns)], ["---"] * len(shown.columns)]
     lines += [[*map(escaping.markdown, row)] for row in shown.itertuples(index=False)]
     notes = (
-        f"{escaping.paragraph(table.title)}: {UNITS[table.metric]}. *ours*: mean ± standard deviation (number of seeds)"
-        f" at the scale `{plan.scale.name}`, {escaping.markdown(plan.scale.summary)}."
+        f"{escaping.paragraph(table.title)}, {UNITS[table.metric]}. *ours* is the mean ± standard deviation (number of "
+        f"seeds) at the scale `{plan.scale.name}`: {escaping.markdown(plan.scale.summary)}."
     )
     if any(cell.paper is not None for row in table.rows for cell in row.cells):
-        notes += " *paper*: the paper's own number, on ImageNet."
+        notes += " *paper* is the paper's own number, on ImageNet."
     if table.note:
         notes += " " + _filled(table.note, plan)
     verifier = plan.scale.synthesis.verifier
     if verifier and any(cell.run in plan.sources or "~adi" in cell.run for row in table.rows for cell in row.cells):
-        notes += f" ADI competes with the CNN '{verifier}', trained on real images: its rows are not data-free."
+        notes += f" ADI competes with the CNN '{verifier}', which learned from real images: its rows are not data-free."
     if dirty:
-        notes += " † Made from sources that differ from the commit in the records."
+        notes += " † Some records were made from sources that differ from their commit."
     return "".join(" | ".join(["", *line, ""]).strip() + "\n" for line in lines) + f"\n{notes}\n"
 
 

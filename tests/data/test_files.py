@@ -113,7 +113,7 @@ def test_what_no_list_can_hold_is_named(tmp_path, kind):
     if kind == "dangling":
         for name in ("3.png", "4.png", "more", "note.txt"):
             (tmp_path / "a" / name).symlink_to("../.git/annex/objects/missing.png")
-        said = r"a/3\.png is a link to nothing, as are 3 in all; fetch"
+        said = r"a/3\.png is a link to nothing \(3 in all\); fetch"
     elif kind == "circle":
         (tmp_path / "a/loop.png").symlink_to("loop.png")
         said = r"a/loop\.png: cannot be read \(Too many levels of symbolic links\)"

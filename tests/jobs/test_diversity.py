@@ -381,7 +381,7 @@ def test_controls_take_details_away_or_add_noise_of_the_scales_size():
     "values, message",
     [
         ({"also": ("vgg",), "trunk": "alexnet.pth"}, "leave out `also`"),
-        ({"also": ("alex",)}, "alex is `net` already"),
+        ({"also": ("alex",)}, "also names alex, which `net` has already"),
     ],
 )
 def test_a_net_beside_is_another_one_with_weights_of_its_own(values, message):

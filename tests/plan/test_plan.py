@@ -182,7 +182,7 @@ def test_mistakes_in_the_matrix(matrix, edit, message):
         ("training: {epochs: three}", r"training: epochs: expected int, got 'three'"),
         ("training: {batch: 0}", r"training: batch is 0; at least 1"),
         ("training: {batch: 100, micro_batch: 33}", r"training: batch 100 is no multiple of micro_batch 33"),
-        ("training: {stage1_epochs: 70}", r"stage1_epochs 70 lies outside 0 to epochs 40"),
+        ("training: {stage1_epochs: 70}", r"stage1_epochs 70 is not between 0 and epochs 40"),
         ("data: {main: {mean: [0.1, 0.2]}}", r"data.main: mean has 2 values but channels is 1"),
         ("data: {main: {kind: digit}}", r"data.main: kind: unknown value 'digit'; did you mean 'digits'"),
         ("distillation: {teacher: mian}", r"distillation.teacher: unknown teacher 'mian'; did you mean 'main'"),
@@ -254,7 +254,7 @@ def test_a_figure_without_its_table_says_which_to_add(tmp_path):
 def test_more_classes_in_a_batch_than_there_are(tmp_path):
     path = tmp_path / "own.yaml"
     path.write_text("extends: digits\nname: own\nsynthesis: {batch_classes: 12}\n")
-    with pytest.raises(InputError, match=r"synthesis\.batch_classes: 12 of 10 classes"):
+    with pytest.raises(InputError, match=r"synthesis\.batch_classes is 12, but only 10 classes exist"):
         load(str(path))
 
 
@@ -398,8 +398,8 @@ def test_names_are_paths_and_different_values_have_different_ones(texts):
             lambda v: v.pop("name"),
             "missing key 'name'; .* would overwrite what .*digits.yaml",
         ),
-        (lambda v: v.update(name="digits"), "name: digits is that of workflow/scales/digits.yaml too"),
-        (lambda v: v.update(name="twice"), "name: twice is that of .*other.yaml too"),
+        (lambda v: v.update(name="digits"), "name: digits is the name of workflow/scales/digits.yaml too"),
+        (lambda v: v.update(name="twice"), "name: twice is the name of .*other.yaml too"),
     ],
 )
 def test_two_scales_never_write_into_one_folder(scale, tmp_path, edit, message):
@@ -493,5 +493,5 @@ def test_a_row_cannot_change_the_images_of_all(project):
     matrix = project / "workflow/experiments.yaml"
     line = "      - {label: another, method: dearkd, images: adi, synthesis.tv: 0}\n"
     matrix.write_text(matrix.read_text().replace("  table6:\n", line + "  table6:\n", 1))
-    with pytest.raises(InputError, match=r"synthesis\.tv: synthetic images are the scale's, for all rows"):
+    with pytest.raises(InputError, match=r"synthesis\.tv: all rows share the scale's synthetic images"):
         load("smoke")

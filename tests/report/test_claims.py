@@ -265,8 +265,8 @@ def test_a_trained_project_gets_its_page_and_figure(project, capsys):
     assert set(frame.index[frame["paper_verdict"] == "fails"]) == FAIL
     page = (project / "results/smoke/claims.md").read_text()
     hold = len(claims) - len(FAIL)
-    assert f"{len(claims)} are not measured here" in page
-    assert f"{hold} hold and {len(FAIL)} fail: {', '.join(sorted(FAIL))}" in page
+    assert f"Of {len(claims)} claims {len(claims)} are not measured." in page
+    assert f"{hold} hold and {len(FAIL)} fail ({', '.join(sorted(FAIL))})" in page
     assert all(f"| {line['id']} |" in page for line in inconsistencies)
     rows = [line for line in page.splitlines() if re.match(r"\| [CI]\d\d ", line)]
     assert len(rows) == len(claims) + len(inconsistencies) and {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {
@@ -395,7 +395,7 @@ def test_a_mistake_in_the_file_itself_is_named(tmp_path):
     text, path = judge.CLAIMS.read_text(), tmp_path / "claims.csv"
     for wrong, message in (
         (text.replace("note,comparisons", "note,comparison"), "line 2: unknown key 'comparison'"),
-        (text.replace("\nC02,", "\nC01,"), "C01 stands there twice"),
+        (text.replace("\nC02,", "\nC01,"), "C01 is there twice"),
     ):
         path.write_text(wrong)
         with pytest.raises(InputError, match=message):

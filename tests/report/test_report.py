@@ -117,6 +117,18 @@ def named(value, name):
     return dataclasses.replace(value, rows=rows, title=f"{value.title} {name}", **changes)
 
 
+def test_it_reads_the_records_of_a_scale_from_before_attempts_were_counted(tmp_path, monkeypatch):
+    monkeypatch.chdir(copy_project(tmp_path))
+    for name in ("results", "figures"):
+        shutil.copytree(PROJECT / name / "lite0-cpu", Path(name, "lite0-cpu"))
+    shards = [json.loads(p.read_text()) for p in sorted(Path("results/lite0-cpu").glob("images/*/seed0/shard-*.json"))]
+    assert shards and not any("seconds_all" in values for values in shards)
+    text = " ".join(Page(report.write(experiments.load("lite0-cpu")).read_text()).text.split())
+    hours = sum(values["seconds"] for values in shards) / 3600
+    interrupted = sum(values["attempts"] > 1 for values in shards)
+    assert f"synthetic images {len(shards)} {hours:.2f} 0.00 {interrupted} 0.000" in text
+
+
 def test_words_of_others_are_text_wherever_they_go(there):
     """Titles, labels, summary, claims: in Markdown and LaTeX, letter by letter; all that is hostile in one name."""
     name = " ".join(HOSTILE)

@@ -50,7 +50,7 @@ def test_a_measured_run_is_read(project):
         ),
         ("II.json", lambda v: v["specs"][1].update(losses=[["ce", 2.0]]), r"II.json: stale record \(losses"),
         ("I.json", lambda v: v["specs"][0].update(colour="red"), r"unknown key 'colour'"),
-        ("I.json", lambda v: v.update(weights_sha256="0"), r"II.json: stale record \(it went on from other weights"),
+        ("I.json", lambda v: v.update(weights_sha256="0"), r"II.json: stale record \(it continued from other weights"),
         (
             "metrics.json",
             lambda v: v.update(weights_sha256="0"),
@@ -357,7 +357,7 @@ def test_printed_forms():
     markdown = tables.to_markdown(whole, table, shown, dirty=True)
     assert (
         "| DearKD-Ti | 70.5 ± 0.7 (2) | 54.3 |" in markdown
-        and "differ from the commit" in markdown
+        and "differ from their commit" in markdown
         and "`digits`" in markdown
     )
     latex = tables.to_latex(table, shown)

@@ -1,6 +1,7 @@
 """What the README shows is what was measured."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,13 @@ def test_everything_shown_has_its_caption_for_the_report():
     matrix = build(Matrix, strict_yaml.read(experiments.MATRIX), str(experiments.MATRIX))
     captions = {path.stem for path in Path("workflow/report").glob("*.rst")}
     assert captions == {*matrix.tables, *matrix.figures, "claims", "shown"}
+
+
+def test_the_badges_say_what_the_package_says():
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    python = f"{project['requires-python'].removeprefix('>=')} or later"
+    shown = re.findall(r"!\[([^]]+)\]\((docs/badges/[^)]+)\)", Path("README.md").read_text())
+    assert {f"licence: {project['license']}", f"python: {python}"} < {said for said, _ in shown}
+    for said, path in shown:
+        left, right = said.split(": ")
+        assert re.findall(r"<text[^>]*>([^<]+)<", Path(path).read_text()) == [left, right], path

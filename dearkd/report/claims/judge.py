@@ -99,7 +99,7 @@ def read_claims(papers: Numbers, path: Path = CLAIMS) -> list[tuple[Claim, Compa
     for claim in read_lines(path, Claim):
         where = f"{path}: {claim.id}"
         if claim.id in found:
-            raise InputError(f"{where} stands there twice")
+            raise InputError(f"{where} is there twice; keep one")
         try:
             compared = language.read(claim.comparisons)
         except InputError as error:

@@ -17,11 +17,11 @@ PAPERS = "the paper's numbers"
 """Name of the column of the verdicts on the paper's own numbers, of ImageNet."""
 ORDER = (HOLDS, FAILS, NOISE, NOT_MEASURED)
 EXPLAINED = (
-    "A claim *holds* when the 95 % interval of its margin lies above 0, *fails* when it lies below, and is *within "
-    "noise* otherwise; a number without seeds decides by its sign. *–*: not measured, the scale does not train all "
-    "that the claim needs. A scale's own page has the margins, their intervals, and p-values corrected for the number "
-    "of claims. All verdicts of a scale rest on the same images and seeds; only scales of other data say whether an "
-    "effect is more than one data set's."
+    "A claim *holds* when the 95 % interval of its margin is above 0, *fails* when it is below 0, and is *within "
+    "noise* otherwise. A number without seeds decides by its sign. *–* means not measured, because the scale does not "
+    "train all that the claim needs. A scale's own page has the margins, their intervals, and p-values corrected for "
+    "the number of claims. All verdicts of a scale come from the same images and seeds. Only other data can show "
+    "whether an effect is general."
 )
 
 

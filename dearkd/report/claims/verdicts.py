@@ -33,26 +33,27 @@ MARKS = {
 }
 """A verdict's colour and marker, which differ in grey print too, and the colour of its words."""
 EXPLAINED = (
-    "*margin*: by how much the comparison that decides holds, the claim's weakest, beyond the threshold where it "
-    "has one; in points of top-1 (or LPIPS, %, million parameters), with its 95 % interval, paired by seed and by test "
-    "image. A comparison holds when the interval lies above 0, fails when it lies below, and is "
-    "within noise otherwise; a number without an interval decides by its sign. A claim holds when all its "
-    "comparisons hold, and fails when one fails. Each comparison is judged by itself: of many, one may fail by "
-    "chance. *not measured*: this scale does not train all that the claim needs. Thresholds are the paper's, in "
-    "points of ImageNet's top-1. What is compared stands in the column `comparisons` of `paper/claims.csv`, which "
-    "comparison decided in `claims.csv` beside this page."
+    "A claim makes one or more comparisons. *margin* says by how much its weakest comparison holds, beyond the "
+    "threshold where there is one. It is in points of top-1 unless it names another unit. Its 95 % interval is paired "
+    "by seed and by test image. A comparison holds when the interval is above 0, fails when it is below 0, and is "
+    "within noise otherwise. A number without an interval decides by its sign. A claim holds when all its comparisons "
+    "hold, and fails when one fails. Each comparison is judged by itself, so one of many may fail by chance. *not "
+    "measured* means that this scale does not train all that the claim needs. Thresholds are the paper's, in points "
+    "of ImageNet's top-1. The column `comparisons` of `paper/claims.csv` has the comparisons, and `claims.csv` beside "
+    "this page says which one decided."
 )
 STATISTICS = (
-    "*The interval* adds two errors as squares: Student's t over the seeds, and the error that all seeds share because "
-    "their test images are the same, which is never below one image. It assumes that seeds and test images are "
-    "independent draws whose effects add up. Student's t also takes the seeds' margins as normally distributed, which "
-    "{seeds} seeds can neither show nor refute. A bootstrap, which draws the seeds again and assumes no distribution, "
-    "is a check: its interval (in `claims.csv`) gives the same verdict on {same} of the {claims} deciding "
-    "comparisons{others}. With few seeds it is too narrow, because it never leaves the range of the seeds.\n\n"
-    "*p (Holm)*: how rarely a margin of that size, of either sign, would come by chance, corrected for the {claims} "
-    "claims that have an interval. Below 0.05, whatever their number, {firm}."
+    "*The interval* adds two errors as squares. One is Student's t over the seeds. The other is the error that all "
+    "seeds share because their test images are the same, and it is never below one image. The sum assumes that seeds "
+    "and test images are independent draws whose effects add up. Student's t also assumes that margins are normally "
+    "distributed over the seeds, which {seeds} seeds can neither show nor refute. A bootstrap checks this. It draws "
+    "the seeds again and assumes no distribution. Its interval (in `claims.csv`) gives the same verdict on {same} of "
+    "the {claims} deciding comparisons{others}. With few seeds it is too narrow, because it never leaves the range of "
+    "the seeds.\n\n"
+    "*p (Holm)* says how rarely chance gives a margin of that size, of either sign. It is corrected for the {claims} "
+    "claims that have an interval. At 0.05, {firm}."
 )
-DIRTY = " † Made from sources that differ from the commit in the records."
+DIRTY = " † Some records were made from sources that differ from their commit."
 
 
 @spec
@@ -106,8 +107,8 @@ def to_markdown(plan: Plan, judged: pd.DataFrame) -> str:
     lines = [
         f"# The paper's claims at the scale `{plan.scale.name}`",
         "",
-        f"Of {len(judged)} claims {counted(here)} here: {text(plan.scale.summary)}. On the paper's own numbers, of "
-        f"ImageNet, {there.get(HOLDS, 0)} hold and {there.get(FAILS, 0)} fail: {text(failing)}.",
+        f"The data here are {text(plan.scale.summary)}. Of {len(judged)} claims {counted(here)}. On the paper's own "
+        f"numbers, of ImageNet, {there.get(HOLDS, 0)} hold and {there.get(FAILS, 0)} fail ({text(failing)}).",
         "",
         *_table(
             ["", "tables", "the paper says", "here", "margin", "p (Holm)", "paper's margin", "on its numbers"], rows
@@ -236,8 +237,9 @@ def _panel(ax: Axes, rows: pd.DataFrame) -> None:
         ax.set_xticks([t for t in (-100, -10, -1, 0, 1, 10, 100) if low <= t <= high])
         ax.xaxis.set_major_formatter("{x:g}")
     ratios = ", ".join(rows.loc[rows["paper_unit"] == "%", "id"])
-    unit = "LPIPS" if lpips else f"points of top-1{f' ({ratios}: %)' if ratios else ''}"
-    ax.set_xlabel(f"margin, {unit}")
+    unit = "LPIPS" if lpips else f"points of top-1{f' ({ratios} in %)' if ratios else ''}"
+    axis = "" if lpips else "; linear up to 1, logarithmic beyond"
+    ax.set_xlabel(f"margin in {unit}\nright of 0 the claim holds{axis}", fontsize=7)
     ax.spines["left"].set_visible(False)
 
 
