@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 import timm
 import torch
-from conftest import copy_project, small_disk
+from conftest import PROJECT, copy_project, small_disk
 from markdown_it import MarkdownIt
 from PIL import Image
 
@@ -26,7 +26,7 @@ from dearkd.jobs import export, inputs
 from dearkd.jobs.evaluate import evaluate_run
 from dearkd.jobs.subset import list_subsets
 from dearkd.jobs.train import train_stage
-from dearkd.plan import commands, experiments
+from dearkd.plan import commands, experiments, verify
 
 pytestmark = pytest.mark.slow
 
@@ -119,6 +119,22 @@ def test_a_clone_takes_weights_that_are_kept_beside_their_record_and_no_others(p
     kept.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
     assert main(["export", "dearkd-Ti", "--scale", "smoke", "--out", str(tmp_path / "other")]) == 2
     assert "make it again" in capsys.readouterr().err and not weights.exists()
+
+
+def test_the_weights_that_a_clone_has_are_those_of_their_records():
+    """Every student of Tables 1 and 2 at `converged`, and any other that is committed."""
+    found = sorted(path.relative_to(PROJECT) for path in PROJECT.glob("results/*/runs/*/seed*/student.safetensors"))
+    plans = {name: experiments.load(name) for name in {path.parts[1] for path in found}}
+    whole = plans["converged"]
+    wanted = {
+        run.name for table in ("table1", "table2") for run in whole.runs_of(table) if not run.name.endswith("long~yes")
+    }
+    assert {path.parts[3] for path in found if path.parts[1] == "converged"} >= wanted
+    for path in found:
+        plan, seed = plans[path.parts[1]], int(path.parts[4].removeprefix("seed"))
+        run = plan.run(path.parts[3])
+        trained, tested = verify.evaluation(plan, run, seed)
+        assert disk.sha256(path) == trained[-1]["weights_sha256"] == tested["weights_sha256"]
 
 
 @pytest.mark.parametrize(
