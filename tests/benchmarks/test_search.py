@@ -97,7 +97,7 @@ def test_a_search_trains_goes_on_and_never_sees_a_test_image(tmp_path, monkeypat
 @pytest.mark.parametrize("path", sorted(Path("workflow/search/images").glob("*.yaml")), ids=lambda p: p.stem)
 def test_trials_with_synthetic_images_use_no_seed_that_may_be_reported(path):
     plan = experiments.load(path.as_posix())
-    assert min(plan.scale.seeds) >= 100 and set(plan.sources) == {"deepinversion", "adi", "df_dearkd"}
+    assert min(plan.scale.seeds) >= 100 and set(plan.sources) >= {"deepinversion", "adi", "df_dearkd"}
 
 
 def test_a_line_is_added_to_a_file_that_is_older_than_a_column(tmp_path):
