@@ -60,6 +60,7 @@ class Start:
         self.rehearsed += 1
 
     def state(self) -> dict[str, Any]:
+        """All that `load` needs to resume."""
         return {
             "network": self.network.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -67,7 +68,7 @@ class Start:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`."""
+        """Resume from a `state`."""
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.rehearsed = state["rehearsed"]
@@ -117,7 +118,7 @@ class Drawing(Inversion):
         return {**super().state(), **own, "gradients": self.gradients}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`."""
+        """Resume from a `state`."""
         super().load(state)
         self.networks.load_state_dict(state["networks"])
         with torch.no_grad():

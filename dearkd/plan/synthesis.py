@@ -51,7 +51,7 @@ class Fast:
     rehearsals: Whole = 220
     """Batches that only teach the shared start; each job that makes images has them first."""
     iterations: Count = 5
-    """Of a batch, in a rehearsal too."""
+    """Number of iterations of a batch, also in a rehearsal."""
     lr: Positive = 3e-3
     lr_code: Positive = 0.01
     width: Count = 64
