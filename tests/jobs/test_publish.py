@@ -51,11 +51,11 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub():
-    server = HTTPServer(("127.0.0.1", 0), Hub)
-    server.seen, server.refused = [], 0
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
+    with HTTPServer(("127.0.0.1", 0), Hub) as server:
+        server.seen, server.refused = [], 0
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
 
 
 def pushed(port, *options):
@@ -103,7 +103,7 @@ def test_a_dry_run_lists_files_and_sha256_and_asks_nobody(project, capsys):
 
 @pytest.mark.parametrize(
     "options, said",
-    [(["--dry-run"], "name the repository"), (["--push", "ours"], "who it"), (["--push", "a/b c"], "a/b c")],
+    [(["--dry-run"], "name the repository"), (["--push", "ours"], "name its owner"), (["--push", "a/b c"], "a/b c")],
 )
 def test_what_is_no_repository_is_refused_before_anything_is_written(project, capsys, options, said):
     assert main([*EXPORT, *options]) == 2
