@@ -20,6 +20,7 @@ from dearkd.plan import experiments
 from dearkd.report import tables
 from dearkd.report.claims import judge, language, verdicts
 from dearkd.report.claims.language import Cell
+from dearkd.report.claims.numbers import Answers, our_answers, our_numbers, papers_numbers
 from dearkd.schema import InputError
 
 JUDGED = sorted(path.parent.name for path in PROJECT.glob("results/*/claims.csv"))
@@ -48,7 +49,7 @@ def listed(name):
 
 
 def test_exactly_four_claims_fail_on_the_papers_own_numbers():
-    papers = judge.papers_numbers()
+    papers = papers_numbers()
     found = {claim.id: (claim, judge.judge(compared, papers)) for claim, compared in judge.read_claims(papers)}
     assert list(found) == [line["id"] for line in listed("claims")]
     assert {id for id, (_, one) in found.items() if one.verdict == "fails"} == FAIL
@@ -75,7 +76,7 @@ def test_exactly_four_claims_fail_on_the_papers_own_numbers():
     ],
 )
 def test_the_deciding_margin_is_the_smallest(id, margin, unit, decided_by):
-    papers = judge.papers_numbers()
+    papers = papers_numbers()
     one = next(judge.judge(compared, papers) for claim, compared in judge.read_claims(papers) if claim.id == id)
     assert (one.margin, one.unit) == (pytest.approx(margin, abs=1e-6), unit)
     assert decided_by in (None, one.decided_by)
@@ -125,7 +126,7 @@ def test_one_seed_decides_by_its_sign_and_is_said_to_be_one():
 def answers(**rows):
     """By cell of a table, which of a data set's images are right: a string of 0 and 1 for each seed."""
     return {
-        Cell("table1", "", row): judge.Answers(data, pd.Series([np.array([*map(int, one)]) == 1 for one in strings]))
+        Cell("table1", "", row): Answers(data, pd.Series([np.array([*map(int, one)]) == 1 for one in strings]))
         for row, (data, strings) in rows.items()
     }
 
@@ -228,10 +229,10 @@ def test_cells_find_their_runs_and_a_table_that_a_scale_lacks_is_not_measured():
     bonus = {"deit": 0, "deit_distilled": 1, "dearkd": 2}
     values = {n: pd.DataFrame(columns=["run", "seed"]) for n in whole.tables}
     values["table2"] = made_up(whole, "table2", lambda run, seed: 60 + run.fraction / 10 + bonus[run.method] + seed)
-    ours = judge.our_numbers(whole, values)
+    ours = our_numbers(whole, values)
     assert ours[Cell("table2", "", "DearKD-Ti", 25)].to_dict() == {0: 64.5, 1: 65.5, 2: 66.5}
-    right = judge.our_answers(whole, values)
-    found = {c.id: judge.judge(compared, ours, right) for c, compared in judge.read_claims(judge.papers_numbers())}
+    right = our_answers(whole, values)
+    found = {c.id: judge.judge(compared, ours, right) for c, compared in judge.read_claims(papers_numbers())}
     measured = {id: one.verdict for id, one in found.items() if one.verdict != "not measured"}
     # The gaps are the same at every fraction, so they may grow or not; half the data is 5 - 2 points short of all.
     noise = dict.fromkeys(("C12", "C13"), "within noise")
@@ -252,8 +253,8 @@ def test_weights_of_others_are_one_number_and_the_seeds_are_ours():
         if size
     ]
     values["table3"] = pd.DataFrame(lines)
-    compared = next(x for c, x in judge.read_claims(judge.papers_numbers()) if c.id == "C19")
-    one = judge.judge(compared, judge.our_numbers(whole, values))
+    compared = next(x for c, x in judge.read_claims(papers_numbers()) if c.id == "C19")
+    one = judge.judge(compared, our_numbers(whole, values))
     assert (one.margin, one.seeds, one.measured) == (5, 3, 2) and one.low == pytest.approx(5 - 2.484138, abs=1e-6)
 
 
@@ -349,7 +350,7 @@ def test_a_claim_that_is_none_is_one_sentence_with_its_name(tmp_path, text, mess
         writer.writeheader()
         writer.writerows(line | ({"comparisons": text} if line["id"] == "C07" else {}) for line in lines)
     with pytest.raises(InputError, match=rf"claims\.csv: C07: .*{message}") as error:
-        judge.read_claims(judge.papers_numbers(), path)
+        judge.read_claims(papers_numbers(), path)
     assert "\n" not in str(error.value)
 
 
@@ -387,7 +388,7 @@ def test_the_largest_and_the_deepest_that_are_read_are_judged():
 def test_a_file_that_is_no_csv_is_one_sentence(tmp_path, raw):
     (tmp_path / "claims.csv").write_bytes(raw)
     with pytest.raises(InputError, match=r"claims\.csv") as error:
-        judge.read_claims(judge.papers_numbers(), tmp_path / "claims.csv")
+        judge.read_claims(papers_numbers(), tmp_path / "claims.csv")
     assert "\n" not in str(error.value)
 
 
@@ -399,7 +400,7 @@ def test_a_mistake_in_the_file_itself_is_named(tmp_path):
     ):
         path.write_text(wrong)
         with pytest.raises(InputError, match=message):
-            judge.read_claims(judge.papers_numbers(), path)
+            judge.read_claims(papers_numbers(), path)
 
 
 # ---------------------------------------------------------------------------------------- the figure, the workflow
@@ -452,6 +453,6 @@ def test_the_target_needs_every_record_of_the_scales_tables_and_no_others(tmp_pa
 def test_values_of_is_what_the_claims_read():
     """Every table of the committed scale gives numbers, none of them twice."""
     whole = experiments.load("digits")
-    ours = judge.our_numbers(whole, {name: tables.values_of(whole, name) for name in whole.tables})
+    ours = our_numbers(whole, {name: tables.values_of(whole, name) for name in whole.tables})
     assert {cell.table for cell in ours} == set(whole.tables)
     assert all(series.index.is_unique for series in ours.values() if isinstance(series, pd.Series))

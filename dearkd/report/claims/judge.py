@@ -18,25 +18,22 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 
 from dearkd.places import shipped
 from dearkd.plan import experiments
-from dearkd.plan.plan import Cell as PlannedCell
 from dearkd.plan.plan import Plan
 from dearkd.report import tables
 from dearkd.report.claims import language
-from dearkd.report.claims.language import Cell, Comparison, Comparisons, Numbers, Value
+from dearkd.report.claims.language import Cell, Comparison, Comparisons, Numbers
+from dearkd.report.claims.numbers import NO_ANSWERS, Answers, our_answers, our_numbers, papers_numbers
 from dearkd.report.inference import PERCENT, bootstrap, holm, images_error, interval
 from dearkd.schema import InputError, build, spec, unknown
 
 CLAIMS = experiments.PAPER / "claims.csv"
-PAPERS_SCALE = "imagenet"
-"""The scale at which the matrix has all the paper's rows and columns."""
 FAILS, NOT_MEASURED, NOISE, HOLDS = VERDICTS = ("fails", "not measured", "within noise", "holds")
 """Verdicts, the worst first. The worst verdict of a conjunction decides, as in Kleene's logic."""
 T = TypeVar("T")
@@ -57,18 +54,6 @@ class Claim:
     holds_on_paper_numbers: str
     note: str
     comparisons: str
-
-
-class Answers(NamedTuple):
-    """Which images of a test set a run has right."""
-
-    data: str
-    """Name of the data set."""
-    right: pd.Series
-    """By seed: an array with True for each image that is right."""
-
-
-NO_ANSWERS: Mapping[Cell, Answers] = MappingProxyType({})
 
 
 @spec
@@ -126,64 +111,6 @@ def spelt_out(compared: Comparisons, papers: Numbers, where: str) -> list[Compar
     if not all(groups):
         raise InputError(f"{where}: the paper has no numbers for `each` or `others`")
     return [pair for group in groups for pair in group]
-
-
-# ---------------------------------------------------------------------------------------------- numbers
-
-
-def our_numbers(plan: Plan, values: dict[str, pd.DataFrame]) -> Numbers:
-    """The numbers that the records of a scale have. values: of each table, as `tables.values_of` reads them.
-
-    Weights that others have trained have one number without seeds. So have size and speed of an architecture.
-    """
-    found: dict[Cell, Value] = {}
-    for name, table in plan.tables.items():
-        for row in table.rows:
-            for cell in row.cells:
-                ours = tables.by_seed(values[name], cell.run, table.metric)
-                if len(ours):
-                    found[Cell(name, "", row.label, _column(cell))] = (
-                        float(ours.iloc[0]) if cell.run in plan.pretrained else ours
-                    )
-            for metric in ("parameters", "throughput"):
-                measured = tables.by_seed(values[name], row.architecture, metric)
-                if len(measured):
-                    found[Cell(name, metric, row.label)] = float(measured.iloc[0])
-    return found
-
-
-def our_answers(plan: Plan, values: dict[str, pd.DataFrame]) -> dict[Cell, Answers]:
-    """The test images that are right, for each number that is a percentage of them. values: as for `our_numbers`."""
-    found = {}
-    for name, table in plan.tables.items():
-        for row in table.rows:
-            for cell in row.cells:
-                right = tables.by_seed(values[name], cell.run, "right")
-                if len(right) and table.metric == "top1":
-                    data = plan.run(cell.run).stages[-1].data_name
-                    found[Cell(name, "", row.label, _column(cell))] = Answers(data, right)
-    return found
-
-
-def papers_numbers() -> Numbers:
-    """The paper's own numbers: its tables, and sizes and images/s of Table 3."""
-    found: dict[Cell, Value] = {
-        Cell(name, "", row.label, _column(cell)): cell.paper
-        for name, table in experiments.load(PAPERS_SCALE).tables.items()
-        for row in table.rows
-        for cell in row.cells
-        if cell.paper is not None
-    }
-    with shipped(experiments.PAPER / "table3.csv").open(newline="") as file:
-        for line in csv.DictReader(file):
-            if line["params_exact"]:
-                found[Cell("table3", "parameters", line["method"])] = int(line["params_exact"]) / 1e6
-            found[Cell("table3", "throughput", line["method"])] = float(line["throughput_img_s_v100"])
-    return found
-
-
-def _column(cell: PlannedCell) -> str | int | None:
-    return next((value for _, value in cell.keys), None)
 
 
 # ---------------------------------------------------------------------------------------------- judging
