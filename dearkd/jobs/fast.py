@@ -46,7 +46,7 @@ class Start:
 
     def __init__(self, source: Source, fast: Fast, seed: int, device: torch.device) -> None:
         data, random, self.fast = source.data, torch_generator(seed, "synthesis generator"), fast
-        shape = (data.classes, data.image_size, data.mean, fast.code, fast.width, fast.upsamplings)
+        shape = (data.classes, data.image_size, data.mean, fast.code, fast.width, fast.class_code, fast.upsamplings)
         self.network = Generator(*shape, random).to(device)
         rate = fast.lr * fast.iterations  # Fast-Datafree's
         self.optimiser = torch.optim.Adam(self.network.parameters(), rate, betas=source.recipe.betas)

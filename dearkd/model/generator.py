@@ -22,6 +22,7 @@ class Generator(nn.Module):
         classes: number of classes; each has a code of its own, which is added at every place.
         side, mean: of the images, in pixels and as a share of white by channel. It draws `mean` at first.
         code, width: channels of codes and of the network at the images' side; twice as many below.
+        class_code: standard deviation of the classes' codes; that of the images' is 1.
         upsamplings: how often the side doubles. Codes have the side of the images divided so often, rounded up.
         random: draws the weights.
     """
@@ -33,13 +34,14 @@ class Generator(nn.Module):
         mean: Sequence[float],
         code: int,
         width: int,
+        class_code: float,
         upsamplings: int,
         random: torch.Generator,
     ) -> None:
         super().__init__()
         self.sides = [-(-side // 2**i) for i in range(upsamplings, -1, -1)]
         self.code_shape = (code, self.sides[0], self.sides[0])
-        self.classes = nn.Parameter(torch.randn(classes, code, 1, 1, generator=random))
+        self.classes = nn.Parameter(class_code * torch.randn(classes, code, 1, 1, generator=random))
         widths = [code, *[2 * width] * upsamplings, width]
         pairs = list(itertools.pairwise(widths))
         self.convolutions = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in pairs)

@@ -80,7 +80,8 @@ DEFAULTS: dict[type, dict[str, str]] = {
     },
     Fast: {
         FAST_DATAFREE: "rehearsals iterations lr lr_code width code upsamplings",
-        OFF: "images per_class shard_batches ce",
+        OURS: "class_code",
+        OFF: "images per_class shard_batches ce easy_positive",
     },
     Student: {SETUP: "n_mhca", DEIT: "init", OURS: "lr_factor", OFF: "args"},
     Model: {DEIT: "init", OFF: "args stem_stride start"},

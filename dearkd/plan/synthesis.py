@@ -58,6 +58,8 @@ class Fast:
     """Channels of the generator at full resolution; twice as many below."""
     code: Count = 256
     """Channels of the random code of an image."""
+    class_code: Weight = 1.0
+    """Standard deviation at the start of a class's code, which is added to the random one (of 1) at every place."""
     upsamplings: Annotated[int, Within(0, 8)] = 2
     """How often the generator doubles the side of its code."""
     images: Whole = 0
@@ -65,6 +67,7 @@ class Fast:
     per_class: Whole = 0
     shard_batches: Whole = 0
     ce: Weight = 0.0
+    easy_positive: Weight = 0.0
 
 
 @spec
@@ -158,7 +161,11 @@ def recipe_of(recipe: Synthesis, method: str, side: int) -> Synthesis:
     if method != "fast":
         return dataclasses.replace(recipe, fast=None)
     fast = recipe.fast or Fast()
-    own = {key: getattr(fast, key) for key in ("images", "per_class", "shard_batches", "ce") if getattr(fast, key)}
+    own = {
+        key: getattr(fast, key)
+        for key in ("images", "per_class", "shard_batches", "ce", "easy_positive")
+        if getattr(fast, key)
+    }
     phases = (Phase(size=side, iterations=fast.iterations, lr=fast.lr),)
     return dataclasses.replace(recipe, phases=phases, warmup=0, fast=fast, **own)
 

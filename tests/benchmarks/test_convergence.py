@@ -59,3 +59,11 @@ def test_the_page_says_what_was_found_on_a_tenth():
     for row, trial, cell in table[2:]:
         assert cell == middle([line for line in lines if (line["row"], line["trial"]) == (row, trial)]), (row, trial)
     assert {(row, trial) for row, trial, _ in table[2:]} == {(line["row"], line["trial"]) for line in lines}
+
+
+def test_the_page_on_fast_synthesis_says_what_its_search_found():
+    with Path("results/converged/search/fast.csv").open(newline="") as file:
+        found = {f"{float(line['validation_top1']):.1f}" for line in csv.DictReader(file)}
+    page = Path("docs/data-free.md").read_text().partition("## Fast synthesis")[2]
+    shown = re.findall(r"^\| [^|]+ \| [\d,]+ \| [^|]+ \| (\d+\.\d) \|$", page, re.MULTILINE)
+    assert len(shown) >= 4 and set(shown) <= found

@@ -89,7 +89,7 @@ def test_codes_move_at_a_rate_of_their_own(project, whole):
 @given(st.integers(1, 40), st.integers(0, 4), st.sampled_from([(0.5,), (0.135,), (0.485, 0.456, 0.406)]))
 def test_a_generator_fills_any_side_and_starts_at_the_mean_pixel(side, upsamplings, mean):
     random = torch.Generator().manual_seed(0)
-    network = Generator(3, side, mean, code=8, width=4, upsamplings=upsamplings, random=random)
+    network = Generator(3, side, mean, code=8, width=4, class_code=1.0, upsamplings=upsamplings, random=random)
     codes = torch.randn(6, *network.code_shape, generator=random)
     with torch.no_grad():
         network.last.weight.zero_()
