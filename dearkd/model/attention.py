@@ -32,6 +32,9 @@ from dearkd.model.position import QuadraticBias
 from dearkd.plan.stage import Rpe
 from dearkd.schema import InputError
 
+Heads = Float[Tensor, "batch heads tokens head_dim"]
+"""Queries, keys or values of each head."""
+
 
 class MHCA(Attention):
     """Multi-head convolutional attention: timm's `Attention` with `QuadraticBias` added to its logits (Eq. 3).
@@ -80,13 +83,7 @@ class MHCA(Attention):
         out = self.norm(out.transpose(1, 2).reshape(batch, tokens, self.attn_dim))
         return self.proj_drop(self.proj(out))
 
-    def project(
-        self, x: Float[Tensor, "batch tokens dim"]
-    ) -> tuple[
-        Float[Tensor, "batch heads tokens head_dim"],
-        Float[Tensor, "batch heads tokens head_dim"],
-        Float[Tensor, "batch heads tokens head_dim"],
-    ]:
+    def project(self, x: Float[Tensor, "batch tokens dim"]) -> tuple[Heads, Heads, Heads]:
         """Queries, keys and values. Queries and keys are normalised where `qk_norm` asks for it."""
         batch, tokens, _ = x.shape
         q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
@@ -94,12 +91,12 @@ class MHCA(Attention):
 
     def attend(
         self,
-        q: Float[Tensor, "batch heads tokens head_dim"],
-        k: Float[Tensor, "batch heads tokens head_dim"],
-        v: Float[Tensor, "batch heads tokens head_dim"],
+        q: Heads,
+        k: Heads,
+        v: Heads,
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
-    ) -> Float[Tensor, "batch heads tokens head_dim"]:
+    ) -> Heads:
         """Eq. 3 for given queries, keys and values, by the path folded, shared or dense. Raises as `path` does."""
         drop = self.attn_drop.p if self.training else 0.0
         path = self.path(q, attn_mask is not None or is_causal)
@@ -112,9 +109,7 @@ class MHCA(Attention):
             return SharedBiasAttention.apply(q, k, v, bias, self.scale)
         return F.scaled_dot_product_attention(q, k, v, bias if bias.ndim == 4 else bias[None], drop, scale=self.scale)
 
-    def path(
-        self, q: Float[Tensor, "batch heads tokens head_dim"], masked: bool = False
-    ) -> Literal["explicit", "folded", "flex", "shared", "dense"]:
+    def path(self, q: Heads, masked: bool = False) -> Literal["explicit", "folded", "flex", "shared", "dense"]:
         """Which of five computations of Eq. 3 is taken for the queries `q`. All give the same numbers but for rounding.
 
         The first one that fits is taken:
@@ -159,11 +154,11 @@ class MHCA(Attention):
 
     def _attend_folded(
         self,
-        q: Float[Tensor, "batch heads tokens head_dim"],
-        k: Float[Tensor, "batch heads tokens head_dim"],
-        v: Float[Tensor, "batch heads tokens head_dim"],
+        q: Heads,
+        k: Heads,
+        v: Heads,
         drop: float,
-    ) -> Float[Tensor, "batch heads tokens head_dim"]:
+    ) -> Heads:
         """Eq. 3 with the bias folded into four more dimensions of q and k, eight below fp32.
 
         Positions are exact in bf16. Their coefficients are not: with a bf16 copy of the query's dimensions a logit errs
