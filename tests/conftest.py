@@ -12,13 +12,13 @@ from hypothesis import settings
 
 from dearkd import arithmetic
 
-settings.register_profile("same cases in each run", derandomize=True)
-settings.register_profile("new cases in each run")
+# Without a deadline: no test may depend on how fast its machine is.
+settings.register_profile("same cases in each run", derandomize=True, deadline=None)
+settings.register_profile("new cases in each run", deadline=None)
 settings.load_profile(os.environ.get("DEARKD_HYPOTHESIS", "same cases in each run"))
 
 arithmetic.ask()  # as jobs do: what a test computes itself has the bits of what it lets a process compute
 PROJECT = Path(__file__).parent.parent
-
 
 SLOW = "it starts a process or trains: say @pytest.mark.slow (`make test-fast` leaves it out)"
 BRIEF = {"git", "ldconfig", "nvidia-smi", "uname"}

@@ -85,7 +85,7 @@ def test_codes_move_at_a_rate_of_their_own(project, whole):
     assert (group.networks[0].last.weight - weights).abs().max().item() == pytest.approx(0.01, rel=1e-3)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(1, 40), st.integers(0, 4), st.sampled_from([(0.5,), (0.135,), (0.485, 0.456, 0.406)]))
 def test_a_generator_fills_any_side_and_starts_at_the_mean_pixel(side, upsamplings, mean):
     random = torch.Generator().manual_seed(0)

@@ -79,7 +79,7 @@ BOMB = "a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]
 def quickly(examples):
     """A case takes a tenth of a second, so that shrinking one would take minutes."""
     checks = list(HealthCheck)
-    return settings(max_examples=examples, deadline=None, phases=[Phase.generate], suppress_health_check=checks)
+    return settings(max_examples=examples, phases=[Phase.generate], suppress_health_check=checks)
 
 
 def places(values, path=()):

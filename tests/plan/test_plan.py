@@ -333,7 +333,7 @@ SETTINGS = {
 }
 
 
-@settings(max_examples=15, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 @given(rows=st.lists(st.fixed_dictionaries({}, optional=SETTINGS), min_size=2, max_size=4))
 def test_two_rows_are_one_run_where_their_stages_are_equal_and_only_there(tmp_path_factory, rows):
     scale = load_scale("digits")

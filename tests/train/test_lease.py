@@ -312,7 +312,7 @@ def test_a_share_goes_where_others_are_and_leaves_whole_gpus_free(tmp_path, monk
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1,2" and gpus.spent("cuda", 10.0, 3) == 30
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.one_of(st.floats(0.001, 1), st.integers(1, 3)), max_size=8))
 def test_no_gpu_is_ever_given_out_twice(counts):
     """Whatever is asked for: the locks of a GPU are exclusive, each job has its share in full or nothing at all."""
