@@ -87,6 +87,15 @@ def test_optimiser_and_what_has_no_weight_decay(plan):
     assert {"cls_token", "pos_embed", "blocks.0.attn.rpe.alpha", "blocks.0.attn.rpe.delta"} <= plain
 
 
+def test_fine_tuning_is_deits_sgd(plan):
+    """timm 0.3.2, which DeiT's code uses, has Nesterov's momentum in its optimiser `sgd`."""
+    run = next(run for run in plan.runs.values() if run.method == "transfer")
+    trainee = Trainee(student(plan, run.name))
+    found = optimiser(trainee, run.stages[0].training)
+    assert type(found) is torch.optim.SGD
+    assert all((g["nesterov"], g["momentum"], g["lr"]) == (True, 0.9, 0.01) for g in found.param_groups)
+
+
 def test_both_tokens_are_out_of_weight_decay(plan):
     """docs/decisions.md: timm 0.3.2, and so DeiT's own run, decays `dist_token`."""
     trainee = Trainee(student(plan, "deit_distilled-Ti"))
