@@ -43,7 +43,7 @@ def arriving(loaded: Iterable[Loaded], device: torch.device, finish: Finish | No
 
     The order of calls is that of timm's PrefetchLoader.
     """
-    stream = torch.cuda.Stream(device) if torch.cuda.is_available() else None
+    stream = torch.cuda.Stream(device) if device.type == "cuda" and torch.cuda.is_available() else None
     waiting = None
     for batch, pixels, labels in loaded:
         with torch.cuda.stream(stream) if stream else contextlib.nullcontext():
