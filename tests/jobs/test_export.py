@@ -155,6 +155,16 @@ def test_what_is_missing_is_named_and_nothing_is_written(project, tmp_path, caps
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_without_weights_names_the_scales_that_have_them(project, tmp_path, capsys):
+    Path("checkpoints/smoke/dearkd-Ti/seed0/II/student.safetensors").unlink()
+    for scale, name in (("other", "dearkd-Ti"), ("third", "dearkd-Ti"), ("fourth", "dearkd-S")):
+        kept = Path(f"results/{scale}/runs/{name}/seed0/student.safetensors")
+        kept.parent.mkdir(parents=True)
+        kept.touch()
+    assert export_to(tmp_path / "out") == 2
+    assert "take --scale other or third, whose weights are here, or make it again:" in capsys.readouterr().err
+
+
 def export_to(folder, *options):
     return main(["export", "dearkd-Ti", "--scale", "smoke", "--out", str(folder), *options])
 
