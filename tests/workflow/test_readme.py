@@ -31,6 +31,23 @@ def own_numbers(table):
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+INTERVAL = re.compile(r"([+−-]? ?[\d.]+) \[([+−-]?[\d.]+), ([+−-]?[\d.]+)\]")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+def test_the_intervals_in_the_prose_are_the_committed_ones(page):
+    """A margin with its interval, wherever a page has one, is a margin of `converged`."""
+    committed = "".join(Path(f"results/converged/{name}").read_text() for name in ("savings.md", "claims.md"))
+    known = {rounded(*found) for found in INTERVAL.findall(committed)}
+    shown = INTERVAL.findall(Path(page).read_text())
+    assert shown and [found for found in shown if rounded(*found) not in known] == []
+
+
+def rounded(*numbers):
+    """To the tenth of a point, as prose has it."""
+    return tuple(round(float(number.replace("−", "-").replace(" ", "")) + 0.0, 1) for number in numbers)
+
+
 def test_every_link_of_the_documentation_leads_somewhere():
     for page in [Path("README.md"), *Path("docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
