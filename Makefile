@@ -12,7 +12,7 @@ BIN := .venv/bin
 install: $(BIN)/dearkd
 
 demo: $(BIN)/dearkd
-	@$(BIN)/python -m dearkd warm $(BIN)/snakemake --logger dearkd --cores $(CORES) --config scale=$(SCALE) -- $(TARGETS)
+	@$(BIN)/python -m dearkd warm $(BIN)/snakemake --logger dearkd --cores $(CORES) --prioritize table1 --config scale=$(SCALE) -- $(TARGETS)
 	@$(BIN)/python -m dearkd compare --scale $(SCALE) --to converged
 	@echo "Tables: results/$(SCALE)/tables   Figures: figures/$(SCALE)   This comparison: results/$(SCALE)/comparison.md"
 
