@@ -11,6 +11,8 @@ from dearkd.model import teachers
 from dearkd.plan import experiments, stage
 from dearkd.schema import InputError, override
 
+pytestmark = pytest.mark.slow
+
 
 def changed(changes, **models):
     """The smoke scale's plan of Table 1 after changes."""

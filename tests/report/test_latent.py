@@ -21,6 +21,8 @@ from dearkd.report import diagrams, latent_space
 from dearkd.report.figures import STYLE
 from dearkd.schema import InputError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def style():

@@ -22,6 +22,8 @@ from dearkd.report import page as report
 from dearkd.report.claims import judge, verdicts
 from dearkd.schema import InputError
 
+pytestmark = pytest.mark.slow
+
 
 class Page(HTMLParser):
     """Links, images, anchors and visible text of a page."""
