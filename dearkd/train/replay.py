@@ -47,11 +47,9 @@ class Replayed:
             self.inputs = tuple(t if t is None else t.clone() for t in tensors)
         graph = self.graphs[place]
         if graph is None or self.keys[place] != key:
-            graph = self._capture(place)
-            self.keys[place], self.graphs[place] = (
-                key,
-                graph,
-            )  # the one before lived until now: a pool must not be empty
+            # the graph before lives until this one is captured, because a pool must not become empty
+            graph = self.graphs[place] = self._capture(place)
+            self.keys[place] = key
         for kept, given in zip(self.inputs, tensors, strict=True):
             if kept is not None and given is not None:
                 kept.copy_(given, non_blocking=True)
