@@ -114,6 +114,7 @@ def run(task: Task, until: float, checkpoints: Path) -> dict[str, Any] | None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     state, seconds, image_seconds, distances = {}, 0.0, 0.0, []
+    curve: list[dict[str, Any]] = []
     try:
         with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere), _alarm(until):
             for chain in filter(None, (task.stages[0].initial, task.stages)):
@@ -131,10 +132,11 @@ def run(task: Task, until: float, checkpoints: Path) -> dict[str, Any] | None:
                     with Attempt(folder, title, identity, save_seconds=300.0) as attempt:
                         state = train(stage, task.seed, inputs, attempt, Processes(available_device()))
                         seconds += attempt.seconds
-                    distances.append(" ".join(map(str, state["curve"][-1].get("attention_distance", ()))))
+                    curve += state["curve"]  # empty where the switch is at the last epoch
+                    distances.append(" ".join(map(str, curve[-1].get("attention_distance", ()))))
     except Interrupted:
         return None
-    recipe, last = task.stages[-1].training, state["curve"][-1]
+    recipe, last = task.stages[-1].training, curve[-1]
     return {
         "trial": task.trial,
         "row": task.row,

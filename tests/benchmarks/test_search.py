@@ -74,17 +74,23 @@ def test_a_search_trains_goes_on_and_never_sees_a_test_image(tmp_path, monkeypat
         "training": short,
         "transfer": {"recipes": {"adamw": {"epochs": 1, "stage1_epochs": 1}}},
     }
-    tasks = search.read(written(tmp_path, {"name": "short", "rows": list(rows), "set": settings}, rows=rows))
+    unswitched = {**settings, "training": {**short, "stage1_epochs": 2}}
+    trials = [
+        {"name": "short", "rows": list(rows), "set": settings},
+        {"name": "no epoch after the switch", "rows": ["DearKD, 10 %"], "set": unswitched},
+    ]
+    tasks = search.read(written(tmp_path, {}, rows=rows, trials=trials))
     path, kept = tmp_path / "lines.csv", tmp_path / "checkpoints"
-    assert search.search(tasks, 1, time.time() - 1, path, kept) == 2 and not path.exists()
+    assert search.search(tasks, 1, time.time() - 1, path, kept) == 3 and not path.exists()
     assert search.search(tasks, 1, time.time() + 300, path, kept) == 0
     with path.open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert [(line["row"], line["fraction"], line["steps"]) for line in lines] == [
         ("DearKD, 10 %", "10", "6"),
         ("parity", "100", "23"),
+        ("DearKD, 10 %", "10", "6"),
     ]
-    assert search.search(tasks, 1, time.time() + 300, path, kept) == 0 and len(path.read_text().splitlines()) == 3
+    assert search.search(tasks, 1, time.time() + 300, path, kept) == 0 and len(path.read_text().splitlines()) == 4
     assert search.table(lines).count("| short |") == 2
 
     # In this process, from the checkpoint: the numbers again, with every test image taken away.
