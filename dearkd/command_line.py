@@ -112,6 +112,7 @@ VERBS = {
             TARGETS,
             _arg("--gpus", type=int, default=8, help="how many GPUs share the work"),
             _arg("--gpu", dest="card", default="", help="which: v100 (the paper's), a100, 4090, h100, h200"),
+            _arg("--fingerprints", action="store_true", help="print the identity of what each stage trains"),
         ),
     ),
     "show": Verb(

@@ -128,7 +128,7 @@ def provenance() -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}},
         "hardware": {
             "device": _device_name(),
-            "cpu": _cpu_name(),
+            "cpu": cpu_name(),
             "cores": os.cpu_count(),
             "platform": platform.platform(terse=True),
             "arithmetic": arithmetic.asked(),
@@ -173,7 +173,8 @@ def _program() -> str:
     return "python -m dearkd" if ours else f"python {Path(*path.parts[-2:])}"
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The CPU of this machine, as it calls itself."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

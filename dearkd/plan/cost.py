@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dearkd import record
 from dearkd.places import shipped
 from dearkd.plan.experiments import PAPER
+from dearkd.plan.needs import before, needed
 from dearkd.plan.plan import Plan, Run
 from dearkd.plan.stage import IN_FILES, Source, Stage
 from dearkd.schema import InputError
@@ -61,15 +62,6 @@ class _Books:
     throughputs: Figures
     images_of: Figures
     fed: bool = False
-
-    def before(self, each: Run | Source) -> list[Run | Source]:
-        """What a run or a set of images waits for itself."""
-        if isinstance(each, Source):
-            rivals = [self.plan.competitor(each.name, i) for i in range(each.recipe.shards)]
-            return [r for r in (self.plan.teacher_run(each.teacher_name), *rivals) if r]
-        first = [self.plan.run(each.initial)] if each.initial else []
-        taught = [r for r in map(self.plan.teacher_run, each.teachers) if r]
-        return [*first, *taught, *(self.plan.sources[s.source.name] for s in each.stages if s.source)]
 
     def passes(self, model: str, count: int | float) -> float:
         return count / _figure(self.throughputs, model, "images/s")
@@ -124,7 +116,7 @@ class _Books:
     def chain(self, run: Run) -> float:
         """Seconds from nothing to the end of a run, on as many devices as its jobs have."""
         sets = {(s.source, s.shards or s.source.recipe.shards) for s in run.stages if s.source}
-        waits = [self.chain(r) for r in self.before(run) if isinstance(r, Run)] + [self.made(*s) for s in sets]
+        waits = [self.chain(r) for r in before(self.plan, run) if isinstance(r, Run)] + [self.made(*s) for s in sets]
         own = sum(map(self.stage_seconds, run.stages)) / (self.plan.resources("train").gpu or 1)
         return max(waits, default=0.0) + own
 
@@ -182,16 +174,11 @@ def estimate(
     Raises InputError naming an architecture or data set without a figure.
     """
     books = _Books(plan, throughputs, images_of, fed)
-    needed: dict[str, Run | Source] = {}
-    waiting: list[Run | Source] = [*runs, *(plan.sources[name] for name in sources)]
-    while waiting:
-        each = waiting.pop()
-        waiting += [] if each.name in needed else books.before(each)
-        needed[each.name] = each
-    jobs, seconds, disk = books.labels(r for r in needed.values() if isinstance(r, Run))
+    waited = needed(plan, runs, sources)
+    jobs, seconds, disk = books.labels(r for r in waited if isinstance(r, Run))
     jobs, seconds, disk = (jobs * len(plan.scale.seeds), seconds * len(plan.scale.seeds), disk * len(plan.scale.seeds))
     longest = 0.0
-    for each in needed.values():
+    for each in waited:
         if isinstance(each, Run):
             seeds, parts, chain = len(each.seeds), len(each.stages), books.chain(each)
             work = sum(map(books.stage_seconds, each.stages))

@@ -27,7 +27,8 @@ def do_plan(args: Namespace) -> None:
         for stage in run.stages:
             print(
                 f"{run.name}  stage {stage.name}  epochs {stage.first_epoch} to {stage.last_epoch}  "
-                f"seeds {', '.join(map(str, run.seeds))}  {run.fingerprint(stage.name)}"
+                f"seeds {', '.join(map(str, run.seeds))}"
+                + (f"  {run.fingerprint(stage.name)}" if args.fingerprints else "")
             )
     _cost(plan, args.targets or [*plan.tables, *plan.figures], args.gpus, args.card.lower())
 
@@ -39,14 +40,16 @@ def do_show(args: Namespace) -> None:
 
 
 def _cost(plan: Plan, targets: list[str], gpus: int, gpu: str) -> None:
-    from dearkd.plan import cost
+    """Print what is known beforehand: from rates of GPUs for the paper's architectures, from records for others."""
+    from dearkd.plan import cost, recorded
     from dearkd.plan.rates import rates
 
-    if not cost.papers(plan):
-        print("\nNo estimate: throughputs are known only for the paper's architectures, not for this scale's.")
-        return
     sources = [name for name in plan.images_of(*targets) if name in plan.sources]
-    speed, runs = rates(plan, gpu), plan.runs_of(*targets)
+    runs = plan.runs_of(*targets)
+    if not cost.papers(plan):
+        print(f"\n{recorded.describe(plan, recorded.estimate(plan, runs, sources), gpus)}")
+        return
+    speed = rates(plan, gpu)
     given = (plan, runs, speed.figures, cost.images_of(plan), cost.paper_parameters(), sources)
     found, fed = cost.estimate(*given), cost.estimate(*given, fed=True)
     print(f"\n{cost.describe(found, gpus, speed.origin, cost.loading(plan, runs, speed.figures), fed)}")
