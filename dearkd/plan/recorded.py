@@ -3,7 +3,6 @@
 A job without a record takes as long, epoch by epoch or image by image, as the recorded jobs that are most like it.
 """
 
-import collections
 import os
 import statistics
 from collections.abc import Hashable, Iterable, Iterator
