@@ -39,9 +39,9 @@ def labels(plan: Plan, name: str, seed: int, index: int) -> str:
     return _command(plan, "labels", name, seed=seed, shard=index)
 
 
-def target(plan: Plan, path: Path) -> str:
-    """The call of Snakemake that makes a record that is not there yet."""
-    return f"snakemake -c2 --config scale={shlex.quote(plan.scale.name)} -- {shlex.quote(str(path))}"
+def target(plan: Plan, *targets: Path | str) -> str:
+    """The call of Snakemake that makes records, tables or figures that are not there yet."""
+    return f"snakemake -c2 --config scale={shlex.quote(plan.scale.name)} -- {shlex.join(map(str, targets))}"
 
 
 def again(plan: Plan, path: Path) -> list[str]:

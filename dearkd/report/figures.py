@@ -51,6 +51,7 @@ def save(whole: plan.Plan, name: str, drawn: Figure, numbers: pd.DataFrame | Non
 
 def accuracy_against_data(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, pd.DataFrame]:
     """Draw Figure 1: top-1 against the share of real training images, ours and the paper's."""
+    records.refuse_nothing(whole, figure.name, figure.table)
     table = whole.tables[figure.table]
     frame = tables.tidy(table, tables.values_of(whole, figure.table))
     frame = frame[frame["metric"] == table.metric]

@@ -16,7 +16,7 @@ import pandas as pd
 from dearkd import disk
 from dearkd.plan import verify
 from dearkd.plan.plan import Plan
-from dearkd.report import escaping, tables
+from dearkd.report import escaping, records, tables
 from dearkd.report.inference import NORMAL, PERCENT, images_error, interval
 from dearkd.schema import InputError
 
@@ -42,11 +42,14 @@ class Difference(NamedTuple):
 
 
 def write(plan: Plan) -> str:
-    """Write results/<scale>/savings.md; returns its text. Raises InputError where the scale has no Table 2."""
+    """Write results/<scale>/savings.md; returns its text. InputError where Table 2 is missing or has no record."""
     if TABLE not in plan.tables:
         raise InputError(f"scale {plan.scale.name}: savings come from {TABLE}, which its `only` leaves out")
+    records.refuse_nothing(plan, "savings", TABLE)
     values = tables.values_of(plan, TABLE)
     lines = [*describe(plan, values), *_teacher(plan)]
+    if not lines:
+        lines = ["Nothing is compared yet: DearKD and another method on all images have no record."]
     text = "\n".join([*(f"- {line}" for line in lines), *gaps(plan, values)]) + "\n"
     disk.write(plan.paths.results / "savings.md", text)
     return text

@@ -2,10 +2,11 @@
 
 import collections
 import contextlib
+import functools
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,6 +65,18 @@ def describe(found: list[Standing], shown: Mapping[str, set[str]] | None = None)
     ]
     lines += [f"{name:<9}{_counts([s for s in found if s.run in runs])}" for name, runs in (shown or {}).items()]
     return "\n".join([*lines, f"{'all':<9}{_counts(found)}" if shown else _counts(found)])
+
+
+def images(plan: Plan, names: Iterable[str]) -> list[str]:
+    """A line for each of these sets of images: how many of its shards, for all seeds, are done."""
+    lines = []
+    for name in names:
+        places = [(seed, i) for seed in plan.scale.seeds for i in range(plan.sources[name].recipe.shards)]
+        made = [place for place in places if plan.paths.shard(name, *place).is_file()]
+        stale = sum(verify.is_stale(functools.partial(verify.shard, plan, name, *place)) for place in made)
+        said = f"{name}: {len(made) - stale} of {len(places)} shards of images done"
+        lines.append(said + f", {stale} stale" * bool(stale))
+    return lines
 
 
 def _counts(found: list[Standing]) -> str:

@@ -3,18 +3,23 @@
 from argparse import Namespace
 
 from dearkd.plan import experiments
+from dearkd.schema import InputError
 
 
 def do_status(args: Namespace) -> None:
+    from dearkd.plan.needs import needed
     from dearkd.report import status
     from dearkd.train import lease
 
     plan = experiments.load(args.scale)
     runs = plan.runs_of(*args.targets) if args.targets else list(plan.runs.values())
+    shown = [name for name in plan.images_of(*args.targets) if name in plan.sources] if args.targets else plan.sources
+    sets = [each.name for each in needed(plan, runs, shown) if each.name in plan.sources]
     folders = {plan.paths.state(run.name, seed, s.name) for run in runs for seed in run.seeds for s in run.stages}
     names = [] if args.targets else [*plan.tables, *plan.figures]
-    shown = {name: {run.name for run in plan.runs_of(name)} for name in names if plan.runs_of(name)}
-    print(status.describe(status.standings(plan, runs, {folder for folder in folders if lease.held(folder)}), shown))
+    tables = {name: {run.name for run in plan.runs_of(name)} for name in names if plan.runs_of(name)}
+    found = status.standings(plan, runs, {folder for folder in folders if lease.held(folder)})
+    print("\n".join([*status.images(plan, sorted(sets)), *([status.describe(found, tables)] if runs else [])]))
 
 
 def do_table(args: Namespace) -> None:
@@ -36,7 +41,10 @@ def do_figure(args: Namespace) -> None:
 def do_compare(args: Namespace) -> None:
     from dearkd.report import compare
 
-    print(compare.write(experiments.load(args.scale), experiments.load(args.to)), end="")
+    here, committed = experiments.load(args.scale), experiments.load(args.to)
+    if here.scale.name == committed.scale.name:
+        raise InputError(f"--to {args.to}: this is the scale itself; name another with --scale, as in --scale demo")
+    print(compare.write(here, committed), end="")
 
 
 def do_savings(args: Namespace) -> None:
@@ -52,9 +60,15 @@ def do_curves(args: Namespace) -> None:
 
 
 def do_claims(args: Namespace) -> None:
+    from dearkd.report import records
     from dearkd.report.claims import judge, verdicts
 
     plan = experiments.load(args.scale)
+    if not plan.tables:
+        raise InputError(
+            f"scale {plan.scale.name}: claims compare rows of tables, and its `only` leaves all tables out"
+        )
+    records.refuse_nothing(plan, "claims", *plan.tables)
     verdicts.write(plan, judge.frame(plan))
 
 
