@@ -116,7 +116,7 @@ class MHCA(Attention):
 
         explicit: logits, softmax and dropout one by one, where `timm.layers.set_fused_attn(False)` asks for it.
         flex: FlexAttention, where `rpe.path` asks for it. It has no mask, no dropout of the weights, no bias that is
-            dropped by query, key or head, and on a CPU no gradient.
+            dropped by query, key or head, on a CPU no gradient, and on a GPU no head narrower than 16.
         folded: the bias as four more dimensions of queries and keys, by any fused kernel, where `rpe.path` asks for it.
             On a GPU, and where the bias learns, unless `rpe.path` is dense. Masks and dropped single entries do not
             fold. A CPU takes 40 % longer for a fixed bias that is folded, and 5 % longer for one that is dense.
@@ -139,7 +139,8 @@ class MHCA(Attention):
         by_image = self.rpe.drops and knobs.per_sample
         dropout = self.training and self.attn_drop.p > 0
         unflexible = masked or dropout or (self.rpe.drops and not single_entries)
-        if knobs.path == "flex" and not unflexible and not (cpu and (learns or q.requires_grad or captured())):
+        unflexible |= (learns or q.requires_grad or captured()) if cpu else self.head_dim < attention_flex.NARROWEST
+        if knobs.path == "flex" and not unflexible:
             return "flex"
         wanted = knobs.path == "folded" or (knobs.path != "dense" and (learns or not cpu))
         if wanted and not masked and not single_entries:

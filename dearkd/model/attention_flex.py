@@ -16,6 +16,8 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from dearkd.model.position import QuadraticBias
 
+NARROWEST = 16
+"""Smallest width of a head that its kernels for a GPU take."""
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 """From a logit and the indices of image, head, query and key to the logit with its bias."""
 
@@ -28,19 +30,21 @@ def attend(
     scale: float,
 ) -> Float[Tensor, "batch heads tokens dim"]:
     """softmax(scale QKᵀ + drop(b)) V. A CPU has no gradient of it."""
-    return _kernel(q.device.type)(q, k, v, score_mod=score_mod(rpe), scale=scale)
+    fused = q.device.type != "cpu" and not torch.compiler.is_compiling()  # a compiled block compiles it with the rest
+    return (_compiled() if fused else flex_attention)(q, k, v, score_mod=score_mod(rpe), scale=scale)
 
 
 def score_mod(rpe: QuadraticBias) -> ScoreMod:
     """The bias after the dropout of its entries, in closed form."""
     a, w, c = rpe.coefficients()
+    by_row, by_column = w.T.contiguous()  # two tensors: FlexAttention has no gradient of one that is indexed twice
     place = F.pad(rpe.positions, (0, 0, rpe.prefix, 0))
     patch = F.pad(torch.ones_like(rpe.positions[:, 0]), (rpe.prefix, 0))
     kept = F.dropout(torch.ones_like(rpe.terms[0]).repeat(len(a), 1, 1), rpe.knobs.drop) if rpe.drops else None
 
     def biased(score: Tensor, image: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         down, right = (place[key, i] - place[query, i] for i in (0, 1))
-        bias = a[head] * (down * down + right * right) + w[head, 0] * down + w[head, 1] * right + c[head]
+        bias = a[head] * (down * down + right * right) + by_row[head] * down + by_column[head] * right + c[head]
         bias = bias * patch[query] * patch[key]
         return score + (bias if kept is None else bias * kept[head, query, key])
 
@@ -48,6 +52,6 @@ def score_mod(rpe: QuadraticBias) -> ScoreMod:
 
 
 @functools.cache
-def _kernel(device: str) -> Any:
+def _compiled() -> Any:
     """FlexAttention, which is fused only where it is compiled. On a CPU it is for tests."""
-    return flex_attention if device == "cpu" else torch.compile(flex_attention, dynamic=False)
+    return torch.compile(flex_attention, dynamic=False)

@@ -1,11 +1,14 @@
 """MHCA against Eq. 2 written out, its fold against the dense bias, and Cordonnier et al.'s theorem."""
 
+import dataclasses
 import math
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from torch._dynamo.backends.common import aot_autograd
+from torch.nn.attention import flex_attention
 
 import dearkd.models  # noqa: F401  registers the students
 from dearkd.model import attention_cpu, attention_flex
@@ -220,9 +223,43 @@ def test_on_a_gpu_a_fixed_bias_folds():
     assert layer.path(torch.empty(1, 9, 17, 4, device="meta")) == "folded"
 
 
-def test_on_a_gpu_flex_attention_has_its_gradients_too():
-    layer = MHCA(36, 9, (4, 4), rpe=Rpe(path="flex")).train()
-    assert layer.path(torch.empty(1, 9, 17, 4, device="meta")) == "flex"
+@pytest.mark.parametrize("width, expected", [(16, "flex"), (8, "dense")])
+def test_on_a_gpu_flex_attention_has_its_gradients_but_no_narrow_heads(width, expected):
+    layer = MHCA(9 * width, 9, (4, 4), rpe=Rpe(path="flex")).train()
+    assert layer.path(torch.empty(1, 9, 17, width, device="meta")) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning:torch")
+@pytest.mark.parametrize("rpe", [Rpe(form="centred"), Rpe(param="free"), Rpe(learn_delta=False)], ids=str)
+def test_the_gradient_of_flex_attention_is_one_that_a_gpu_can_compile(traceable, monkeypatch, rpe):
+    """The check that inductor makes before it writes a backward kernel, and the gradients of the graph that it gets.
+
+    A CPU refuses the gradient in its first line, and its graph then runs there all the same.
+    """
+    from torch._inductor.kernel.flex.flex_attention import validate_joint_graph
+
+    graphs = []
+
+    def keep(module, _):
+        graphs.extend(part.graph for part in module.modules() if isinstance(part, torch.fx.GraphModule))
+        return module
+
+    def attend(q, k, v, bias):
+        return flex_attention.flex_attention(q, k, v, score_mod=attention_flex.score_mod(bias), scale=0.25)
+
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
+    bias = QuadraticBias(4, 16, (4, 4), 1, dataclasses.replace(rpe, path="flex", drop=0.0))
+    inputs = [torch.randn(2, 4, 17, 16, requires_grad=True) for _ in range(3)]
+    torch.compiler.reset()
+    out = torch.compile(attend, backend=aot_autograd(fw_compiler=lambda module, _: module, bw_compiler=keep))
+    found = torch.autograd.grad(out(*inputs, bias).square().sum(), (*inputs, *bias.parameters()))
+    dense = F.scaled_dot_product_attention(*inputs, bias.dense()[None], scale=0.25)
+    expected = torch.autograd.grad(dense.square().sum(), (*inputs, *bias.parameters()))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert graphs
+    for graph in graphs:
+        validate_joint_graph(graph)
 
 
 @pytest.mark.parametrize("rpe", KNOBS)
