@@ -26,6 +26,7 @@ def compile_parts(trainee: Trainee, teacher: TeacherNetwork | None, backend: str
             for name in ("drop_path1", "drop_path2"):
                 path = SkippedPath(getattr(block, name)).train(block.training)
                 setattr(block, name, path.to(next(block.parameters()).device))
+    torch._functorch.config.backward_pass_autocast = "off"  # as the loop does: the bias has its gradient in fp32
     torch._dynamo.config.recompile_limit = 64  # 8: kinds of block, in training and in evaluation, by size of the batch
     for part in (*blocks, *trainee.auxiliary.children(), *(teacher.net.children() if teacher else ())):
         part.compile(backend=backend, dynamic=False)

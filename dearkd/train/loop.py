@@ -147,13 +147,13 @@ class Learner:
     ) -> None:
         """Forward and backward pass of a micro-batch. The `last` one of this process's share moves the weights."""
         state, processes, losses = self.state, self.processes, dict(self.stage.losses)
-        with optimise.autocast(self.stage.training.precision, processes.device):
-            seen = self._look(images, decisions)
-            self._observe(seen)
-            with processes.no_sync(self.parallel, last):
+        with processes.no_sync(self.parallel, last):
+            with optimise.autocast(self.stage.training.precision, processes.device):
+                seen = self._look(images, decisions)
+                self._observe(seen)
                 outputs = self.parallel(images)
                 parts = objective(losses, outputs, targets, seen, state.scale, self.stage.distillation)
-                state.scaler.scale(parts["loss"] / self.share).backward()
+            state.scaler.scale(parts["loss"] / self.share).backward()  # within, fp32 gradients would become bf16
         state.meters.add(parts, self.share)
         if last:
             self._move()

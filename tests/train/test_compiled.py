@@ -8,9 +8,10 @@ from timm.layers import DropPath
 from torch._dynamo.utils import counters
 
 from dearkd.model import networks
+from dearkd.model.position import QuadraticBias
 from dearkd.model.teachers import FeatureShape, TeacherNetwork
 from dearkd.model.trainee import Trainee
-from dearkd.plan.stage import Distillation, Model
+from dearkd.plan.stage import Distillation, Model, Rpe
 from dearkd.train import compiled
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")]  # torch.compile's
@@ -63,6 +64,18 @@ def test_a_compiled_stage_computes_what_it_did():
     torch.testing.assert_close(seen.features, seen_after.features)
     after.logits.sum().backward()
     assert counters["stats"]["unique_graphs"] >= 6, "two kinds of block, aligner, pooled head, stem and stages"
+
+
+def test_compiled_gradients_of_the_bias_are_those_of_fp32():
+    """The loop computes gradients outside autocast, and so does a compiled part, which is traced within."""
+    compiled.compile_parts(Trainee(student(0.0)), None, "eager")
+    bias = QuadraticBias(12, 16, (14, 14), 1, Rpe(drop=0.0))
+    up = torch.randn(12, 197, 197)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = torch.compile(bias.dense, backend="aot_eager", dynamic=False)()
+    found = torch.autograd.grad((out * up).sum(), bias.alpha)[0]
+    (expected,) = torch.autograd.grad((bias.double().dense() * up.double()).sum(), bias.alpha)
+    assert (found - expected).norm() < 5e-4 * expected.norm(), "2e-3 in bf16"
 
 
 def test_a_skipped_path_is_drop_path():

@@ -1,6 +1,7 @@
 """The loop: schedule, stage switch, killing and resuming, processes, and what it does when the loss is not finite."""
 
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -222,6 +223,26 @@ def test_micro_batches_add_up_to_the_batch(project):
         ends.append(in_process(whole, stage, f"m{micro_batch}")["student"])
     for name in ends[0]:
         assert torch.allclose(ends[0][name], ends[1][name], atol=2e-4), name
+
+
+def test_in_half_precision_gradients_are_computed_outside_autocast(project, monkeypatch):
+    """Within, torch would round the fp32 gradients of alpha and Delta to bf16. On a CPU only a test asks for bf16."""
+    whole = experiments.load("smoke")
+    run = whole.runs["dearkd-Ti"]
+    inputs, _ = gather(whole, run, 0, run.stage("I"))
+    learner, seen = loop.Learner(run.stage("I"), 0, inputs), {"forward": set(), "backward": set()}
+    monkeypatch.setattr(optimise, "autocast", lambda *_: torch.autocast("cpu", torch.bfloat16))
+    assert learner.share == 2
+    for block in learner.state.student.blocks:
+        block.register_forward_hook(lambda *_: seen["forward"].add(torch.is_autocast_enabled("cpu")))
+        block.attn.register_full_backward_hook(lambda *_: seen["backward"].add(torch.is_autocast_enabled("cpu")))
+    batches = training_loader(
+        inputs.train, run.stage("I").data, learner.stage.training.augment, learner.schedule, 0, 2, 0
+    )
+    for _, batch in itertools.groupby(batches, key=lambda item: item[0].step):
+        learner.step(batch)
+    assert seen == {"forward": {True}, "backward": {False}}
+    assert learner.state.meters.bad() is None
 
 
 def in_process(whole, stage, name, seed=0):
