@@ -3,14 +3,12 @@
 They exist in stage I only. Their weights never reach the exported student.
 """
 
-import math
-
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal
+
+from dearkd.model.resize import average, bilinear, resized
 
 
 class Aligner(nn.Module):
@@ -27,8 +25,6 @@ class Aligner(nn.Module):
         nonnegative: end with a ReLU, for teachers whose features are never negative (ResNet, RegNet after a stage).
     """
 
-    enlarging: Tensor
-
     def __init__(
         self, dim: int, grid: tuple[int, int], channels: int, size: tuple[int, int], nonnegative: bool
     ) -> None:
@@ -38,9 +34,6 @@ class Aligner(nn.Module):
         self.project = nn.Conv2d(dim, channels, 1)
         self.refine = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, groups=channels), LayerNorm2d(channels))
         self.final = nn.ReLU() if nonnegative else nn.Identity()
-        if size > grid:
-            one_each = torch.eye(math.prod(grid)).unflatten(1, grid)[None]
-            self.register_buffer("enlarging", self._interpolated(one_each)[0].flatten(1), persistent=False)
 
     def forward(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch channels height width"]:
         """Content tokens (without class token) as a feature map of the teacher's shape."""
@@ -50,14 +43,7 @@ class Aligner(nn.Module):
     def _resize(self, image: Tensor) -> Tensor:
         if self.size == self.grid:
             return image
-        if self.size < self.grid:
-            return F.adaptive_avg_pool2d(image, self.size)
-        if image.device.type == "cuda":  # whose interpolation adds its gradient in no fixed order; a product does not
-            return (image.flatten(2) @ self.enlarging).unflatten(2, self.size)
-        return self._interpolated(image)
-
-    def _interpolated(self, image: Tensor) -> Tensor:
-        return F.interpolate(image, self.size, mode="bilinear", align_corners=False)
+        return resized(image, self.size, average if self.size < self.grid else bilinear)
 
 
 class Pointwise(nn.Module):

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dearkd.model.resize import bilinear, resized
+
 
 def class_loss(logits: Float[Tensor, "batch classes"], targets: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:
     """L_CE of Eq. 6 and 7: cross-entropy with soft targets (mixed and smoothed), mean over the batch.
@@ -59,8 +61,8 @@ def guidance_loss(
     projected: Float[Tensor, "batch channels rows columns"], feature: Float[Tensor, "batch channels height width"]
 ) -> Float[Tensor, ""]:
     """Locality guidance (Li et al., ECCV 2022): mean squared difference, both brought to the larger of their sizes."""
-    size = [max(a, b) for a, b in zip(projected.shape[2:], feature.shape[2:], strict=True)]
-    ours, theirs = (F.interpolate(x.float(), size, mode="bilinear", align_corners=False) for x in (projected, feature))
+    rows, columns = (max(a, b) for a, b in zip(projected.shape[2:], feature.shape[2:], strict=True))
+    ours, theirs = (resized(x.float(), (rows, columns), bilinear) for x in (projected, feature))
     return F.mse_loss(ours, theirs)
 
 

@@ -4,9 +4,10 @@ import pytest
 import timm
 import torch
 
-from dearkd.model import networks
+from dearkd.model import networks, resize
 from dearkd.model.aligner import Aligner
 from dearkd.model.attention import MHCA
+from dearkd.model.resize import by_product
 from dearkd.model.teachers import FeatureShape
 from dearkd.model.trainee import Trainee
 from dearkd.plan.stage import Distillation, Model, Rpe, Training
@@ -73,18 +74,18 @@ def test_aligner_size_and_zero_channels_pattern():
     assert Aligner(192, (14, 14), 8, (7, 7), False)(torch.randn(1, 196, 192)).shape == (1, 8, 7, 7)
 
 
-@pytest.mark.parametrize("grid, size", [((14, 14), (28, 28)), ((4, 3), (6, 9))])
-def test_enlarging_by_a_product_is_bilinear_interpolation(grid, size):
-    """What a GPU computes instead, for an order of sums that is always the same; outputs and gradients."""
-    aligner = Aligner(4, grid, 5, size, False).double()
-    image = torch.randn(2, 5, *grid, dtype=torch.double, requires_grad=True)
-    up = torch.randn(2, 5, *size, dtype=torch.double)
-    found = []
-    for out in (aligner._resize(image), (image.flatten(2) @ aligner.enlarging).unflatten(2, size)):
-        found.append((out, *torch.autograd.grad(out, image, up)))
+@pytest.mark.parametrize("resize", [resize.bilinear, resize.average])
+@pytest.mark.parametrize("grid, size", [((14, 14), (28, 28)), ((4, 3), (6, 9)), ((28, 28), (14, 14)), ((7, 5), (3, 4))])
+@pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+def test_a_size_by_a_product_is_that_of_torch(grid, size, resize, dtype, bound):
+    """What a GPU computes instead, for an order of sums that is always the same: outputs, gradients and their type."""
+    maps = torch.randn(2, 5, *grid, dtype=dtype, requires_grad=True)
+    up = torch.randn(2, 5, *size, dtype=dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        outs = resize(maps, size), by_product(maps, size, resize)
+    found = [(out, *torch.autograd.grad(out, maps, up)) for out in outs]
     for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
-    assert "enlarging" not in aligner.state_dict()
+        torch.testing.assert_close(one, other, rtol=bound, atol=bound)
 
 
 def test_reshape_keeps_rows_and_columns():
