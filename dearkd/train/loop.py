@@ -26,7 +26,7 @@ from dearkd.train.attempt import Attempt
 from dearkd.train.compiled import compile_parts
 from dearkd.train.inputs import Inputs
 from dearkd.train.processes import Processes
-from dearkd.train.replay import Replayed
+from dearkd.train.replay import Replayed, replayable
 from dearkd.train.state import State
 from dearkd.train.track import Tracked
 
@@ -121,7 +121,8 @@ class Learner:
         self.share = self.schedule.groups // processes.count
         alone = processes.count == 1 and not self.state.scaler.is_enabled()
         works = [functools.partial(self.learn, last=i == self.share) for i in range(1, self.share + 1)]
-        self.replayed = Replayed(*works) if processes.device.type == "cuda" and alone else None
+        replayed = processes.device.type == "cuda" and alone and replayable(self.share, stage.training.compile != "off")
+        self.replayed = Replayed(*works) if replayed else None
 
     def step(self, batch: Iterable[Loaded]) -> None:
         """Take one step: mix each micro-batch (images, labels) of this process and learn from it."""

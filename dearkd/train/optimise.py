@@ -1,5 +1,6 @@
 """Optimiser, learning rate, precision and mixing of images, as in DeiT, from torch and timm."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,8 @@ def optimiser(trainee: Trainee, recipe: Training) -> torch.optim.Optimizer:
     if recipe.optimiser == "sgd":
         return torch.optim.SGD(groups, lr=recipe.peak_lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
     on_gpu = groups[0]["params"][0].device.type == "cuda"  # there a CUDA graph may hold the step (replay.py)
+    # torch says so in the first steps, which are launched singly
+    warnings.filterwarnings("ignore", "This instance was constructed with capturable=True", UserWarning)
     return torch.optim.AdamW(groups, lr=recipe.peak_lr, betas=recipe.betas, eps=1e-8, fused=True, capturable=on_gpu)
 
 

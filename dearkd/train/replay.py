@@ -5,14 +5,28 @@ longer than running them. The random numbers equal those of the eager step, beca
 when it is replayed.
 """
 
+import os
 from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dearkd.schema import InputError, unknown
+
 WARM = 3
 """Number of eager steps before the first capture. They create the optimiser's moments and let libraries settle."""
+GRAPHS = "DEARKD_CUDA_GRAPHS"
+"""Environment variable that says which steps are replayed, as a key of `ASKED`."""
+ASKED = {"off": "none", "tested": "steps of one micro-batch that are not compiled, as a card has tested", "all": "all"}
+
+
+def replayable(micro_batches: int, compiled: bool) -> bool:
+    """Whether a step is replayed. Raises InputError for an unknown value of `GRAPHS`."""
+    asked = os.environ.get(GRAPHS, "tested")
+    if asked not in ASKED:
+        raise InputError(unknown(asked, ASKED, "value", GRAPHS))
+    return asked == "all" or (asked == "tested" and micro_batches == 1 and not compiled)
 
 
 class Replayed:
@@ -56,13 +70,25 @@ class Replayed:
         graph.replay()
 
     def _capture(self, place: int) -> torch.cuda.CUDAGraph:
-        """The graph of a work on the inputs; nothing runs. `torch.cuda.graph` would collect garbage each time."""
+        """The graph of a work on the inputs; nothing runs. `torch.cuda.graph` would collect garbage each time.
+
+        Raises InputError where CUDA cannot capture the work.
+        """
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
-        with torch.cuda.stream(self.stream):
-            graph.capture_begin(pool=self.pool)
-            try:
-                self.works[place](*self.inputs)
-            finally:
-                graph.capture_end()
+        if not any(self.graphs):
+            torch.cuda.empty_cache()  # what the launched steps held; the graphs need as much again, of their own
+        try:
+            with torch.cuda.stream(self.stream):
+                # other threads go on: the loader's copies batches to pinned memory meanwhile
+                graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+                try:
+                    self.works[place](*self.inputs)
+                finally:
+                    graph.capture_end()
+        except RuntimeError as error:
+            reason = " ".join(str(error.__context__ or error).split())[:200]
+            raise InputError(
+                f"a step cannot be captured as a CUDA graph ({reason}); set {GRAPHS}=off, and the same command goes on"
+            ) from error
         return graph

@@ -21,7 +21,8 @@ from dearkd.model import networks, teachers
 from dearkd.model.trainee import Trainee
 from dearkd.plan import experiments
 from dearkd.plan.stage import Augment, Data
-from dearkd.train import evaluate, optimise, state
+from dearkd.schema import InputError
+from dearkd.train import evaluate, optimise, replay, state
 from dearkd.train.checkpoint import Checkpoints
 from dearkd.train.loop import Learner
 from dearkd.train.processes import Processes
@@ -169,3 +170,23 @@ def test_a_teacher_answers_on_a_device(fake_learner):
         seen = run.teacher(images)
         early = run.teacher.features(images)
     assert {t.device.type for t in (seen.decisions, *seen.features, *early)} == {"cuda"}
+
+
+@pytest.mark.parametrize(
+    "asked, replayed",
+    [
+        ("off", (False, False, False)),
+        (None, (True, False, False)),
+        ("tested", (True, False, False)),
+        ("all", (True,) * 3),
+    ],
+)
+def test_which_steps_are_replayed_is_what_the_environment_asks_for(monkeypatch, asked, replayed):
+    """A step of one micro-batch, one of several, and a compiled one."""
+    monkeypatch.delenv(replay.GRAPHS, raising=False)
+    if asked:
+        monkeypatch.setenv(replay.GRAPHS, asked)
+    assert (replay.replayable(1, False), replay.replayable(2, False), replay.replayable(1, True)) == replayed
+    monkeypatch.setenv(replay.GRAPHS, "al")
+    with pytest.raises(InputError, match=r"DEARKD_CUDA_GRAPHS: unknown value 'al'; did you mean 'all'\?"):
+        replay.replayable(1, False)
