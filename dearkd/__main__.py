@@ -37,8 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments, argparse.Namespace(arguments=arguments, main=main))
     verb = VERBS[args.verb]
     args.gpu = given(args.gpu, args.gpu_percent) if verb.heavy else 0
-    arithmetic.ask()
     try:
+        arithmetic.ask()
         with claimed(args.gpu):
             status = verb.run(args) or 0
         if verb.heavy and os.environ.get("RANK", "0") == "0":

@@ -36,8 +36,18 @@ def test_a_job_asks_for_avx2_and_its_record_says_so():
     "environment, said",
     [
         ({"DEARKD_ARITHMETIC": "native"}, {}),
+        ({"DEARKD_ARITHMETIC": "deterministic"}, {**arithmetic.EVERYWHERE, **arithmetic.ON_GPU}),
         ({"MKL_CBWR": "COMPATIBLE"}, {**arithmetic.EVERYWHERE, "MKL_CBWR": "COMPATIBLE"}),
     ],
 )
 def test_what_a_person_sets_is_left_alone(environment, said):
     assert asked(**environment)[0] == said
+
+
+def test_a_value_that_means_nothing_is_refused():
+    command = [sys.executable, "-m", "dearkd", "plan", "--scale", "smoke"]
+    done = subprocess.run(
+        command, env={**os.environ, "DEARKD_ARITHMETIC": "determinstic"}, capture_output=True, text=True
+    )
+    said = "dearkd plan: DEARKD_ARITHMETIC: unknown value 'determinstic'; did you mean 'deterministic'?\n"
+    assert (done.returncode, done.stderr) == (2, said)

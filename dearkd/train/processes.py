@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dearkd import arithmetic
 from dearkd.data.images import Images
 
 
@@ -28,6 +29,9 @@ class Processes:
         device = torch.device("cuda", local % cards) if cards else torch.device("cpu")
         if cards:
             torch.cuda.set_device(device)
+        if arithmetic.deterministic():
+            torch.use_deterministic_algorithms(True)
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # by NaN, to debug
         if count > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if count <= cards else "gloo")  # NCCL wants a card for each process
         return cls(device, rank, count)
