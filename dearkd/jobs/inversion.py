@@ -189,9 +189,9 @@ class Best:
 
     def keep(self, images: Float[Tensor, "groups batch channels height width"], loss: Float[Tensor, " groups"]) -> None:
         """Take over the images of the batches whose loss is smaller than before."""
-        better = loss.detach() < self.loss
-        self.images[better] = images.detach()[better]
-        self.loss[better] = loss.detach()[better]
+        better = (loss.detach() < self.loss).view(-1, 1, 1, 1, 1)
+        self.images.copy_(torch.where(better, images.detach(), self.images))  # a mask as index would wait for a GPU
+        self.loss.copy_(torch.where(better.flatten(), loss.detach(), self.loss))
 
 
 def first_iterate(source: Source, seed: int, batch: int, images: int) -> Float[Tensor, "images channels height width"]:
