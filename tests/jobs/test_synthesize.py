@@ -28,7 +28,7 @@ from dearkd.__main__ import main
 from dearkd.data import image_archive
 from dearkd.jobs import image_sets, inputs, invert, synthesis
 from dearkd.jobs.evaluate import evaluate_run
-from dearkd.jobs.inversion import Inversion, advice, classes_of, learning_rate, require_batchnorm
+from dearkd.jobs.inversion import Best, Inversion, advice, classes_of, learning_rate, require_batchnorm
 from dearkd.jobs.train import train_stage
 from dearkd.model import teachers
 from dearkd.plan import experiments, methods
@@ -506,3 +506,14 @@ def test_without_names_imagenets_outputs_have_theirs_and_others_a_number():
 def test_a_cnn_without_batchnorm_gets_the_reason(own):
     status, said, _ = own("--classes", "a,b,c", cnn=own.weights("convnext_atto"))
     assert status == 2 and "no BatchNorm layers" in said
+
+
+def test_the_best_images_of_a_batch_are_those_of_its_smallest_loss():
+    """Batch by batch; a loss that is not a number keeps what is there."""
+    images, nan = torch.zeros(3, 2, 1, 2, 2, requires_grad=True), float("nan")
+    best = Best(images)
+    for number, losses in enumerate([[3.0, 1.0, nan], [2.0, 5.0, 4.0], [2.0, 0.5, nan]], 1):
+        best.keep(images + number, torch.tensor(losses, requires_grad=True))
+    assert best.loss.tolist() == [2.0, 0.5, 4.0]
+    assert best.images.amin((1, 2, 3, 4)).tolist() == best.images.amax((1, 2, 3, 4)).tolist() == [2.0, 3.0, 2.0]
+    assert not best.images.requires_grad
