@@ -16,15 +16,16 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from dearkd import arithmetic
 from dearkd.data.arrival import Finish, arriving
 from dearkd.data.images import Images
 from dearkd.data.order import Decisions, MicroBatch
-from dearkd.jobs import diversity
 from dearkd.jobs.inversion import Inversion
 from dearkd.model import networks
 from dearkd.model.aligner import Aligner
 from dearkd.model.attention import MHCA
 from dearkd.model.losses import class_loss, hidden_loss
+from dearkd.model.resize import bilinear
 from dearkd.model.teachers import FeatureShape, TeacherNetwork
 from dearkd.plan import experiments, stage
 from dearkd.plan.scale import Diversity
@@ -34,8 +35,9 @@ from dearkd.train.compiled import compile_parts
 from dearkd.train.inputs import Inputs
 from dearkd.train.loop import Learner
 from dearkd.train.processes import Processes
-from dearkd.train.replay import Replayed
+from dearkd.train.replay import GRAPHS, Replayed
 
+os.environ.update({**arithmetic.ON_GPU, GRAPHS: "all"})
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 SIDE, BATCH, CLASSES = (224, 256, 1000) if ON_GPU else (64, 4, 10)
@@ -45,11 +47,12 @@ FIRST = MicroBatch(0, 0, 0, tuple(range(BATCH)), tuple(range(BATCH)))
 LONG = 100_000
 """Steps of an epoch, so that the learning rate stays and a CUDA graph is captured once."""
 PARTS = {
-    "teacher": ("eager", "channels first", "compiled", "dense", "compiled, dense"),
-    "aligner": ("eager", "interpolated", "compiled"),
+    "teacher": ("eager", "searched", "channels first", "compiled", "dense", "compiled, dense"),
+    "aligner": ("eager", "interpolated", "compiled", "compiled, channels last"),
 }
 """What stage I adds to a step, and the ways to measure it. dense: zeros between the groups of convolutions.
-interpolated: enlarged by PyTorch's interpolation and not by a product."""
+searched: cuDNN tries its algorithms, which a training does not ask for, because the fastest one differs from run to
+run. interpolated: enlarged by PyTorch's interpolation and not by a product. channels last: enlarged tokens stay so."""
 Step = Callable[[], object]
 
 
@@ -99,6 +102,13 @@ def learned(
     return lambda: learner.step(groups * [(FIRST, images, labels)]), groups * BATCH
 
 
+def in_fixed_order(step: Step, images: int) -> tuple[Step, int]:
+    """A step as DEARKD_ARITHMETIC=deterministic takes it; `measure` ends it."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    return step, images
+
+
 def regnet() -> TeacherNetwork:
     """RegNetY-16GF with random weights, as stage I asks it: folded, channels last, up to its second stage."""
     net = timm.create_model("regnety_160" if ON_GPU else "regnety_002", num_classes=CLASSES)
@@ -114,6 +124,7 @@ def part(name: str, way: str) -> tuple[Step, int]:
     teacher, images = regnet(), torch.randn(BATCH, 3, SIDE, SIDE, device=DEVICE)
     if name == "aligner":
         return _aligned(way, _shapes(teacher, images)[0])
+    torch.backends.cudnn.benchmark = way == "searched"
     if way == "channels first":
         teacher.to(memory_format=torch.contiguous_format)
     if "dense" in way:
@@ -148,8 +159,10 @@ def _aligned(way: str, feature: FeatureShape) -> tuple[Step, int]:
     grid = (SIDE // 16, SIDE // 16)
     aligner = Aligner(192, grid, feature.channels, feature.size, True).to(DEVICE)
     if way == "interpolated":
-        aligner._resize = aligner._interpolated
-    if way == "compiled":
+        aligner._resize = lambda image: bilinear(image, aligner.size)
+    if "channels last" in way:
+        aligner._resize = lambda image: _tokens_enlarged(image, aligner.size)
+    if "compiled" in way:
         aligner.compile(backend=BACKEND, dynamic=False)
     tokens = torch.randn(BATCH, grid[0] * grid[1], 192, device=DEVICE, requires_grad=True)
     seen = torch.rand(BATCH, feature.channels, *feature.size, device=DEVICE, dtype=HALF)
@@ -162,6 +175,15 @@ def _aligned(way: str, feature: FeatureShape) -> tuple[Step, int]:
         aligner.zero_grad(set_to_none=True)
 
     return step, BATCH
+
+
+def _tokens_enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """`resize.by_product` from the left, whose result is channels last, as the tokens are."""
+    grid = maps.shape[2:]
+    alone = torch.eye(grid.numel(), device=maps.device).unflatten(1, grid)[None]
+    matrix = bilinear(alone, size)[0].flatten(1).T.to(maps.dtype)
+    tokens = maps.flatten(2).transpose(1, 2)
+    return torch.bmm(matrix.expand(len(maps), -1, -1), tokens).transpose(1, 2).unflatten(2, size)
 
 
 def small(graph: bool, precision: str) -> tuple[Step, int]:
@@ -284,6 +306,8 @@ def attention(net: str) -> tuple[Step, int]:
 
 def lpips_pairs() -> tuple[Step, int]:
     """LPIPS in fp32, with a random trunk, which takes as long as a trained one."""
+    from dearkd.jobs import diversity  # the package lpips may be missing, which costs no other measurement
+
     count = 64 if ON_GPU else 2
     lpips = diversity.Lpips(Diversity(trunk="random", size=SIDE)).to(DEVICE)
     first, second = (torch.rand(count, 3, SIDE, SIDE, device=DEVICE) for _ in range(2))

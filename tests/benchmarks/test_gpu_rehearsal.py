@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from benchmarks import gpu, gpu_work
+from dearkd.model import resize
 from dearkd.plan import rates
 from dearkd.train.loop import Learner
 
@@ -50,3 +51,10 @@ def test_a_convolution_with_zeros_between_its_groups_is_the_grouped_one():
     whole = gpu_work._ungrouped(grouped)
     assert whole.groups == 1
     torch.testing.assert_close(whole(x), grouped(x), rtol=1e-4, atol=1e-5)
+
+
+def test_an_aligner_that_stays_channels_last_is_the_aligner():
+    maps = torch.randn(2, 5, 4, 3).to(memory_format=torch.channels_last)
+    found = gpu_work._tokens_enlarged(maps, (8, 6))
+    torch.testing.assert_close(found, resize.bilinear(maps, (8, 6)), rtol=1e-6, atol=1e-6)
+    assert found.is_contiguous(memory_format=torch.channels_last)

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import yaml
 from safetensors.torch import load_file
 from torch._dynamo.utils import counters
 
+from dearkd import arithmetic
 from dearkd.data import subsets
 from dearkd.data.arrival import Finish, arriving
 from dearkd.data.loader import training_loader
@@ -34,14 +36,18 @@ from dearkd.jobs.train import train_stage
 from dearkd.keys import seed_all
 from dearkd.model import networks, teachers
 from dearkd.model.attention import MHCA
+from dearkd.model.losses import hidden_loss, logit_loss
+from dearkd.model.teachers import FeatureShape
+from dearkd.model.trainee import Trainee
 from dearkd.plan import experiments
-from dearkd.plan.stage import Augment, Data, Rpe
+from dearkd.plan.stage import Augment, Data, Distillation, Model, Rpe
 from dearkd.train import optimise
 from dearkd.train.checkpoint import Checkpoints
 from dearkd.train.loop import Learner
 from dearkd.train.processes import Processes
-from dearkd.train.replay import Replayed
+from dearkd.train.replay import GRAPHS, Replayed
 
+os.environ.update(arithmetic.ON_GPU)  # before cuBLAS is used, for the tests of sums in a fixed order
 ON_GPU = torch.cuda.is_available()
 pytestmark = pytest.mark.slow
 SKIP = not ON_GPU and "DEARKD_GPU_REHEARSAL" not in os.environ
@@ -118,6 +124,43 @@ def test_a_graph_replays_random_numbers_and_a_learning_rate():
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
 
 
+@needs_cuda
+def test_a_graph_is_captured_while_another_thread_pins_memory():
+    """As the thread of a DataLoader does; CUDA's default is to refuse this, and the capture with it."""
+    ended, pinned = threading.Event(), []
+
+    def pin():
+        while not ended.is_set():
+            pinned.append(torch.empty(2**20 + 4096 * len(pinned)).pin_memory())
+            del pinned[:-2]
+
+    thread, total = threading.Thread(target=pin), torch.zeros(4, device=DEVICE)
+    run = Replayed(lambda x: total.add_(x))
+    thread.start()
+    try:
+        for key in range(40):
+            run(key, torch.ones(4, device=DEVICE))
+    finally:
+        ended.set()
+        thread.join()
+    assert pinned and torch.equal(total, torch.full_like(total, 40.0))
+
+
+@needs_cuda
+def test_a_step_that_cannot_be_captured_names_the_way_out():
+    """In a process of its own, because a capture that fails may leave CUDA unusable."""
+    code = """
+import torch
+from dearkd.train.replay import Replayed
+run = Replayed(lambda x: x.sum().item())
+for _ in range(4):
+    run(0, torch.ones(2, device="cuda"))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "InputError: a step cannot be captured as a CUDA graph" in done.stderr
+    assert f"set {GRAPHS}=off" in done.stderr
+
+
 def learner(plan, stage_name="I", previous=None, device=DEVICE, losses=None, **changes):
     """A learner of DearKD-Ti with its teacher asked; `losses`: those kept of its stage."""
     run = plan.runs["dearkd-Ti"]
@@ -145,12 +188,13 @@ def steps(run, count, first=0, batches=None):
 @needs_cuda
 @pytest.mark.parametrize("micro_batch", [32, 8])
 @pytest.mark.parametrize("losses", [("ce",), ("ce", "logit"), ("ce", "logit", "hidden")])
-def test_a_replayed_step_is_the_launched_one(plan, losses, micro_batch):
+def test_a_replayed_step_is_the_launched_one(plan, monkeypatch, losses, micro_batch):
     """CUDA graphs of a step, captured anew for each learning rate, give the weights of kernels launched singly.
 
-    To the bit; but CUDA adds the gradient of the aligner's bilinear interpolation in no fixed order, so with the hidden
-    loss two launched runs differ as well.
+    To the bit; but with the hidden loss a convolution's gradient may have no fixed order, and two launched runs then
+    differ as well.
     """
+    monkeypatch.setenv(GRAPHS, "all")
     runs = [learner(plan, losses=losses, batch=32, micro_batch=micro_batch) for _ in range(3)]
     assert runs[0].replayed
     runs[1].replayed = runs[2].replayed = None
@@ -225,20 +269,30 @@ def test_pixels_finished_on_the_device_are_the_cpus_to_rounding():
 
 
 @needs_cuda
-def test_compiled_steps_are_replayed_and_learn(plan):
-    """Blocks, aligner and teacher compiled, the step a CUDA graph; a second job finds what the first one compiled."""
+def test_compiled_steps_are_replayed_and_learn(plan, monkeypatch):
+    """Blocks and pooled head compiled, the step a CUDA graph: the bits of compiled kernels launched singly.
+
+    A second job finds what the first one compiled.
+    """
+    monkeypatch.setenv(GRAPHS, "all")
     counters.clear()
-    for attempt in range(2):
+    ends = []
+    for graph in (True, False):
         torch.compiler.reset()
-        run = learner(plan, compile="blocks", batch=32, micro_batch=32)
+        run = learner(plan, losses=("ce", "logit"), compile="blocks", batch=32, micro_batch=32)
         assert run.replayed
+        run.replayed = run.replayed if graph else None
         steps(run, 2)
         first = run.state.meters.sums()["ce"] / 2
         steps(run, 20, 2)
         run.state.meters.start(0)
         steps(run, 2, 22)
         assert run.state.meters.bad() is None and run.state.meters.sums()["ce"] / 2 < first
-        print(f"attempt {attempt}: {dict(counters['inductor'])}")
+        ends.append(run.state.trainee.state_dict())
+        print(f"graph {graph}: {dict(counters['inductor'])}")
+    difference, same = apart(*ends)
+    print(f"compiled: replayed against launched {difference:.2e}, same bits: {same}")
+    assert same
     assert counters["inductor"]["fxgraph_cache_hit"] > 0
 
 
@@ -273,6 +327,62 @@ def test_a_killed_run_ends_with_the_same_weights(plan, study, tmp_path):
     difference, same = apart(weights(plan, "II"), load_file(state / "student.safetensors"))
     print(f"killed and resumed: largest difference {difference:.2e}, same bits: {same}")
     assert difference < 1e-3
+
+
+@rehearsed
+def test_with_sums_in_a_fixed_order_a_killed_run_ends_with_the_same_bits(plan, study, tmp_path):
+    """DEARKD_ARITHMETIC=deterministic: stage I with the hidden loss and its aligner, once whole and once killed."""
+    command = [sys.executable, "-m", "dearkd", "train", "dearkd-Ti", "--scale", "gpu.yaml", "--seed", "0"]
+    command += ["--stage", "I", "--save-seconds", "0"]
+    environment, ends = {**os.environ, arithmetic.CHOICE: "deterministic"}, []
+    for name, killed in (("whole", False), ("killed", True)):
+        folder = tmp_path / name
+        shutil.copytree(study, folder)
+        state = folder / plan.paths.state("dearkd-Ti", 0, "I")
+        shutil.rmtree(state)
+        if killed:
+            process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
+            for _ in range(2400):
+                if list(state.glob("step-*.pt")):
+                    break
+                time.sleep(0.05)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        done = subprocess.run([*command, "--wait"], cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        ends.append(load_file(state / "student.safetensors"))
+    assert apart(*ends) == (0.0, True)
+
+
+@needs_cuda
+def test_with_sums_in_a_fixed_order_gradients_at_197_tokens_have_the_same_bits():
+    """Two blocks of DearKD-Ti and the aligner to RegNetY-16GF's map, in bf16; and whether they differ without."""
+    args = (("depth", 2), ("n_mhca", 1), ("rpe", (("drop", 0.1),)))
+    student = networks.create(Model(name="dearkd_tiny_patch16_224", args=args), 0)
+    knobs = Distillation(pairs=((1, 2),), pooled_head="separate")
+    trainee = Trainee(student, ("ce", "logit", "hidden"), knobs, (FeatureShape(448, (28, 28), True),)).to(DEVICE)
+    images, feature = torch.randn(64, 3, 224, 224, device=DEVICE), torch.rand(64, 448, 28, 28, device=DEVICE)
+    decisions = torch.arange(64, device=DEVICE)
+
+    def gradients():
+        trainee.zero_grad()
+        seed_all(0, "test")
+        with torch.autocast("cuda", torch.bfloat16):
+            out = trainee(images)
+            loss = out.logits.float().square().mean() + logit_loss(out.taught, decisions)
+            loss = loss + hidden_loss(out.hidden[0], feature)
+        loss.backward()
+        return {name: p.grad.clone() for name, p in trainee.named_parameters()}
+
+    for asked in (False, True):
+        torch.use_deterministic_algorithms(asked)
+        torch.utils.deterministic.fill_uninitialized_memory = False
+        try:
+            difference, same = apart(gradients(), gradients())
+        finally:
+            torch.use_deterministic_algorithms(False)
+        print(f"fixed order {asked}: largest difference {difference:.2e}, same bits: {same}")
+    assert same
 
 
 @rehearsed
@@ -381,8 +491,6 @@ def test_two_processes_on_one_card_train_the_same(plan, study, tmp_path):
 
 @needs_cuda
 def test_compiled_blocks_agree_with_eager_ones():
-    from dearkd.plan.stage import Model
-
     data = Data(kind="folder", classes=10, image_size=64)
     args = (("depth", 2), ("drop_path_rate", 0.0), ("img_size", 64), ("n_mhca", 1), ("num_classes", 10))
     model = Model(name="dearkd_tiny_patch16_224", args=(*args, ("rpe", (("drop", 0.0),))))
