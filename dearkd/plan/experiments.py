@@ -3,6 +3,7 @@
 Standard library and yaml, so that the Snakefile and the readers start in a tenth of a second.
 """
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -30,7 +31,7 @@ from dearkd.plan.scale import Scale
 from dearkd.plan.scale_file import load_scale
 from dearkd.plan.synthesis import competes
 from dearkd.plan.tables import Cell, Figure, Row, Table
-from dearkd.schema import InputError, build, convert, freeze, shown, unknown
+from dearkd.schema import InputError, Pairs, build, convert, freeze, shown, unknown
 
 __all__ = ["MATRIX", "PAPER", "RULES", "Plan", "load", "load_scale", "run_name"]
 
@@ -140,8 +141,23 @@ class _Reader:
         for column in entry.columns:
             if all(dict(row.columns).get(column) is None for row in rows):
                 raise InputError(f"{where}: columns: no row has {column!r}; name a switch of its rows")
+        titles = self._titles(entry.across, rows[0], where)
         same = ("title", "metric", "also", "note", "reads", "columns", "gap_to", "delta_to")
-        return Table(name=name, across=across.key, rows=tuple(rows), **{key: getattr(entry, key) for key in same})
+        return Table(
+            name=name, across=across.key, titles=titles, rows=tuple(rows), **{key: getattr(entry, key) for key in same}
+        )
+
+    def _titles(self, entry: Across | None, row: Row, where: str) -> Pairs:
+        """What is printed for each value of `across` that has a title; no two columns are called the same."""
+        if entry is None:
+            return ()
+        own = self.scale.transfer.titles if entry.key == "target" else {}
+        values = [str(dict(cell.keys).get(entry.key)) for cell in row.cells]
+        printed = {value: own.get(value, entry.titles.get(value, value)) for value in values}
+        for value, other in itertools.combinations(values, 2):
+            if printed[value] == printed[other]:
+                raise InputError(f"{where}: {value} and {other} are both called {printed[value]!r}; change a title")
+        return freeze({value: title for value, title in printed.items() if title != value})
 
     def _named(self, key: Literal["extra", "quoted"], table: str, rows: list[Entry]) -> tuple[str, ...]:
         """The rows of a table that the scale names under a key of its own; they must be some of `rows`."""

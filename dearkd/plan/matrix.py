@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from dearkd.plan.tables import Kind, Metric
-from dearkd.ranges import Matches, Name, Several
+from dearkd.ranges import Matches, Name, Several, Title
 from dearkd.schema import InputError, build, spec, unknown
 
 MATRIX = Path("workflow/experiments.yaml")
@@ -34,6 +34,8 @@ class Across:
     paper: str = ""
     values: object = None
     """Our values and the paper's for them, or a list where these are the same; none for the scale's fractions."""
+    titles: dict[str, Title] = dataclasses.field(default_factory=dict)
+    """What is printed for a value, where that is not the value; a target's title in the scale comes first."""
 
 
 @spec

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from dearkd.places import slug
 from dearkd.plan.stage import MOST_SHARDS, Data, Distillation, Fraction, Rpe, Synthesis, Teacher, Timm, Training
-from dearkd.ranges import Count, Matches, Name, Seed, Several, Sha256, Weight, Whole, Within
+from dearkd.ranges import Count, Matches, Name, Seed, Several, Sha256, Title, Weight, Whole, Within
 from dearkd.schema import InputError, Pairs, spec, unknown
 
 JOBS = ("data", "teacher", "labels", "train", "synthesize", "diversity", "evaluate", "throughput")
@@ -70,6 +70,8 @@ class Transfer:
     recipe: str = "sgd"
     recipes: dict[Name, Training] = dataclasses.field(default_factory=dict)
     """By name. The paper's scale has DeiT's own (`sgd`) and a shorter one (`adamw`)."""
+    titles: dict[str, Title] = dataclasses.field(default_factory=dict)
+    """What tables print for a target, where that is not its key."""
 
     def __post_init__(self) -> None:
         if self.targets and self.recipe not in self.recipes:
@@ -192,6 +194,7 @@ class Scale:
             raise InputError(unknown(self.synthesis.teacher, self.teachers, "teacher", "synthesis.teacher"))
         if self.synthesis.verifier and self.synthesis.verifier not in self.teachers:
             raise InputError(unknown(self.synthesis.verifier, self.teachers, "teacher", "synthesis.verifier"))
-        for target in self.transfer.targets:
-            if target not in self.data:
-                raise InputError(unknown(target, self.data, "data set", "transfer.targets"))
+        for key in ("targets", "titles"):
+            for target in getattr(self.transfer, key):
+                if target not in self.data:
+                    raise InputError(unknown(target, self.data, "data set", f"transfer.{key}"))

@@ -69,6 +69,8 @@ class Table:
     columns: tuple[str, ...]
     across: str
     """Key that runs over the columns of numbers, for example fraction; empty: one column."""
+    titles: Pairs = ()
+    """What is printed for a value of `across`, where that is not the value itself."""
     gap_to: str
     """Label of the row that the others fall short of, for the metric `gap`; empty: none."""
     delta_to: str
