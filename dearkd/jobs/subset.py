@@ -2,13 +2,27 @@
 
 import dataclasses
 
+from timm.data import ImageNetInfo
+
 from dearkd import record
 from dearkd.data import datasets, folder, subsets
+from dearkd.data.images import Images
+from dearkd.jobs import publish
 from dearkd.jobs.preflight import preflight
 from dearkd.plan import files
 from dearkd.plan.plan import Plan
-from dearkd.plan.stage import IN_FILES
+from dearkd.plan.stage import IN_FILES, Data
 from dearkd.schema import to_json
+
+
+def class_names(data: Data, train: Images) -> dict[int, str]:
+    """The name of each class of training images, by its label; none where classes have no names."""
+    if data.kind == "folder":
+        return folder.class_names(train)
+    if data.kind == "photos":
+        names = ImageNetInfo("imagenet-1k").label_descriptions()
+        return {int(label): names[label].split(",")[0] for label in sorted(set(train.labels))}
+    return dict(enumerate(publish.named(data)))
 
 
 def list_subsets(plan: Plan, name: str) -> None:
@@ -24,7 +38,7 @@ def list_subsets(plan: Plan, name: str) -> None:
     fractions = (*(plan.scale.fractions if name == "main" else ()), *sorted(named), 100)
     draws = plan.scale.seeds if plan.scale.subset_draw == "seed" else ()
     train = sets["train"]
-    classes = folder.class_names(train) if data.kind == "folder" else {}
+    classes = class_names(data, train)
     chosen = subsets.choose(train.labels, data, fractions, plan.scale.subset_seed, draws, classes)
     lists = {"test.txt": "".join(f"{name}\n" for name in sets["test"].names)}
     described = {"sha256": {k: v.sha256() for k, v in {**sets, "train": datasets.noisy(train, data)}.items()}}
@@ -39,6 +53,7 @@ def list_subsets(plan: Plan, name: str) -> None:
             "data": name,
             "spec": to_json(data),
             "subset_seed": plan.scale.subset_seed,
+            "class_names": {str(label): name for label, name in classes.items()},
             "images": {**{k: len(v) for k, v in sets.items()}, **{k: len(v) for k, v in chosen.items()}},
             **described,
             **record.provenance(),

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.neighbors import KNeighborsClassifier
 
+from dearkd.report import decimals, escaping
 from dearkd.schema import InputError
 
 COLOURS = ("#332288", "#cc6677", "#117733", "#ddaa33", "#4aa0d5", "#882255", "#44aa99", "#999933", "#aa4499", "#666666")
@@ -104,12 +106,17 @@ def embed(frames: Mapping[str, pd.DataFrame], classes: Collection[int]) -> dict[
     return embedded
 
 
-def latent_space(axes: Iterable[Axes], embedded: Mapping[str, pd.DataFrame], classes: Sequence[int]) -> None:
+def latent_space(
+    axes: Iterable[Axes],
+    embedded: Mapping[str, pd.DataFrame],
+    classes: Sequence[int],
+    names: Mapping[int, str] = MappingProxyType({}),
+) -> None:
     """Draw Figure 6, one panel a set. A line joins each image to its easiest positive; shading shows where classes are.
 
     A place belongs to the class of most images near it in all sets, so regions are the same in all panels. A class's
     number stands where no set has an image. `embedded` and `classes` are those of `embed`; the first axes have the
-    handles of a legend.
+    handles of a legend. names: of classes, for the legend; a class without a name is a number there.
     """
     everything = pd.concat(embedded.values())
     points = everything[["x", "y"]].to_numpy()
@@ -133,11 +140,11 @@ def latent_space(axes: Iterable[Axes], embedded: Mapping[str, pd.DataFrame], cla
             mine = places[frame["label"].to_numpy() == c]
             # A star of the same extent has half the area.
             look: dict[str, Any] = {"color": colour, "marker": marker, "s": 28 if marker == "*" else 15}
-            ax.scatter(*mine.T, edgecolors="white", linewidths=0.3, zorder=3, label=str(c), **look)
+            ax.scatter(*mine.T, edgecolors="white", linewidths=0.3, zorder=3, label=_called(c, names), **look)
             if c in numbers:
                 number: dict[str, Any] = {"fontsize": 14, "weight": "bold", "color": colour}
                 ax.text(*numbers[c], str(c), ha="center", va="center", zorder=1.5, **number)
-        ax.set_title(f"{label}\nmean easy-positive distance {frame['distance'].mean():.2f}", fontsize=8)
+        ax.set_title(f"{label}\nmean easy-positive distance {decimals.plain(frame['distance'].mean(), 2)}", fontsize=8)
         ax.set(xlim=extent[:2], ylim=extent[2:], xticks=[], yticks=[])
         ax.grid(False)
         ax.spines[:].set(visible=True, linewidth=0.6, color="0.4")
@@ -186,12 +193,24 @@ def image_grid(axes: Iterable[Axes], sheets: Mapping[str, np.ndarray], side: int
         ax.imshow(_spaced(sheet, side, small, gap), interpolation="nearest")
         ax.set_title(label, fontsize=9)
         middles = [(small - 1) / 2 + row * (small + gap) for row in range(len(names))]
-        ax.set_yticks(middles, [str(name) for name in names], fontsize=7)
+        ax.set_yticks(middles, [_short(name) for name in names], fontsize=7)
         ax.set_xticks([])
         ax.tick_params(length=0)
         ax.label_outer()
         ax.grid(False)
         ax.spines[:].set_visible(False)
+
+
+def _called(label: int, names: Mapping[int, str]) -> str:
+    """The number of a class, as it stands in the plane, and its name where that is another."""
+    name = names.get(label, str(label))
+    return str(label) if name == str(label) else f"{label} {_short(name)}"
+
+
+def _short(name: object) -> str:
+    """A name beside a row of images: 20 letters at most."""
+    text = escaping.line(name)
+    return text if len(text) <= 20 else f"{text[:19]}…"
 
 
 def tiling(sheets: Mapping[str, np.ndarray], side: int) -> tuple[int, int]:
