@@ -8,6 +8,7 @@ from scipy import stats
 from dearkd import disk
 from dearkd.plan import verify
 from dearkd.plan.plan import Plan, Run
+from dearkd.report import decimals
 from dearkd.report.inference import LEVEL
 from dearkd.report.records import entries
 from dearkd.schema import InputError
@@ -49,19 +50,20 @@ def judge(top1: float, others: pd.Series) -> str:
     return WITHIN if abs(top1 - float(others.mean())) <= half + 1e-9 else OUTSIDE
 
 
-def markdown(found: pd.DataFrame, here: Plan, committed: Plan) -> str:
+def markdown(found: pd.DataFrame, plan: Plan, committed: Plan) -> str:
     """A sentence of counts and a table."""
     counts = ", ".join(f"{n} {verdict}" for verdict, n in found["verdict"].value_counts().items())
     lines = [
-        f"{len(found)} results of `{here.scale.name}` beside the committed `{committed.scale.name}`: {counts}.",
+        f"{len(found)} results of `{plan.scale.name}` beside the committed `{committed.scale.name}`: {counts}.",
         "",
     ]
     lines += ["| run | seed | top-1 here | the same seed | mean ± sd (n) | verdict |", "|---" * 6 + "|"]
     for line in entries(found):
-        same = "" if math.isnan(line.committed) else f"{line.committed:.2f}"
-        spread = "" if math.isnan(line.sd) else f" ± {line.sd:.2f}"
-        middle = f"{line.mean:.2f}{spread} ({line.seeds})"
-        lines.append(f"| {line.run} | {line.seed} | {line.here:.2f} | {same} | {middle} | {line.verdict} |")
+        same = "" if math.isnan(line.committed) else decimals.plain(line.committed, 2)
+        spread = "" if math.isnan(line.sd) else f" ± {decimals.plain(line.sd, 2)}"
+        middle = f"{decimals.plain(line.mean, 2)}{spread} ({line.seeds})"
+        here = decimals.plain(line.here, 2)
+        lines.append(f"| {line.run} | {line.seed} | {here} | {same} | {middle} | {line.verdict} |")
     return "\n".join(lines) + "\n"
 
 

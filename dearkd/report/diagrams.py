@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from dearkd.plan.plan import Run
 from dearkd.plan.stage import SIZES, Model, Source, Stage, Synthesis
-from dearkd.report.drawing import Box, Line, Number, Part, Text, arrow, chain, draw, rule, title
+from dearkd.report.drawing import Box, Line, Number, Part, Text, arrow, chain, draw, key, rule, title
 
 STUDENT, TEACHER, TRAINING, LOSS, PLAIN = "#dbe7f0", "#f3ddd9", "#e9efdc", "#f6ecd4", "#ffffff"
 """Fill colours: of the student, the teacher, parts of stage I only, losses, and data."""
@@ -89,8 +89,9 @@ def _stage_one(run: Run, teacher: dict[str, Any]) -> list[Part]:
         *chain((cls, ce)),
         arrow((99.5, 28.3), ce.top()),
     ]
-    texts = [
+    texts: list[Part] = [
         title(0, 60, f"(a) stage I: epochs 0 to {first.last_epoch}"),
+        *key(104, 58.4, {"student": STUDENT, "teacher": TEACHER, "in stage I only": TRAINING, "loss × weight": LOSS}),
         Text(99.5, 29, "label $y$", align=("center", "baseline")),
     ]
     boxes = [image, early, late, decision, embed, mhca, mhsa, align, hidden, pooled, cls, logit, ce]
@@ -141,7 +142,7 @@ def aligner(ax: Axes, run: Run, teacher: dict[str, Any]) -> Axes:
     shapes = [Text(11.9 * i + 5.1, 12.6, shape, 6.3, align=("center", "top")) for i, (_, shape, _) in enumerate(layers)]
     target = Box(76, 0, 25, 6, f"teacher stage {index}: {channels} × {height} × {width}", TEACHER, size=6.3)
     loss = Box(108.1, 0, 8.2, 6, "$L_{hidden}$", LOSS)
-    note = Text(0, 3, "stage I only; none of it is exported", style="italic")
+    note = Text(0, 3, "Used in stage I only, never exported.\nShapes: channels × rows × columns.")
     arrows = [*chain(boxes), *chain((target, loss)), arrow((112.2, 9.4), loss.top())]
     return draw(ax, 118, 25, [*boxes, *shapes, target, loss, *arrows, note])
 
@@ -196,6 +197,7 @@ def _making(source: Source) -> list[Part]:
     views = _seen(source, (top + low) / 2)
     seen = views[-1]
     parts: list[Part] = [title(0, 70, "(a) synthesis, each batch by itself"), *losses, teacher, *views]
+    parts += key(105, 68.4, {"step": TRAINING, "teacher": TEACHER, "student": STUDENT, "loss × weight": LOSS})
     start = "noise\n$N(0, 1)$" if recipe.start == "noise" else "faint noise\non black"
     if recipe.fast:
         start = "codes $N(0, 1)$,\na generator"
@@ -228,7 +230,7 @@ def _seen(source: Source, middle: Number) -> list[Box]:
 
 def _descent(source: Source, losses: Sequence[Box], level: Number, images: Box) -> list[Part]:
     """From the losses, the first of them at `level`, back to the pixels."""
-    phases = "\n".join(f"{p.size} px: {p.iterations} it., lr {_number(p.lr)}" for p in source.recipe.phases)
+    phases = "\n".join(f"{p.size} px: {p.iterations} iterations, lr {_number(p.lr)}" for p in source.recipe.phases)
     moved, ended = (
         ("generator", "generator\ndraws anew") if source.recipe.fast else ("pixels", "clamp to\nvalid pixels")
     )

@@ -74,6 +74,13 @@ def rule(width: Number, y: Number) -> Line:
     return Line(((0, y), (width, y)), head=False, colour="0.7", width=0.8, style=":")
 
 
+def key(right: Number, y: Number, fills: dict[str, str]) -> list[Box]:
+    """What each colour means, as a row of boxes that ends at `right`. fills: colours by their meaning."""
+    width, gap = 14, 1
+    start = right + gap - (width + gap) * len(fills)
+    return [Box(start + (width + gap) * i, y, width, 3.2, of, fill, 6.3) for i, (of, fill) in enumerate(fills.items())]
+
+
 def arrow(*points: Point) -> Line:
     return Line(points)
 

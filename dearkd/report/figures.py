@@ -5,6 +5,7 @@ Fonts, sizes and colours are in paper.mplstyle.
 
 import io
 import itertools
+from collections.abc import Collection
 from pathlib import Path
 
 import matplotlib
@@ -17,8 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dearkd import disk
-from dearkd.plan import plan, verify
-from dearkd.report import diagrams, records, tables
+from dearkd.plan import commands, plan, verify
+from dearkd.report import decimals, diagrams, records, tables
 from dearkd.report import latent_space as latent
 from dearkd.schema import InputError, unknown
 
@@ -43,7 +44,7 @@ def save(whole: plan.Plan, name: str, drawn: Figure, numbers: pd.DataFrame | Non
         disk.write(whole.paths.figures / f"{name}.{suffix}", buffer.getbuffer())
     plt.close(drawn)
     if numbers is not None:
-        disk.write(whole.paths.figures / f"{name}.csv", numbers.to_csv(index=False, float_format="%.4f"))
+        disk.write(whole.paths.figures / f"{name}.csv", numbers.to_csv(index=False, float_format=decimals.in_csv))
 
 
 # ---------------------------------------------------------------------------------------------- Figure 1
@@ -59,6 +60,7 @@ def accuracy_against_data(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure
     frame = frame[known]  # a row that nobody has measured is no line
     drawn, (left, right) = plt.subplots(1, 2)
     lines_against_data(left, frame, "mean", "sd")
+    left.set_ylabel("test top-1 (%), mean" + " ± sd" * bool(frame["sd"].notna().any()))
     left.set_title(f"ours: {whole.scale.name}, {counted_seeds(frame)}")
     lines_against_data(right, frame, "paper", None)
     right.set_title("paper: ImageNet")
@@ -68,7 +70,11 @@ def accuracy_against_data(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure
 
 def counted_seeds(frame: pd.DataFrame) -> str:
     """How many seeds the means have: `3 seeds`, or `2 to 3 seeds` where some wait for more."""
-    counts = sorted({int(n) for n in frame.loc[frame["mean"].notna(), "n"]}) or [0]
+    return _seeds({int(n) for n in frame.loc[frame["mean"].notna(), "n"]} or {0})
+
+
+def _seeds(counts: Collection[int]) -> str:
+    counts = sorted(counts)
     return f"{' to '.join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))} seed{'s' * (counts[-1] != 1)}"
 
 
@@ -82,7 +88,7 @@ def lines_against_data(ax: Axes, frame: pd.DataFrame, value: str, spread: str | 
     ax.set_xscale("log")
     ax.set_xticks(fractions, [f"{f} %" for f in fractions])
     ax.minorticks_off()
-    ax.set_xlabel("real training images")
+    ax.set_xlabel("share of the real training images")
     ax.set_ylabel("top-1 (%)")
     return ax
 
@@ -93,27 +99,32 @@ def lines_against_data(ax: Axes, frame: pd.DataFrame, value: str, spread: str | 
 def attention_distance(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, pd.DataFrame]:
     """Draw Figure 4: average attention distance of each layer over the epochs, one panel a model, mean over seeds."""
     drawn, axes = plt.subplots(1, len(figure.rows), sharey=True, squeeze=False)
-    frames = []
-    for ax, row in zip(axes[0], figure.rows, strict=True):
-        run = whole.runs[row.cells[0].run]
-        curve = records.curves(whole, [run])
-        frame = curve[curve["name"] == "attention_distance"].assign(row=row.label)
-        frames.append(frame)
-        distance_per_layer(ax, frame, run)
-        ax.set_title(row.label)
+    curves = {row: records.curves(whole, [whole.runs[row.cells[0].run]]) for row in figure.rows}
+    frames = {r: c[c["name"] == "attention_distance"].assign(row=r.label) for r, c in curves.items()}
+    if all(frame.empty for frame in frames.values()):
+        raise InputError(f"figure {figure.name}: no attention distance is recorded; {_way_out(whole, figure)}")
+    for ax, (row, frame) in zip(axes[0], frames.items(), strict=True):
+        if frame.empty:
+            ax.text(0.5, 0.5, "not measured yet", transform=ax.transAxes, ha="center")
+        else:
+            distance_per_layer(ax, frame, whole.runs[row.cells[0].run])
+        ax.set_title(f"{row.label}, mean of {_seeds([frame['seed'].nunique()])}")
     axes[0][0].set_ylabel("attention distance (patches)")
-    return drawn, pd.concat(frames)[["row", "run", "seed", "epoch", "layer", "value"]]
+    return drawn, pd.concat(frames.values())[["row", "run", "seed", "epoch", "layer", "value"]]
+
+
+def _way_out(whole: plan.Plan, figure: plan.Figure) -> str:
+    return f"make it with `{commands.target(whole, figure.name)}`"
 
 
 def distance_per_layer(ax: Axes, frame: pd.DataFrame, run: plan.Run) -> Axes:
     """Draw a line per layer, from dark (first) to light (last), named at its end, and a line at the stage switch."""
     model = run.stages[0].model
-    if frame.empty:
-        raise InputError(f"{run.name}: no attention distance is recorded; train it, with attention_images above 0")
     means = frame.groupby(["layer", "epoch"])["value"].mean().unstack("layer")
     last = means.iloc[-1]
     n_mhca = dict(model.args).get("n_mhca", 0)
-    places = _apart(last.to_list(), 0.055 * means.max().max())
+    apart = 0.055 * means.max().max()
+    places = _apart(last.to_list(), apart)
     for i, layer in enumerate(means.columns):
         ax.plot(
             means.index,
@@ -131,6 +142,15 @@ def distance_per_layer(ax: Axes, frame: pd.DataFrame, run: plan.Run) -> Axes:
             va="center",
             fontsize=7,
         )
+    ax.annotate(
+        "layer",
+        (means.index[-1], min(places) - 1.1 * apart),
+        xytext=(4, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=7,
+        color="0.35",
+    )
     uniform = diagrams.uniform_distance(diagrams.grid(model))
     ax.axhline(uniform, color="0.5", linewidth=0.8, linestyle=":")
     ax.annotate(
@@ -203,15 +223,19 @@ def data_free_pipeline(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, N
 def latent_space(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, pd.DataFrame]:
     """Draw Figure 6: latent codes of the first seed's real and synthetic images in a plane, with easiest positives."""
     records.diversity(whole, whole.images_of(figure.name))
-    frames = {label: latent.read_codes(_beside(whole, name, "latents.csv")) for label, name in _sets(figure)}
+    shown = _shown(whole, figure)
+    frames = {label: latent.read_codes(_beside(whole, name, "latents.csv")) for label, name in shown}
     classes = latent.shown_classes(frames)
     embedded = latent.embed(frames, classes)
     rows = -(-len(frames) // 2)
     drawn, axes = plt.subplots(rows, 2, figsize=(6.6, 3.1 * rows + 0.4), squeeze=False)
     for ax in axes.flat[len(frames) :]:
         ax.remove()
-    latent.latent_space(axes.flat[: len(frames)], embedded, classes)
-    title = "class (a line joins an image to its easiest positive, the nearest of its class in latent space)"
+    latent.latent_space(axes.flat[: len(frames)], embedded, classes, records.class_names(whole))
+    title = (
+        f"One t-SNE of the teacher's latent codes, seed {whole.scale.seeds[0]}. A line joins an image to its easiest "
+        f"positive,\nthe nearest other image of its class in latent space. Classes:"
+    )
     drawn.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(classes), title=title)
     return drawn, pd.concat([frame.assign(row=label) for label, frame in embedded.items()])
 
@@ -219,8 +243,9 @@ def latent_space(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, pd.Data
 def image_grid(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, None]:
     """Draw synthetic images beside real ones, one class a row, of the first seed."""
     records.diversity(whole, whole.images_of(figure.name))
-    sheets = {label: latent.read_sheet(_beside(whole, name, "sample.png")) for label, name in _sets(figure)}
-    classes = {tuple(latent.read_codes(_beside(whole, n, "latents.csv"))["label"].unique()) for _, n in _sets(figure)}
+    shown = _shown(whole, figure)
+    sheets = {label: latent.read_sheet(_beside(whole, name, "sample.png")) for label, name in shown}
+    classes = {tuple(latent.read_codes(_beside(whole, n, "latents.csv"))["label"].unique()) for _, n in shown}
     if len(classes) > 1:
         raise InputError(f"figure {figure.name}: the sets of images show different classes")
     height, side = next(iter(sheets.values())).shape[0], whole.scale.data["main"].image_size
@@ -230,13 +255,21 @@ def image_grid(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, None]:
     inches = min(7.2, 0.5 * columns)
     size = (inches, inches * height / side / columns + 0.35)
     drawn, axes = plt.subplots(1, len(sheets), squeeze=False, figsize=size, width_ratios=widths)
-    latent.image_grid(axes[0], sheets, side, *classes)
+    names = records.class_names(whole)
+    latent.image_grid(axes[0], sheets, side, [names.get(label, label) for label in next(iter(classes))])
     return drawn, None
 
 
-def _sets(figure: plan.Figure) -> list[tuple[str, str]]:
-    """(label, name) of each set of images that a figure shows."""
-    return [(row.label, row.cells[0].run) for row in figure.rows]
+def _shown(whole: plan.Plan, figure: plan.Figure) -> list[tuple[str, str]]:
+    """(label, name) of each set of images that a figure shows and that the first seed has described.
+
+    Raises InputError where there is none.
+    """
+    sets = [(row.label, row.cells[0].run) for row in figure.rows]
+    found = [(label, name) for label, name in sets if whole.paths.diversity(name, whole.scale.seeds[0]).is_file()]
+    if not found:
+        raise InputError(f"figure {figure.name}: no set of images is described; {_way_out(whole, figure)}")
+    return found
 
 
 def _beside(whole: plan.Plan, name: str, file: str) -> Path:

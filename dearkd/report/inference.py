@@ -15,8 +15,6 @@ from scipy import optimize, special
 LEVEL = 0.95
 RESAMPLES = 10_000
 """Number of draws of the bootstrap."""
-NORMAL = float(special.ndtri((1 + LEVEL) / 2))
-"""Half of the interval of a normal distribution, in standard errors."""
 PERCENT = 100.0
 """What an image is worth that one method has right and the other wrong."""
 

@@ -1,12 +1,14 @@
 """One HTML page of a scale: tables, figures, claims, cost and every record, readable without server or internet.
 
 It shows the Markdown tables and PNG figures of results/ and figures/ as they are. Beside them it reads only records.
+What is not written yet is named, with the command that writes it.
 """
 
 import base64
 import math
 import os
 import re
+import shlex
 import statistics
 import urllib.parse
 from collections.abc import Iterable
@@ -19,9 +21,10 @@ from markupsafe import Markup
 
 from dearkd import disk, record
 from dearkd.places import shipped
-from dearkd.plan import verify
+from dearkd.plan import commands, verify
 from dearkd.plan.plan import Plan, Run
-from dearkd.schema import InputError
+from dearkd.report import decimals, unfinished
+from dearkd.report.records import refuse_nothing
 
 PAGE = Path(__file__).with_name("page.html")
 CAPTIONS = Path("workflow/report")
@@ -74,7 +77,8 @@ class Trained(NamedTuple):
 
 
 def write(plan: Plan) -> Path:
-    """Write results/<scale>/report.html; returns its path. InputError when a table or figure is not there yet."""
+    """Write results/<scale>/report.html of what is there; returns its path. InputError where nothing is."""
+    refuse_nothing(plan, "report", *plan.tables, *plan.figures)
     page = plan.paths.results / "report.html"
     records = _records(plan)
     jobs: dict[str, list[dict[str, Any]]] = {"teachers": [], "students": [], "synthetic images": [], "labels": []}
@@ -86,8 +90,10 @@ def write(plan: Plan) -> Path:
             jobs["synthetic images" if of == "images" else of].append(values)
     runs = [_trained(plan, run) for run in plan.runs.values() if not run.name.startswith("teacher-")]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters["decimals"] = decimals.plain
     text = environment.from_string(PAGE.read_text()).render(
         scale=plan.scale,
+        absent=Markup(MARKDOWN.renderInline(absent(plan))),
         tables=[_table(plan, name, table.title) for name, table in plan.tables.items()],
         figures=[_figure(plan, name, figure.title) for name, figure in plan.figures.items()],
         claims=_claims(plan),
@@ -103,6 +109,17 @@ def write(plan: Plan) -> Path:
     )
     disk.write(page, text)
     return page
+
+
+def absent(plan: Plan) -> str:
+    """What the page lacks, in one line, and the command that makes it; empty where it lacks nothing."""
+    parts = {name: plan.paths.results / "tables" / f"{name}.md" for name in plan.tables}
+    parts |= {name: plan.paths.figures / f"{name}.png" for name in plan.figures}
+    unwritten = [name for name, path in parts.items() if not path.is_file()]
+    unwritten += ["claims"] * (bool(plan.tables) and not all(path.is_file() for path in _of_claims(plan)))
+    partial = [name for name in parts if name not in unwritten and unfinished.lacks(plan, name)]
+    said = [f"{what} {', '.join(names)}." for what, names in (("Missing:", unwritten), ("Partial:", partial)) if names]
+    return f"{' '.join(said)} `{commands.target(plan, 'report')}` makes the rest." if said else ""
 
 
 def _records(plan: Plan) -> list[dict[str, Any]]:
@@ -137,33 +154,43 @@ def _records(plan: Plan) -> list[dict[str, Any]]:
 
 def _table(plan: Plan, name: str, title: str) -> Shown:
     path = plan.paths.results / "tables" / f"{name}.md"
+    if not path.is_file():
+        return Shown(name, title, _caption(name), _unwritten(plan, "table", name), ())
     files = tuple((s, urllib.parse.quote(f"tables/{name}.{s}")) for s in ("csv", "md", "tex"))
-    return Shown(name, title, _caption(name), _html(_text(plan, path)), files)
+    return Shown(name, title, _caption(name), _html(path.read_text()), files)
 
 
 def _figure(plan: Plan, name: str, title: str) -> Shown:
     path = plan.paths.figures / f"{name}.png"
     if not path.is_file():
-        raise InputError(_missing(plan, path))
+        return Shown(name, title, _caption(name), _unwritten(plan, "figure", name), ())
     return Shown(name, title, _caption(name), _image(path, title), _downloads(plan, name))
 
 
+def _unwritten(plan: Plan, verb: str, name: str) -> Markup:
+    """In the place of a table or figure: the command that writes it from the results so far, or that makes results."""
+    write = f"python -m dearkd {verb} {name} --scale {shlex.quote(plan.scale.name)}"
+    way = write if unfinished.begun(plan, name) else commands.target(plan, name)
+    return Markup("<p>This {} is not written yet. <code>{}</code> writes it.</p>").format(verb, way)
+
+
+def _of_claims(plan: Plan) -> tuple[Path, Path, Path]:
+    """The files of the claims that the page shows."""
+    return plan.paths.results / "claims.md", plan.paths.results / "claims.csv", plan.paths.figures / "claims.png"
+
+
 def _claims(plan: Plan) -> Claims | None:
-    """The claims, from the files beside the page; None where the scale shows no table."""
-    if not plan.tables:
+    """The claims, from the files beside the page; None where the scale shows no table, or a file is not written yet."""
+    text, numbers, figure = files = _of_claims(plan)
+    if not plan.tables or not all(path.is_file() for path in files):
         return None
     import pandas as pd
 
     from dearkd.report.claims import scales, verdicts
     from dearkd.report.records import entries
 
-    folder = plan.paths.results
-    page = _text(plan, folder / "claims.md").partition("\n")[2]
-    figure = plan.paths.figures / "claims.png"
-    for path in (figure, folder / "claims.csv"):
-        if not path.is_file():
-            raise InputError(_missing(plan, path))
-    judged = pd.read_csv(folder / "claims.csv", keep_default_na=False, na_values={"margin": "", "low": "", "high": ""})
+    page = text.read_text().partition("\n")[2]
+    judged = pd.read_csv(numbers, keep_default_na=False, na_values={"margin": "", "low": "", "high": ""})
     measured = tuple(
         (c.id, c.statement, c.verdict, verdicts.ours(c)) for c in entries(judged) if not math.isnan(c.margin)
     )
@@ -195,7 +222,8 @@ def _teachers(plan: Plan) -> list[str]:
         path = plan.paths.teacher(name)
         if path.is_file():
             values = verify.teacher(plan, name)
-            said = f"{name} ({teacher.model}) {values['top1']:.1f} % of {values['images']} {values['gate']} images"
+            top1 = decimals.plain(values["top1"], 1)
+            said = f"{name} ({teacher.model}) {top1} % of {values['images']} {values['gate']} images"
             found.append(said + (f" (warning: {values['warning']})" if values.get("warning") else ""))
     return found
 
@@ -211,8 +239,10 @@ def _trained(plan: Plan, run: Run) -> Trained:
         minutes += sum(record.seconds(record.read(path)) for name, path in there.items() if name != "test") / 60
         if "test" in there:
             top1.append(record.read(there["test"])["metrics"]["top1"])
-    spread = f" ± {statistics.stdev(top1):.1f}" if len(top1) > 1 else ""
-    return Trained(run.name, f"{statistics.mean(top1):.1f}{spread}" if top1 else "", minutes, tuple(seeds))
+    spread = f" ± {decimals.plain(statistics.stdev(top1), 1)}" if len(top1) > 1 else ""
+    return Trained(
+        run.name, f"{decimals.plain(statistics.mean(top1), 1)}{spread}" if top1 else "", minutes, tuple(seeds)
+    )
 
 
 def _spent(kind: str, records: list[dict[str, Any]]) -> Spent:
@@ -263,13 +293,3 @@ def _downloads(plan: Plan, name: str) -> tuple[tuple[str, str], ...]:
 def _link(plan: Plan, path: Path) -> str:
     """The link from the page in results/<scale> to a file of the project."""
     return urllib.parse.quote(Path(os.path.relpath(path, plan.paths.results)).as_posix())
-
-
-def _text(plan: Plan, path: Path) -> str:
-    if not path.is_file():
-        raise InputError(_missing(plan, path))
-    return path.read_text()
-
-
-def _missing(plan: Plan, path: Path) -> str:
-    return f"{path}: missing; write it with `snakemake -c2 --config scale={plan.scale.name} -- {path.stem}`"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dearkd import record
 from dearkd.plan import commands, verify
 from dearkd.plan.plan import Plan, Run
 from dearkd.schema import InputError
@@ -135,6 +136,19 @@ def diversity(plan: Plan, names: list[str]) -> pd.DataFrame:
                 # older records have no controls
                 lines += [{**line, "run": f"{name}~{k}", **v} for k, v in values.get("controls", {}).items()]
     return pd.DataFrame(lines, columns=None if lines else ["run", "seed", "dirty"])
+
+
+def class_names(plan: Plan) -> dict[int, str]:
+    """The names of the main data set's classes by label, from the record of its lists.
+
+    Empty where there is no record, where classes have no names, and for records that are older than this field.
+    """
+    path = plan.paths.subsets("main") / "data.json"
+    if not path.is_file():
+        return {}
+    values = verify.described(plan, "main", path, "subset")
+    with record.whole(path):
+        return {int(label): str(name) for label, name in values.get("class_names", {}).items()}
 
 
 def curves(plan: Plan, runs: list[Run]) -> pd.DataFrame:

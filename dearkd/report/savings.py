@@ -16,8 +16,8 @@ import pandas as pd
 from dearkd import disk
 from dearkd.plan import verify
 from dearkd.plan.plan import Plan
-from dearkd.report import escaping, records, tables
-from dearkd.report.inference import NORMAL, PERCENT, images_error, interval
+from dearkd.report import decimals, escaping, records, tables
+from dearkd.report.inference import PERCENT, images_error, interval
 from dearkd.schema import InputError
 
 TABLE = "table2"
@@ -26,16 +26,19 @@ FEW = 5
 
 
 class Difference(NamedTuple):
-    """Points of top-1 by which DearKD is above another method, with the interval."""
+    """Points of top-1 by which DearKD is above another method, with the interval, which one seed has not."""
 
     mean: float
     low: float
     high: float
+    seeds: int
+    """Number of seeds that both have."""
 
     @property
     def numbers(self) -> str:
-        """The difference and its interval, without a unit."""
-        return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
+        """The difference and its interval, where it has one, without a unit."""
+        mean, low, high = (decimals.signed(value, 1) for value in self[:3])
+        return mean if math.isnan(self.low) else f"{mean} [{low}, {high}]"
 
     def __str__(self) -> str:
         return f"{self.numbers} points"
@@ -66,13 +69,14 @@ def describe(plan: Plan, values: pd.DataFrame) -> list[str]:
     lines = []
     for label, others in by_row.items():
         whole = others[100]
-        if whole.empty or student[100].empty:  # only the paper's number, or no record yet
+        seeds = len(student[100].index.intersection(whole.index))
+        if not seeds:  # only the paper's number, or no record yet
             continue
         it = escaping.markdown(label)
         tested = len(whole["right"].iloc[0])
         why = _incomparable(float(student[100]["top1"].mean()), float(whole["top1"].mean()), classes, tested)
         said = f"Nothing can be said of {me} and {it}: {why}" if why else _sentence(student, whole, me, it)
-        lines.append(f"{said} ({_made_of(len(whole), tested)}).")
+        lines.append(f"{said} ({_made_of(seeds, tested)}).")
     return lines
 
 
@@ -98,8 +102,8 @@ def gaps(plan: Plan, values: pd.DataFrame) -> list[str]:
 
 
 def _gap(ours: pd.DataFrame, others: pd.DataFrame) -> str:
-    paired = ours.index.intersection(others.index)
-    return f"{difference(ours, others).numbers} ({len(paired)})" if len(paired) else ""
+    found = difference(ours, others)
+    return f"{found.numbers} ({found.seeds})" if found.seeds else ""
 
 
 def _by_row(plan: Plan, values: pd.DataFrame) -> dict[str, dict[int, pd.DataFrame]]:
@@ -114,6 +118,8 @@ def _by_row(plan: Plan, values: pd.DataFrame) -> dict[str, dict[int, pd.DataFram
 
 def _sentence(student: dict[int, pd.DataFrame], whole: pd.DataFrame, ours: str, other: str) -> str:
     found = {fraction: difference(student[fraction], whole) for fraction in sorted(student)}
+    if found[100].seeds == 1:
+        return f"{ours} and {other}, both on all images: {found[100]}, and one seed is no verdict"
     better = [fraction for fraction, one in found.items() if one.low > 0]
     if not better:
         if found[100].high < 0:
@@ -127,23 +133,19 @@ def _sentence(student: dict[int, pd.DataFrame], whole: pd.DataFrame, ours: str, 
     accuracies = [float(student[fraction]["top1"].mean()) for fraction in found]
     equal = share(accuracies, [*found], float(whole["top1"].mean()))
     if equal > min(found):
-        said += f"; straight lines between the means make them equal at {equal:.0f} %"
+        said += f"; straight lines between the means make them equal at {decimals.plain(equal, 0)} %"
     return said
 
 
 def difference(ours: pd.DataFrame, others: pd.DataFrame) -> Difference:
-    """Mean of ours - others over the seeds that both have, and its interval; both have top1 and right, by seed.
-
-    With one seed the interval has the error of the test images alone.
-    """
+    """Mean of ours - others over the seeds that both have, and its interval; both have top1 and right, by seed."""
     seeds = ours.index.intersection(others.index)
     if seeds.empty:
-        return Difference(math.nan, math.nan, math.nan)
+        return Difference(math.nan, math.nan, math.nan, 0)
     rights = [np.stack(one.loc[seeds, "right"]).astype(float) for one in (ours, others)]
     error = images_error(PERCENT * (rights[0] - rights[1]))
     found = interval(ours.loc[seeds, "top1"] - others.loc[seeds, "top1"], error)
-    half = found.half if len(seeds) > 1 else NORMAL * error
-    return Difference(found.mean, found.mean - half, found.mean + half)
+    return Difference(found.mean, found.mean - found.half, found.mean + found.half, len(seeds))
 
 
 def near_chance(top1: float, classes: int) -> bool:
@@ -155,10 +157,11 @@ def near_chance(top1: float, classes: int) -> bool:
 def _incomparable(ours: float, other: float, classes: int, tested: int) -> str:
     """Why two accuracies cannot be compared; empty where they can."""
     low = min(ours, other)
+    both = f"with {decimals.plain(ours, 1)} and {decimals.plain(other, 1)} % both"
     if near_chance(max(ours, other), classes):
-        return f"with {ours:.1f} and {other:.1f} % both are close to chance, {100 / classes:.1f} %; train longer"
+        return f"{both} are close to chance, {decimals.plain(100 / classes, 1)} %; train longer"
     if (100 - low) / 100 * tested < FEW:
-        return f"with {ours:.1f} and {other:.1f} % both get nearly every test image right; take harder ones"
+        return f"{both} get nearly every test image right; take harder ones"
     return ""
 
 
@@ -188,4 +191,5 @@ def _teacher(plan: Plan) -> list[str]:
     top1, classes = verify.teacher(plan, name)["top1"], plan.scale.data["main"].classes
     if not near_chance(top1, classes):
         return []
-    return [f"The teacher is right on {top1:.1f} % of its images, close to chance ({100 / classes:.1f} %)."]
+    right, chance = decimals.plain(top1, 1), decimals.plain(100 / classes, 1)
+    return [f"The teacher is right on {right} % of its images, close to chance ({chance} %)."]

@@ -13,9 +13,9 @@ import pandas as pd
 from dearkd import disk
 from dearkd.plan.data import REAL
 from dearkd.plan.plan import Cell, Plan, Row, Table
-from dearkd.report import escaping, records
+from dearkd.report import decimals, escaping, records, unfinished
 
-UNITS = {"top1": "top-1 (%)", "top5": "top-5 (%)", "lpips": "LPIPS"}
+UNITS = {"top1": "top-1 on test images (%)", "top5": "top-5 on test images (%)", "lpips": "LPIPS"}
 HEADS = {
     "mhca": "MHCA",
     "two_stage": "two stages",
@@ -58,7 +58,7 @@ def write(plan: Plan, name: str) -> None:
     table = with_controls(plan.tables[name], values)
     frame = tidy(table, values)
     folder = plan.paths.results / "tables"
-    disk.write(folder / f"{name}.csv", frame.to_csv(index=False, float_format="%.4f"))
+    disk.write(folder / f"{name}.csv", frame.to_csv(index=False, float_format=decimals.in_csv))
     shown = arrange(table, frame)
     disk.write(
         folder / f"{name}.md", to_markdown(plan, table, shown, bool(values.get("dirty", pd.Series(dtype=bool)).any()))
@@ -93,9 +93,10 @@ def with_controls(table: Table, values: pd.DataFrame) -> Table:
 def tidy(table: Table, values: pd.DataFrame) -> pd.DataFrame:
     """One line per cell: row, method, student, the table's keys, metric, mean, sd, n, paper, source.
 
-    source: measured (from our records), pretrained (weights of others, evaluated by us) or quoted (only the paper's
-    number). A metric of `also` that no record has is left out. Every row but the reference also has the metric `gap`
-    (how much it falls short of `gap_to`) or `delta` (how much it lies above `delta_to`), paired by seed.
+    source: measured (from our records), pretrained (weights of others, evaluated by us), quoted (only the paper's
+    number) or empty (no number). A metric of `also` that no record has is left out. Every row but the reference also
+    has the metric `gap` (how much it falls short of `gap_to`) or `delta` (how much it lies above `delta_to`), paired by
+    seed.
     """
     lines = []
     measured = [metric for metric in table.also if metric in values and values[metric].notna().any()]
@@ -117,7 +118,7 @@ def tidy(table: Table, values: pd.DataFrame) -> pd.DataFrame:
                 difference = sign * (by_seed(values, other.run, table.metric) - ours).dropna()
                 paper = None
                 if other.paper is not None and cell.paper is not None:
-                    paper = round(sign * (other.paper - cell.paper), 4) + 0.0  # + 0.0 turns -0 into 0
+                    paper = round(sign * (other.paper - cell.paper), 4)
                 lines.append(_line(table, row, i, beside, difference, paper))
     return pd.DataFrame(lines)
 
@@ -143,20 +144,18 @@ def _line(table: Table, row: Row, cell: int, metric: str, ours: pd.Series, paper
         "sd": ours.std(ddof=1) if len(ours) > 1 else math.nan,
         "n": len(ours),
         "paper": math.nan if paper is None else paper,
-        "source": "measured" if len(ours) else "quoted",
+        "source": "measured" if len(ours) else "" if paper is None else "quoted",
     }
 
 
 def arrange(table: Table, frame: pd.DataFrame) -> pd.DataFrame:
-    """The table as it is printed: a line per row (and its gap), 'ours' beside 'paper' for every cell; all text."""
+    """The table as it is printed: a line per row (and its gap), 'ours' beside 'paper' for every cell; all text.
+
+    A line without any number is left out.
+    """
     lines = []
     quoted, unquoted = _empty(table, "run"), _empty(table, "paper")
-    # In a table without a number of the paper, a row that no record fills is not quoted but empty.
-    marked = (
-        not table.across
-        and frame["paper"].notna().any()
-        and frame.loc[frame["metric"] == table.metric, "source"].nunique() > 1
-    )
+    marked = not table.across and len({*frame.loc[frame["metric"] == table.metric, "source"]} - {""}) > 1
     for row in table.rows:
         mine = frame[frame["row"] == row.label]
         for metric, label in (
@@ -165,16 +164,20 @@ def arrange(table: Table, frame: pd.DataFrame) -> pd.DataFrame:
             ("delta", f"against {table.delta_to}"),
         ):
             cells = mine[mine["metric"] == metric]
-            if cells.empty:
+            beside = mine[mine["metric"].isin(table.also)]
+            known = [*cells["mean"], *cells["paper"], *beside["mean"]] if len(cells) else []
+            if pd.isna(known).all():  # a line without a number; `to_markdown` names rows that wait for theirs
                 continue
             line = {"": label, **{HEADS.get(n, n): _switch(v) for n, v in dict(row.columns).items()}}
             for planned, (_, cell) in zip(row.cells, cells.iterrows(), strict=True):
-                head = {"": "", "fraction": "{} % "}.get(table.across, "{} ").format(cell.get(table.across))
+                value = dict(planned.keys).get(table.across)
+                title = dict(table.titles).get(str(value), value)
+                head = {"": "", "fraction": "{} % "}.get(table.across, "{} ").format(title)
                 if dict(planned.keys) not in quoted:
                     line[f"{head}ours"] = ours(cell)
                 if dict(planned.keys) not in unquoted:
                     line[f"{head}paper"] = "" if pd.isna(cell["paper"]) else number(cell["paper"], cell["metric"])
-            for _, cell in mine[mine["metric"].isin(table.also)].iterrows():
+            for _, cell in beside.iterrows():
                 one = row.architecture and cell["n"]
                 line[HEADS[cell["metric"]]] = number(cell["mean"], cell["metric"]) if one else ours(cell)
             if marked:
@@ -199,7 +202,7 @@ def ours(cell: pd.Series) -> str:
 
 def number(value: float, metric: str) -> str:
     """A value of a metric as it is printed."""
-    return f"{value:.{PLACES.get(metric, 1)}f}"
+    return decimals.plain(value, PLACES.get(metric, 1))
 
 
 def _switch(value: Any) -> str:
@@ -208,7 +211,7 @@ def _switch(value: Any) -> str:
 
 def to_markdown(plan: Plan, table: Table, shown: pd.DataFrame, dirty: bool) -> str:
     """The table as Markdown, with a caption that explains the numbers. Text that people supply is escaped."""
-    lines = [[*map(escaping.markdown, shown.columns)], ["---"] * len(shown.columns)]
+    lines = [[*map(escaping.markdown, shown.columns)], ["---"] * len(shown.columns)] if len(shown) else []
     lines += [[*map(escaping.markdown, row)] for row in shown.itertuples(index=False)]
     notes = (
         f"{escaping.paragraph(table.title)}, {UNITS[table.metric]}. *ours* is the mean ± standard deviation (number of "
@@ -216,6 +219,13 @@ def to_markdown(plan: Plan, table: Table, shown: pd.DataFrame, dirty: bool) -> s
     )
     if any(cell.paper is not None for row in table.rows for cell in row.cells):
         notes += " *paper* is the paper's own number, on ImageNet."
+    differences = [
+        f"*{word} {escaping.markdown(label)}*"
+        for word, label in (("gap to", table.gap_to), ("against", table.delta_to))
+        if label
+    ]
+    if differences:
+        notes += f" {differences[0]} is the difference in points, paired by seed."
     if table.note:
         notes += " " + _filled(table.note, plan)
     verifier = plan.scale.synthesis.verifier
@@ -223,6 +233,8 @@ def to_markdown(plan: Plan, table: Table, shown: pd.DataFrame, dirty: bool) -> s
         notes += f" ADI competes with the CNN '{verifier}', which learned from real images: its rows are not data-free."
     if dirty:
         notes += " † Some records were made from sources that differ from their commit."
+    if waits := unfinished.sentence(plan, table.name, escaping.markdown):
+        notes += f"\n\n{waits}"
     return "".join(" | ".join(["", *line, ""]).strip() + "\n" for line in lines) + f"\n{notes}\n"
 
 
@@ -241,7 +253,9 @@ def _filled(note: str, plan: Plan) -> str:
 
 
 def to_latex(table: Table, shown: pd.DataFrame) -> str:
-    """A booktabs tabular."""
+    """A booktabs tabular; only its title, as a comment, where no row has a number."""
+    if shown.empty:
+        return f"% {escaping.line(table.title)}\n"
     text = shown.map(escaping.latex)
     text.columns = [*map(escaping.latex, shown.columns)]
     return f"% {escaping.line(table.title)}\n" + text.to_latex(

@@ -6,6 +6,12 @@ from dearkd.plan import experiments
 from dearkd.schema import InputError
 
 
+def _say(sentence: str) -> None:
+    """Print a sentence, if there is one."""
+    if sentence:
+        print(sentence)
+
+
 def do_status(args: Namespace) -> None:
     from dearkd.plan.needs import needed
     from dearkd.report import status
@@ -23,19 +29,21 @@ def do_status(args: Namespace) -> None:
 
 
 def do_table(args: Namespace) -> None:
-    from dearkd.report import tables
+    from dearkd.report import tables, unfinished
 
     plan = experiments.load(args.scale)
     plan.table(args.name)
     tables.write(plan, args.name)
+    _say(unfinished.sentence(plan, args.name))
 
 
 def do_figure(args: Namespace) -> None:
-    from dearkd.report import figures
+    from dearkd.report import figures, unfinished
 
     plan = experiments.load(args.scale)
     plan.figure(args.name)
     figures.write(plan, args.name)
+    _say(unfinished.sentence(plan, args.name))
 
 
 def do_compare(args: Namespace) -> None:
@@ -60,7 +68,7 @@ def do_curves(args: Namespace) -> None:
 
 
 def do_claims(args: Namespace) -> None:
-    from dearkd.report import records
+    from dearkd.report import records, unfinished
     from dearkd.report.claims import judge, verdicts
 
     plan = experiments.load(args.scale)
@@ -70,6 +78,7 @@ def do_claims(args: Namespace) -> None:
         )
     records.refuse_nothing(plan, "claims", *plan.tables)
     verdicts.write(plan, judge.frame(plan))
+    _say(unfinished.tables(plan))
 
 
 def do_scales(args: Namespace) -> None:
@@ -81,7 +90,9 @@ def do_scales(args: Namespace) -> None:
 def do_report(args: Namespace) -> None:
     from dearkd.report import page
 
-    print(f"Report: {page.write(experiments.load(args.scale))}")
+    plan = experiments.load(args.scale)
+    print(f"Report: {page.write(plan)}")
+    _say(page.absent(plan))
 
 
 def do_crate(args: Namespace) -> None:

@@ -19,12 +19,12 @@ from dearkd.__main__ import main
 from dearkd.plan import experiments
 from dearkd.report import tables
 from dearkd.report.claims import judge, language, verdicts
-from dearkd.report.claims.language import Cell
+from dearkd.report.claims.language import Reference
 from dearkd.report.claims.numbers import Answers, our_answers, our_numbers, papers_numbers
 from dearkd.schema import InputError
 
 JUDGED = sorted(path.parent.name for path in PROJECT.glob("results/*/claims.csv"))
-A, B, C = (Cell("table1", "", row) for row in "ABC")
+A, B, C = (Reference("table1", "", row) for row in "ABC")
 
 
 def seeds(*values):
@@ -117,16 +117,31 @@ def test_numbers_without_seeds_decide_by_their_sign(text, verdict):
     assert one.verdict == verdict and one.seeds == 0 and math.isnan(one.low)
 
 
-def test_one_seed_decides_by_its_sign_and_is_said_to_be_one():
-    one = judged("table1['A'] > table1['B']", {A: seeds(5), B: seeds(4)})
-    assert (one.verdict, one.margin, one.seeds) == ("holds", 1, 1) and math.isnan(one.low)
-    assert verdicts.spoken(one) == "holds (one seed)" and verdicts.ours(one) == "+1.00"
+@pytest.mark.parametrize(
+    "text, verdict",
+    [
+        ("table1['A'] > table1['B']", "one seed"),
+        ("table1['B'] > table1['A']", "one seed"),
+        ("table1['A'] > table1['B'] and table1['A'] > 1000", "one seed"),
+        ("table1['A'] > table1['B'] and table1['A'] > table1['C']", "one seed"),
+        ("table1['A'] > table1['B'] and table2['D'] < 0", "fails"),
+        ("table1['A'] > table1['B'] and table1['A'] > table1['E']", "not measured"),
+    ],
+)
+def test_one_seed_is_no_verdict(text, verdict):
+    """C has seeds that A does not have: they are compared on the one seed that both have. D has no seeds."""
+    several = pd.Series([4.0, 4.1, 4.2], index=[0, 1, 2])
+    numbers = {A: seeds(5), B: seeds(4), C: several, Reference("table2", "", "D"): 1.0}
+    one = judged(text, numbers)
+    assert one.verdict == verdict and verdicts.spoken(one).startswith(verdict) and math.isnan(one.p)
+    if verdict == "one seed":
+        assert one.seeds == 1 and math.isnan(one.low) and verdicts.ours(one).endswith(" (1)")
 
 
 def answers(**rows):
     """By cell of a table, which of a data set's images are right: a string of 0 and 1 for each seed."""
     return {
-        Cell("table1", "", row): Answers(data, pd.Series([np.array([*map(int, one)]) == 1 for one in strings]))
+        Reference("table1", "", row): Answers(data, pd.Series([np.array([*map(int, one)]) == 1 for one in strings]))
         for row, (data, strings) in rows.items()
     }
 
@@ -183,11 +198,11 @@ def test_within_a_tolerance_the_margin_is_what_is_left_of_it(difference):
 
 def test_each_and_others_are_the_columns_and_rows_with_numbers():
     numbers = {
-        Cell("table4", "", row, column): value
+        Reference("table4", "", row, column): value
         for column, values in {"x": (9, 8, 7), "y": (9, 9, 1), "z": (5, 6, 7)}.items()
         for row, value in zip("ABC", map(float, values), strict=True)
     }
-    del numbers[Cell("table4", "", "C", "z")]
+    del numbers[Reference("table4", "", "C", "z")]
     text = "table4['A', each] >= table4[others, each]"
     groups = language.read(text).groups(numbers)
     assert [[str(pair) for pair in group] for group in groups] == [
@@ -202,11 +217,11 @@ def test_each_and_others_are_the_columns_and_rows_with_numbers():
 
 
 def test_units_are_not_compared_with_each_other():
-    size = {Cell("table3", "parameters", "A"): 5.0, Cell("table3", "parameters", "B"): 5.1}
+    size = {Reference("table3", "parameters", "A"): 5.0, Reference("table3", "parameters", "B"): 5.1}
     text = "table3['A'] > table3['B'] and table3.parameters['A'] < table3.parameters['B']"
-    numbers = {Cell("table3", "", "A"): 75.0, Cell("table3", "", "B"): 70.0, **size}
+    numbers = {Reference("table3", "", "A"): 75.0, Reference("table3", "", "B"): 70.0, **size}
     assert (judged(text, numbers).margin, judged(text, numbers).unit) == (5, "points")
-    heavier = numbers | {Cell("table3", "parameters", "A"): 5.3}
+    heavier = numbers | {Reference("table3", "parameters", "A"): 5.3}
     assert judged(text, heavier).verdict == "fails" and verdicts.ours(judged(text, heavier)) == "-0.20 M"
 
 
@@ -230,7 +245,7 @@ def test_cells_find_their_runs_and_a_table_that_a_scale_lacks_is_not_measured():
     values = {n: pd.DataFrame(columns=["run", "seed"]) for n in whole.tables}
     values["table2"] = made_up(whole, "table2", lambda run, seed: 60 + run.fraction / 10 + bonus[run.method] + seed)
     ours = our_numbers(whole, values)
-    assert ours[Cell("table2", "", "DearKD-Ti", 25)].to_dict() == {0: 64.5, 1: 65.5, 2: 66.5}
+    assert ours[Reference("table2", "", "DearKD-Ti", 25)].to_dict() == {0: 64.5, 1: 65.5, 2: 66.5}
     right = our_answers(whole, values)
     found = {c.id: judge.judge(compared, ours, right) for c, compared in judge.read_claims(papers_numbers())}
     measured = {id: one.verdict for id, one in found.items() if one.verdict != "not measured"}
@@ -409,7 +424,9 @@ def test_a_mistake_in_the_file_itself_is_named(tmp_path):
 def rows_of_every_kind():
     """A judged frame in which verdicts and seeds take turns."""
     frame = judge.frame(experiments.load("noisy-digits"))
-    turns = itertools.cycle([("holds", 12.0, 3.0), ("within noise", 0.5, 2.0), ("fails", -40.0, 9.0), ("holds", 1, 0)])
+    turns = itertools.cycle(
+        [("holds", 12.0, 3.0), ("within noise", 0.5, 2.0), ("fails", -40.0, 9.0), ("one seed", 1, 0)]
+    )
     for i, (verdict, margin, half) in zip(frame.index[::2], turns, strict=False):
         small = 1000 if frame.loc[i, "paper_unit"] == "LPIPS" else 1
         new = (verdict, margin / small, (margin - half) / small, (margin + half) / small, 3)
@@ -426,7 +443,7 @@ def test_the_figure_has_a_row_for_each_claim_and_no_words_overlap():
     words = [t for ax in drawn.axes for t in ax.texts if t.get_text()]
     assert {t.get_text()[:3] for t in words} >= set(frame["id"])
     shown = [t.get_text() for t in words]
-    assert shown.count("holds (one seed)") == (frame["seeds"] == 1).sum() > 0
+    assert shown.count("one seed") == (frame["seeds"] == 1).sum() > 0
     assert shown.count("fails") == (frame["verdict"] == "fails").sum() + 4
     boxes = [t.get_window_extent() for t in words]
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))

@@ -12,7 +12,7 @@ from scipy import stats
 
 from dearkd.report import inference
 from dearkd.report.claims import judge, language
-from dearkd.report.claims.language import Cell
+from dearkd.report.claims.language import Reference
 
 
 def test_students_interval_and_p_by_hand():
@@ -155,7 +155,7 @@ def test_holm_rejects_what_the_step_down_procedure_does(p):
 
 # ---------------------------------------------------------------------------------------- p-values of claims
 
-A, B, C, D = (Cell("table1", "", row) for row in "ABCD")
+A, B, C, D = (Reference("table1", "", row) for row in "ABCD")
 
 
 def p_of(text, numbers):
@@ -188,7 +188,7 @@ def test_one_of_several_fails_as_surely_as_the_surest_times_their_number():
 
 def test_at_least_k_of_n():
     """In x it holds surely, in y less so, in z not: two of three with 2 x the second, three with 1 x the third."""
-    numbers = {Cell("table4", "", "A", column): v for column, v in {"x": SURE, "y": HALF, "z": NONE}.items()}
+    numbers = {Reference("table4", "", "A", column): v for column, v in {"x": SURE, "y": HALF, "z": NONE}.items()}
     text = "at_least({}, table4['A', each] > 0)"
     assert p_of(text.format(1), numbers) == pytest.approx(3 * P_SURE)
     assert p_of(text.format(2), numbers) == pytest.approx(2 * P_HALF)
@@ -210,7 +210,7 @@ def test_numbers_without_seeds_leave_nothing_to_chance_and_one_seed_says_nothing
 @given(st.lists(st.lists(st.integers(-4, 6), min_size=3, max_size=5), min_size=1, max_size=4))
 def test_a_claim_that_holds_or_fails_has_a_small_p(rows):
     """Alone, a verdict of an interval and a p-value below 0.05 are one thing; in a conjunction failing costs more."""
-    numbers = {Cell("table1", "", "ABCD"[i]): seeds(*row) for i, row in enumerate(rows)}
+    numbers = {Reference("table1", "", "ABCD"[i]): seeds(*row) for i, row in enumerate(rows)}
     one = judge.judge(language.read(" and ".join(f"table1['{'ABCD'[i]}'] > 0" for i in range(len(rows)))), numbers)
     if one.verdict == "holds":
         assert one.p < 0.05

@@ -274,7 +274,7 @@ def test_the_diagram_has_this_sources_terms_weights_and_phases_and_no_others(sca
     for term, (symbol, _) in diagrams.TERMS.items():
         assert (f"{symbol} × {diagrams._number(terms[term])}" in text) if term in terms else symbol not in text
     for phase in source.recipe.phases:
-        assert f"{phase.size} px: {phase.iterations} it., lr {phase.lr:g}" in text
+        assert f"{phase.size} px: {phase.iterations} iterations, lr {phase.lr:g}" in text
     assert source.teacher.model.split(".")[0] in text
     assert ("average pool" in text) == (scale != "digits" and name != "fast")
     assert ("roll ≤ 30 px" in text) == (scale == "imagenet") and ("rotate ≤ 12°" in text) == (scale != "imagenet")
@@ -287,7 +287,7 @@ def test_the_papers_numbers():
     _, text = diagram(run.stages[0].source, run.stages)
     for part in ("$R_{TV}$ × 1e-4", "$R_{l_2}$ × 1e-5", "$R_{BN}$ × 0.05", "$L_{ep}$ × 50", "$L_{triplet}$ × 0.5"):
         assert part in text
-    assert "112 px: 2000 it., lr 0.5\n224 px: 2000 it., lr 0.01" in text and "640,038 images" in text
+    assert "112 px: 2000 iterations, lr 0.5\n224 px: 2000 iterations, lr 0.01" in text and "640,038 images" in text
     assert "stage I, epochs 0 to 250\nteacher resnet101" in text and "stage II, epochs 250 to 300" in text
 
 

@@ -3,9 +3,10 @@
 A claim is one or more comparisons (language.py), each with a margin: by how much it holds. On our records the margin is
 taken seed by seed, since methods with the same seed share images, order and start, and has a 95 % interval
 (inference.py): Student's t over the seeds, and the error that a finite set of test images leaves. A comparison holds
-when the interval lies above 0, fails when it lies below, and is within noise otherwise; one seed, or a number that has
-no seeds, decides by its sign. A claim fails when one of its
-comparisons fails, holds when all hold, and otherwise is not measured where one could not be made, or else within noise.
+when the interval lies above 0, fails when it lies below, and is within noise otherwise. A number that has no seeds
+decides by its sign. One seed has no interval, and so no verdict. A claim fails when one of its comparisons fails and
+holds when all hold. Otherwise it is not measured where a comparison could not be made, or else of one seed where one
+has no verdict, or else within noise.
 "Within t" is written as a chain, -t <= d <= t: its weaker margin is t - |d|, and its halves are the usual test of
 equivalence.
 
@@ -28,13 +29,13 @@ from dearkd.plan import experiments
 from dearkd.plan.plan import Plan
 from dearkd.report import tables
 from dearkd.report.claims import language
-from dearkd.report.claims.language import Cell, Comparison, Comparisons, Numbers
+from dearkd.report.claims.language import Comparison, Comparisons, Numbers, Reference
 from dearkd.report.claims.numbers import NO_ANSWERS, Answers, our_answers, our_numbers, papers_numbers
 from dearkd.report.inference import PERCENT, bootstrap, holm, images_error, interval
 from dearkd.schema import InputError, build, spec, unknown
 
 CLAIMS = experiments.PAPER / "claims.csv"
-FAILS, NOT_MEASURED, NOISE, HOLDS = VERDICTS = ("fails", "not measured", "within noise", "holds")
+FAILS, NOT_MEASURED, ONE_SEED, NOISE, HOLDS = VERDICTS = ("fails", "not measured", "one seed", "within noise", "holds")
 """Verdicts, the worst first. The worst verdict of a conjunction decides, as in Kleene's logic."""
 T = TypeVar("T")
 UNITS = {"table6": "LPIPS", "parameters": "M", "throughput": "images/s"}
@@ -89,7 +90,7 @@ def read_claims(papers: Numbers, path: Path = CLAIMS) -> list[tuple[Claim, Compa
             compared = language.read(claim.comparisons)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
-        for cell in dict.fromkeys(c for pair in spelt_out(compared, papers, where) for c in pair.places()):
+        for cell in dict.fromkeys(c for pair in spelt_out(compared, papers, where) for c in pair.references()):
             if cell not in papers:
                 raise InputError(unknown(str(cell), [*map(str, papers)], "number of the paper", where))
         found[claim.id] = (claim, compared)
@@ -116,7 +117,7 @@ def spelt_out(compared: Comparisons, papers: Numbers, where: str) -> list[Compar
 # ---------------------------------------------------------------------------------------------- judging
 
 
-def judge(compared: Comparisons, numbers: Numbers, answers: Mapping[Cell, Answers] = NO_ANSWERS) -> Judgement:
+def judge(compared: Comparisons, numbers: Numbers, answers: Mapping[Reference, Answers] = NO_ANSWERS) -> Judgement:
     """The verdict on a claim. It is that of the weakest comparison, or of the weakest in the best `at_least` columns.
 
     Where a conjunction mixes units, a margin in the first unit is shown before others.
@@ -140,14 +141,14 @@ def judge(compared: Comparisons, numbers: Numbers, answers: Mapping[Cell, Answer
     )
 
 
-def judge_one(pair: Comparison, numbers: Numbers, answers: Mapping[Cell, Answers] = NO_ANSWERS) -> Judgement:
+def judge_one(pair: Comparison, numbers: Numbers, answers: Mapping[Reference, Answers] = NO_ANSWERS) -> Judgement:
     """The verdict on one comparison, with the 95 % interval of its margin and its p-value where there are seeds."""
     margin = pair.margin(numbers)
     unit, decided_by = _unit(pair), str(pair)
     if not isinstance(margin, pd.Series) or len(margin) < 2:
         values, seeds = ([*margin], len(margin)) if isinstance(margin, pd.Series) else ([margin], 0)
         mean = round(float(values[0]), 9)  # 72.2 - 71.2 is not 1.0 in binary
-        verdict = _verdict(mean, mean, pair.inclusive)
+        verdict = ONE_SEED if seeds else _verdict(mean, mean, pair.inclusive)
         return Judgement(verdict=verdict, margin=mean, seeds=seeds, unit=unit, decided_by=decided_by)
     error = _images_error(pair, numbers, answers, margin.index)
     found = interval(margin, error)
@@ -167,7 +168,7 @@ def judge_one(pair: Comparison, numbers: Numbers, answers: Mapping[Cell, Answers
     )
 
 
-def _images_error(pair: Comparison, numbers: Numbers, answers: Mapping[Cell, Answers], seeds: pd.Index) -> float:
+def _images_error(pair: Comparison, numbers: Numbers, answers: Mapping[Reference, Answers], seeds: pd.Index) -> float:
     """Standard error of a margin from its test images, over these seeds; 0 where no cell is a percentage of images."""
     margins: dict[str, np.ndarray] = {}
     for cell, slope in pair.slopes(numbers).items():
@@ -222,7 +223,7 @@ def _verdict(low: float, high: float, inclusive: bool) -> str:
 def _unit(pair: Comparison) -> str:
     if pair.relative:
         return "%"
-    first = next(iter(pair.places()))
+    first = next(iter(pair.references()))
     return UNITS.get(first.metric or first.table, "points")
 
 
@@ -239,7 +240,7 @@ def frame(plan: Plan) -> pd.DataFrame:
             {
                 "id": claim.id,
                 "source": claim.source,
-                "table": next(iter(compared.general[0].places())).table,
+                "table": next(iter(compared.general[0].references())).table,
                 "statement": claim.statement,
                 **dataclasses.asdict(here),
                 "paper_verdict": there.verdict,

@@ -32,8 +32,11 @@ STEP = 1e-3
 """By how much a number is moved to see what that does to a margin."""
 
 
-class Cell(NamedTuple):
-    """Column of the number. None: it has no column, or, in a question, any column."""
+class Reference(NamedTuple):
+    """A cell that a claim names, as a cell reference of a spreadsheet does.
+
+    column: None where the table has one column of numbers, or, in a question, for any column.
+    """
 
     table: str
     metric: str
@@ -48,7 +51,7 @@ class Cell(NamedTuple):
 
 Value = pd.Series | float
 """A number for each seed, or one number that does not depend on seeds."""
-Numbers = Mapping[Cell, Value]
+Numbers = Mapping[Reference, Value]
 
 
 class Comparison(NamedTuple):
@@ -61,10 +64,10 @@ class Comparison(NamedTuple):
     def __str__(self) -> str:
         return ast.unparse(ast.Compare(self.left, [self.op], [self.right]))
 
-    def places(self) -> dict[Cell, None]:
+    def references(self) -> dict[Reference, None]:
         """The cells that the comparison names, in order; None in place of `each` and `others`."""
         nodes = [n for side in (self.left, self.right) for n in ast.walk(side) if isinstance(n, ast.Subscript)]
-        return dict.fromkeys(_place(node) for node in nodes)
+        return dict.fromkeys(_reference(node) for node in nodes)
 
     def uses(self, word: str) -> bool:
         """Whether the comparison has `each` or `others`."""
@@ -85,9 +88,9 @@ class Comparison(NamedTuple):
             return margin.dropna() if margin.notna().any() else math.nan
         return margin
 
-    def slopes(self, numbers: Numbers) -> dict[Cell, float]:
+    def slopes(self, numbers: Numbers) -> dict[Reference, float]:
         """What one more in a cell adds to the margin, for each cell with a number for each seed, at their means."""
-        cells = [c for c in self.places() if isinstance(numbers.get(c), pd.Series)]
+        cells = [c for c in self.references() if isinstance(numbers.get(c), pd.Series)]
         means = {c: float(pd.Series(numbers[c]).mean()) for c in cells}
         moved = {c: pd.Series([m + STEP * (c == other) for other in [*cells, None]]) for c, m in means.items()}
         margins = pd.Series(self.margin({**numbers, **moved}))  # the last one is the margin at the means
@@ -167,7 +170,7 @@ def _chain(node: ast.expr) -> Iterator[Comparison]:
 
 def _check(comparison: Comparison) -> None:
     """Raise InputError for what the language does not have. Numbers do not matter."""
-    if not comparison.places():
+    if not comparison.references():
         raise InputError(f"compares no cell of a table: {str(comparison)!r}")
     try:
         comparison.margin({})
@@ -184,18 +187,18 @@ def _evaluate(node: ast.expr, numbers: Numbers) -> Value:
         case ast.BinOp(left, op, right) if type(op) in ARITHMETIC:
             return ARITHMETIC[type(op)](_evaluate(left, numbers), _evaluate(right, numbers))
         case ast.Subscript():
-            return numbers.get(_place(node), math.nan)
+            return numbers.get(_reference(node), math.nan)
     raise InputError(f"neither a number nor a cell like table2['DearKD-Ti', 50]: {ast.unparse(node)!r}")
 
 
-def _place(node: ast.Subscript) -> Cell:
+def _reference(node: ast.Subscript) -> Reference:
     parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
     names = [_name(part, ("others", "each")[i : i + 1]) for i, part in enumerate(parts)]
     match node.value:
         case ast.Name(table):
-            return Cell(table, "", *names)
+            return Reference(table, "", *names)
         case ast.Attribute(ast.Name(table), metric):
-            return Cell(table, metric, *names)
+            return Reference(table, metric, *names)
     raise InputError(f"no table: {ast.unparse(node.value)!r}")
 
 
@@ -221,15 +224,15 @@ class _Put(ast.NodeTransformer):
 def _columns(comparison: Comparison, numbers: Numbers) -> list[Comparison]:
     if not comparison.uses("each"):
         return [comparison]
-    tables = {cell.table for cell in comparison.places()}
+    tables = {cell.table for cell in comparison.references()}
     columns = dict.fromkeys(c.column for c in numbers if c.table in tables and c.column is not None)
     return [comparison.where(each=column) for column in columns]
 
 
 def _others(comparison: Comparison, numbers: Numbers) -> list[str]:
-    places = comparison.places()
-    named = {cell.row for cell in places}
-    asked = [cell for cell in places if cell.row is None]
+    references = comparison.references()
+    named = {cell.row for cell in references}
+    asked = [cell for cell in references if cell.row is None]
     return [
         c.row
         for c in numbers

@@ -9,10 +9,9 @@ import pandas as pd
 
 from dearkd.places import shipped
 from dearkd.plan import experiments
-from dearkd.plan.plan import Cell as PlannedCell
-from dearkd.plan.plan import Plan
+from dearkd.plan.plan import Cell, Plan
 from dearkd.report import tables
-from dearkd.report.claims.language import Cell, Numbers, Value
+from dearkd.report.claims.language import Numbers, Reference, Value
 
 PAPERS_SCALE = "imagenet"
 """The scale at which the matrix has all the paper's rows and columns."""
@@ -27,7 +26,7 @@ class Answers(NamedTuple):
     """By seed: an array with True for each image that is right."""
 
 
-NO_ANSWERS: Mapping[Cell, Answers] = MappingProxyType({})
+NO_ANSWERS: Mapping[Reference, Answers] = MappingProxyType({})
 
 
 def our_numbers(plan: Plan, values: dict[str, pd.DataFrame]) -> Numbers:
@@ -35,23 +34,23 @@ def our_numbers(plan: Plan, values: dict[str, pd.DataFrame]) -> Numbers:
 
     Weights that others have trained have one number without seeds. So have size and speed of an architecture.
     """
-    found: dict[Cell, Value] = {}
+    found: dict[Reference, Value] = {}
     for name, table in plan.tables.items():
         for row in table.rows:
             for cell in row.cells:
                 ours = tables.by_seed(values[name], cell.run, table.metric)
                 if len(ours):
-                    found[Cell(name, "", row.label, _column(cell))] = (
+                    found[Reference(name, "", row.label, _column(cell))] = (
                         float(ours.iloc[0]) if cell.run in plan.pretrained else ours
                     )
             for metric in ("parameters", "throughput"):
                 measured = tables.by_seed(values[name], row.architecture, metric)
                 if len(measured):
-                    found[Cell(name, metric, row.label)] = float(measured.iloc[0])
+                    found[Reference(name, metric, row.label)] = float(measured.iloc[0])
     return found
 
 
-def our_answers(plan: Plan, values: dict[str, pd.DataFrame]) -> dict[Cell, Answers]:
+def our_answers(plan: Plan, values: dict[str, pd.DataFrame]) -> dict[Reference, Answers]:
     """The test images that are right, for each number that is a percentage of them. values: as for `our_numbers`."""
     found = {}
     for name, table in plan.tables.items():
@@ -60,14 +59,14 @@ def our_answers(plan: Plan, values: dict[str, pd.DataFrame]) -> dict[Cell, Answe
                 right = tables.by_seed(values[name], cell.run, "right")
                 if len(right) and table.metric == "top1":
                     data = plan.run(cell.run).stages[-1].data_name
-                    found[Cell(name, "", row.label, _column(cell))] = Answers(data, right)
+                    found[Reference(name, "", row.label, _column(cell))] = Answers(data, right)
     return found
 
 
 def papers_numbers() -> Numbers:
     """The paper's own numbers: its tables, and sizes and images/s of Table 3."""
-    found: dict[Cell, Value] = {
-        Cell(name, "", row.label, _column(cell)): cell.paper
+    found: dict[Reference, Value] = {
+        Reference(name, "", row.label, _column(cell)): cell.paper
         for name, table in experiments.load(PAPERS_SCALE).tables.items()
         for row in table.rows
         for cell in row.cells
@@ -76,10 +75,10 @@ def papers_numbers() -> Numbers:
     with shipped(experiments.PAPER / "table3.csv").open(newline="") as file:
         for line in csv.DictReader(file):
             if line["params_exact"]:
-                found[Cell("table3", "parameters", line["method"])] = int(line["params_exact"]) / 1e6
-            found[Cell("table3", "throughput", line["method"])] = float(line["throughput_img_s_v100"])
+                found[Reference("table3", "parameters", line["method"])] = int(line["params_exact"]) / 1e6
+            found[Reference("table3", "throughput", line["method"])] = float(line["throughput_img_s_v100"])
     return found
 
 
-def _column(cell: PlannedCell) -> str | int | None:
+def _column(cell: Cell) -> str | int | None:
     return next((value for _, value in cell.keys), None)

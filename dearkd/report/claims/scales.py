@@ -8,20 +8,20 @@ import pandas as pd
 from dearkd import disk
 from dearkd.plan.scale_file import load_scale
 from dearkd.report import escaping
-from dearkd.report.claims.judge import CLAIMS, FAILS, HOLDS, NOISE, NOT_MEASURED, Claim, read_lines
+from dearkd.report.claims.judge import CLAIMS, FAILS, HOLDS, NOISE, NOT_MEASURED, ONE_SEED, Claim, read_lines
 from dearkd.schema import InputError
 
 RESULTS = Path("results")
 PAGE = RESULTS / "claims.md"
 PAPERS = "the paper's numbers"
 """Name of the column of the verdicts on the paper's own numbers, of ImageNet."""
-ORDER = (HOLDS, FAILS, NOISE, NOT_MEASURED)
+ORDER = (HOLDS, FAILS, NOISE, ONE_SEED, NOT_MEASURED)
 EXPLAINED = (
     "A claim *holds* when the 95 % interval of its margin is above 0, *fails* when it is below 0, and is *within "
-    "noise* otherwise. A number without seeds decides by its sign. *–* means not measured, because the scale does not "
-    "train all that the claim needs. A scale's own page has the margins, their intervals, and p-values corrected for "
-    "the number of claims. All verdicts of a scale come from the same images and seeds. Only other data can show "
-    "whether an effect is general."
+    "noise* otherwise. A number without seeds decides by its sign. *one seed* is no verdict, because one seed has no "
+    "spread. *–* means not measured, because the scale has not trained all that the claim needs. A scale's own page "
+    "has the margins, their intervals, and p-values corrected for the number of claims. All verdicts of a scale come "
+    "from the same images and seeds. Only other data can show whether an effect is general."
 )
 
 
@@ -66,7 +66,8 @@ def table(found: pd.DataFrame) -> str:
         [str(id), escaping.markdown(line.iloc[0]), *(v if v != NOT_MEASURED else "–" for v in line.iloc[1:])]
         for id, line in found.iterrows()
     ]
-    rows += [["", f"*{verdict}*", *(str((found[c] == verdict).sum()) for c in columns)] for verdict in ORDER]
+    shown = [verdict for verdict in ORDER if verdict != ONE_SEED or (found[columns] == verdict).any(axis=None)]
+    rows += [["", f"*{verdict}*", *(str((found[c] == verdict).sum()) for c in columns)] for verdict in shown]
     return "\n".join(f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows))
 
 

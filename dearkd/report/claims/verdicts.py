@@ -14,8 +14,8 @@ from matplotlib.lines import Line2D
 from dearkd import disk
 from dearkd.plan import experiments
 from dearkd.plan.plan import Plan
-from dearkd.report import escaping, figures
-from dearkd.report.claims.judge import FAILS, HOLDS, NOISE, NOT_MEASURED, read_lines
+from dearkd.report import decimals, escaping, figures, unfinished
+from dearkd.report.claims.judge import FAILS, HOLDS, NOISE, NOT_MEASURED, ONE_SEED, read_lines
 from dearkd.report.inference import LEVEL
 from dearkd.report.records import entries
 from dearkd.schema import spec
@@ -24,11 +24,18 @@ INCONSISTENCIES = experiments.PAPER / "inconsistencies.csv"
 PLACES = {"LPIPS": 4}
 """Decimal places of a margin; all others have two."""
 PAPERS = ("paper_verdict", "paper_margin", "paper_unit")
-COUNTED = {HOLDS: "hold", FAILS: "fail", NOISE: "are within noise", NOT_MEASURED: "are not measured"}
+COUNTED = {
+    HOLDS: "hold",
+    FAILS: "fail",
+    NOISE: "are within noise",
+    ONE_SEED: "have one seed",
+    NOT_MEASURED: "are not measured",
+}
 MARKS = {
     HOLDS: ("C0", "o", "black"),
     NOISE: ("C3", "s", "black"),
     FAILS: ("C1", "X", "C1"),
+    ONE_SEED: ("C4", "v", "0.35"),
     NOT_MEASURED: ("0.5", "", "0.5"),
 }
 """A verdict's colour and marker, which differ in grey print too, and the colour of its words."""
@@ -36,11 +43,11 @@ EXPLAINED = (
     "A claim makes one or more comparisons. *margin* says by how much its weakest comparison holds, beyond the "
     "threshold where there is one. It is in points of top-1 unless it names another unit. Its 95 % interval is paired "
     "by seed and by test image. A comparison holds when the interval is above 0, fails when it is below 0, and is "
-    "within noise otherwise. A number without an interval decides by its sign. A claim holds when all its comparisons "
-    "hold, and fails when one fails. Each comparison is judged by itself, so one of many may fail by chance. *not "
-    "measured* means that this scale does not train all that the claim needs. Thresholds are the paper's, in points "
-    "of ImageNet's top-1. The column `comparisons` of `paper/claims.csv` has the comparisons, and `claims.csv` beside "
-    "this page says which one decided."
+    "within noise otherwise. A number without seeds decides by its sign. *one seed* is no verdict, because one seed "
+    "has no spread. A claim holds when all its comparisons hold, and fails when one fails. Each comparison is judged "
+    "by itself, so one of many may fail by chance. *not measured* means that this scale has not trained all that the "
+    "claim needs. Thresholds are the paper's, in points of ImageNet's top-1. The column `comparisons` of "
+    "`paper/claims.csv` has the comparisons, and `claims.csv` beside this page says which one decided."
 )
 STATISTICS = (
     "*The interval* adds two errors as squares. One is Student's t over the seeds. The other is the error that all "
@@ -53,6 +60,7 @@ STATISTICS = (
     "*p (Holm)* says how rarely chance gives a margin of that size, of either sign. It is corrected for the {claims} "
     "claims that have an interval. At 0.05, {firm}."
 )
+HEADS = ["", "tables", "the paper says", "here", "margin (seeds)", "p (Holm)", "paper's margin", "on its numbers"]
 DIRTY = " † Some records were made from sources that differ from their commit."
 
 
@@ -72,7 +80,7 @@ def write(plan: Plan, judged: pd.DataFrame) -> None:
     """Write results/<scale>/claims.{csv,md} and figures/<scale>/claims.{pdf,png,csv}; `judged`: from claims.frame."""
     last = ["boot_low", "boot_high", "p", "holm"]
     numbers = judged.drop(columns=["table", "dirty", *last]).join(judged[last])
-    disk.write(plan.paths.results / "claims.csv", numbers.to_csv(index=False, float_format="%.4f"))
+    disk.write(plan.paths.results / "claims.csv", numbers.to_csv(index=False, float_format=decimals.in_csv))
     disk.write(plan.paths.results / "claims.md", to_markdown(plan, judged))
     shown = ["id", "verdict", "margin", "low", "high", "seeds", "unit", *PAPERS]
     with plt.style.context([figures.STYLE, figures.PLAIN]):
@@ -111,11 +119,13 @@ def to_markdown(plan: Plan, judged: pd.DataFrame) -> str:
         f"numbers, of ImageNet, {there.get(HOLDS, 0)} hold and {there.get(FAILS, 0)} fail ({text(failing)}).",
         "",
         *_table(
-            ["", "tables", "the paper says", "here", "margin", "p (Holm)", "paper's margin", "on its numbers"], rows
+            ["", "tables", "the paper says", "here", "margin (seeds)", "p (Holm)", "paper's margin", "on its numbers"],
+            rows,
         ),
         "",
         EXPLAINED + (DIRTY if judged["dirty"].any() else ""),
         "",
+        *([waits, ""] if (waits := unfinished.tables(plan)) else []),
         *statistics(judged),
         "## Where the paper contradicts itself or leaves something open",
         "",
@@ -155,29 +165,30 @@ def chance(p: float) -> str:
     """A p-value; blank where there is none."""
     if math.isnan(p):
         return ""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return "< 0.001" if p < 0.001 else decimals.plain(p, 3)
 
 
 def spoken(claim: Any) -> str:
-    """The verdict, with how much was measured, or a note that there is one seed."""
+    """The verdict, with how much was measured."""
     if claim.verdict == NOT_MEASURED and claim.measured:
         return f"{NOT_MEASURED} ({claim.measured} of {claim.comparisons} comparisons are)"
-    return f"{claim.verdict} (one seed)" if claim.seeds == 1 else claim.verdict
+    return str(claim.verdict)
 
 
 def ours(claim: Any) -> str:
-    """margin [low, high] unit; blank where nothing was measured."""
+    """margin [low, high] unit (seeds); blank where nothing was measured."""
     if math.isnan(claim.margin):
         return ""
+    seeds = f" ({claim.seeds})" if claim.seeds else ""
     if math.isnan(claim.low):
-        return number(claim.margin, claim.unit)
-    margin, low, high = (f"{v:+.{PLACES.get(claim.unit, 2)}f}" for v in (claim.margin, claim.low, claim.high))
-    return f"{margin} [{low}, {high}]{_suffix(claim.unit)}"
+        return number(claim.margin, claim.unit) + seeds
+    margin, low, high = (decimals.signed(v, PLACES.get(claim.unit, 2)) for v in (claim.margin, claim.low, claim.high))
+    return f"{margin} [{low}, {high}]{_suffix(claim.unit)}{seeds}"
 
 
 def number(margin: float, unit: str) -> str:
     """A margin with its sign, and with its unit where the unit is not a point."""
-    return f"{margin:+.{PLACES.get(unit, 2)}f}{_suffix(unit)}"
+    return decimals.signed(margin, PLACES.get(unit, 2)) + _suffix(unit)
 
 
 def _suffix(unit: str) -> str:
@@ -211,8 +222,9 @@ def draw(judged: pd.DataFrame, scale: str) -> Figure:
         _panel(ax, rows)
     _aside(axes[0, 0], -1, HERE, scale, fontweight="bold")
     _aside(axes[0, 0], -1, PAPER, "paper", fontweight="bold")
-    marks = [Line2D([], [], color=c, marker=m, linestyle="-", label=v) for v, (c, m, _) in MARKS.items() if m]
-    paper = Line2D([], [], color="0.35", marker="D", markerfacecolor="none", linestyle="", label="the paper's numbers")
+    known = {*judged["verdict"]}
+    marks = [Line2D([], [], color=c, marker=m, label=v) for v, (c, m, _) in MARKS.items() if m and v in known]
+    paper = Line2D([], [], color="0.35", marker="D", markerfacecolor="none", linestyle="", label="the paper, ImageNet")
     drawn.legend(handles=[*marks, paper], loc="outside lower center", ncols=len(marks) + 1)
     return drawn
 
@@ -239,7 +251,7 @@ def _panel(ax: Axes, rows: pd.DataFrame) -> None:
     ratios = ", ".join(rows.loc[rows["paper_unit"] == "%", "id"])
     unit = "LPIPS" if lpips else f"points of top-1{f' ({ratios} in %)' if ratios else ''}"
     axis = "" if lpips else "; linear up to 1, logarithmic beyond"
-    ax.set_xlabel(f"margin in {unit}\nright of 0 the claim holds{axis}", fontsize=7)
+    ax.set_xlabel(f"margin and its 95 % interval in {unit}\nright of 0 the claim holds{axis}", fontsize=7)
     ax.spines["left"].set_visible(False)
 
 
@@ -252,12 +264,12 @@ def _row(ax: Axes, y: int, claim: Any) -> None:
         bar = None if not math.isfinite(claim.low) else [[claim.margin - claim.low], [claim.high - claim.margin]]
         ax.errorbar(claim.margin, y, xerr=bar, color=colour, marker=marker, markersize=4.5, linewidth=1.2)
     elif claim.verdict != NOT_MEASURED:
-        _aside(ax, y, INSIDE, f"{claim.margin:+.2f} {claim.unit}", color=words)
+        _aside(ax, y, INSIDE, number(claim.margin, claim.unit), color=words)
     ax.plot(
         claim.paper_margin, y, color="0.35", marker="D", markersize=4, markerfacecolor="none", linestyle="", zorder=3
     )
     _aside(ax, y, STATEMENT, f"{claim.id}  {statement}", color=words)
-    _aside(ax, y, HERE, claim.verdict + " (one seed)" * (claim.seeds == 1), color=words)
+    _aside(ax, y, HERE, claim.verdict, color=words)
     _aside(ax, y, PAPER, claim.paper_verdict, color=MARKS[claim.paper_verdict][2])
 
 
