@@ -1,4 +1,4 @@
-"""DearKD, reproduced: `snakemake -c2 table2`, or `all`, or `--config scale=imagenet`. See README.md."""
+"""DearKD, reproduced: `snakemake -c2 table2`. Other targets and scales: README.md."""
 
 from snakemake.utils import min_version
 
@@ -14,7 +14,7 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/paper.smk"
 
 
-# Here and not in paper.smk: Snakemake forgets the default target of a file that is included.
+# This rule cannot be in paper.smk: Snakemake ignores the default target of an included file.
 rule all:
     default_target: True
     input:

@@ -1,4 +1,4 @@
-"""The plan, where things lie, and what jobs ask for. Nothing here imports torch."""
+"""The plan, the paths and the resources of all rules. Nothing here imports torch."""
 
 import functools
 import gc
@@ -28,7 +28,7 @@ try:
 except InputError as error:
     raise WorkflowError(str(error)) from None
 
-gc.set_threshold(100_000, 50, 100)  # planning makes a million objects that live to its end: a tenth of its time
+gc.set_threshold(100_000, 50, 100)  # planning keeps a million objects; collecting garbage took a tenth of its time
 
 SCALE = config.get("scale", "digits")
 PATHS = PLAN.paths
@@ -60,23 +60,23 @@ wildcard_constraints:
 
 
 def asks(kind, field):
-    """A resource of a kind of job, as the scale gives it."""
+    """Return the resource `field` that the scale gives a kind of job."""
     return getattr(PLAN.resources(kind), field)
 
 
 def cards(kind):
-    """GPUs of a kind of job, of which a share counts as a whole one: what SLURM gives out."""
+    """Return the whole GPUs that a kind of job needs. SLURM allocates whole ones, so a share of a GPU counts as one."""
     return math.ceil(asks(kind, "gpu"))
 
 
 def percent(kind):
-    """The same in hundredths of a GPU, shares included: what one machine counts. Snakemake's resources are integers."""
+    """Return the GPUs of a kind of job in hundredths, for one machine: Snakemake's resources are integers."""
     return math.ceil(round(100 * asks(kind, "gpu"), 6))
 
 
-@functools.cache  # asked for once a seed and twice by Snakemake
+@functools.cache  # Snakemake asks twice for each seed
 def fingerprint_of(run, stage=None):
-    """Identity of a stage of a run; of its last one where none is named."""
+    """Return the fingerprint of a stage of a run, by default of its last stage."""
     run = PLAN.runs[run]
     return run.fingerprint(stage or run.stages[-1].name)
 
@@ -86,11 +86,11 @@ def stage_of(wildcards):
 
 
 def settled(result, inputs, check):
-    """Inputs of a job that costs something; their times do not count for a result that came with the clone.
+    """Return the inputs of an expensive job. Their time stamps do not count for a result that came with the clone.
 
-    Git gives files any time at all, and only a result that Snakemake made here has metadata. Elsewhere times count,
-    so that a stage that is trained again repeats what follows from it. Whether the result is today's says its record:
-    what `check`, a function of `verify.py`, calls stale is made again, here as in `status`.
+    Git sets time stamps arbitrarily. A result that Snakemake made here has metadata, and there time stamps count: when
+    a stage is trained again, the jobs that depend on it run again. `check`, a function of `verify.py`, says from the
+    record whether a result is stale. A stale result is made again, here as in `status`.
     """
     if workflow.is_main_process and Path(result).is_file() and verify.is_stale(check):
         workflow.dag.forcefiles.add(str(result))
@@ -100,16 +100,16 @@ def settled(result, inputs, check):
 
 
 def metrics_of(*names):
-    """Evaluations of all runs, seeds and systems of others that tables or figures show."""
+    """Return the evaluations of all runs, seeds and pretrained peers that tables or figures show."""
     ours = [PATHS.metrics(run.name, seed) for run in PLAN.runs_of(*names) for seed in run.seeds]
     return ours + [PATHS.pretrained(label) for label in PLAN.pretrained_of(*names)]
 
 
 def architectures_of(*names):
-    """The one measurement of all architectures, where a table shows some."""
+    """Return the measurement of all architectures if a table shows one of them."""
     return [PATHS.throughput] if PLAN.architectures_of(*names) else []
 
 
 def diversity_of(*names):
-    """Descriptions of all sets of images that tables or figures show."""
+    """Return the diversity records of all sets of images that tables or figures show."""
     return [PATHS.diversity(images, seed) for images in PLAN.images_of(*names) for seed in PLAN.scale.seeds]

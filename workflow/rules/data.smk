@@ -1,8 +1,8 @@
-"""Class-balanced nested subsets of each data set, listed with their sha256; smaller copies of its images."""
+"""Lists of the class-balanced nested subsets of each data set, with sha256, and smaller copies of its images."""
 
 
 def subset_settings(data):
-    """What decides the lists of a data set; the seeds only where each draws its own."""
+    """Return the settings that decide the lists of a data set: the seeds only if each draws its own subsets."""
     scale = PLAN.scale
     drawn = (scale.seeds,) if scale.subset_draw == "seed" else ()
     return (scale.data[data], scale.fractions, scale.subset_seed, *drawn)

@@ -1,4 +1,4 @@
-"""Synthetic images: a job per shard, so that a cluster makes them in parallel; and what describes a set of images."""
+"""Synthetic images, one job for each shard so that a cluster makes them in parallel, and the diversity of image sets."""
 
 SOURCES = {name: fingerprint(source) for name, source in PLAN.sources.items()}
 
@@ -13,9 +13,9 @@ def shard_inputs(wildcards):
     return settled(PATHS.shard(*place), needs, lambda: verify.shard(PLAN, *place))
 
 
-@functools.cache  # 150 paths, asked for by every run that trains on them: half a second of planning
+@functools.cache  # every run that trains on these images needs the same 150 paths: half a second of planning
 def shards_of(source, seed, count=0):
-    """Records of the first so many shards of a source; 0: all."""
+    """Return the records of the first `count` shards of a source, or of all shards if `count` is 0."""
     return [PATHS.shard(source, seed, i) for i in range(count or PLAN.sources[source].recipe.shards)]
 
 
@@ -34,7 +34,7 @@ rule synthesize:
         PATHS.results / "images/{source}/seed{seed}/shard-{shard}.csv",
     log:
         f"{LOGS}/images/{{source}}/seed{{seed}}-shard-{{shard}}.log",
-    priority: 1  # ADI's images, students and images again are the longest chain of jobs
+    priority: 1  # ADI's rounds of images and students are the longest chain of jobs
     threads: asks("synthesize", "threads")
     resources:
         mem_mb=asks("synthesize", "mem_mb"),

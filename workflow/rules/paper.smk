@@ -1,4 +1,4 @@
-"""Tables and figures from records: a few seconds each, on the machine where snakemake runs."""
+"""Tables, figures, claims and pages from records. Each takes seconds and runs where Snakemake runs."""
 
 
 localrules:
@@ -15,7 +15,7 @@ localrules:
 
 
 def figure_inputs(wildcards):
-    """What a figure reads: metrics, stage records with their curves, or records of teachers."""
+    """Return the records that a figure reads: diversity, metrics, stages (for their curves) or teachers."""
     figure, runs = PLAN.figures[wildcards.figure], PLAN.runs_of(wildcards.figure)
     if figure.reads == "diversity":
         return diversity_of(wildcards.figure)
@@ -27,7 +27,7 @@ def figure_inputs(wildcards):
 
 
 def caption(name):
-    """Snakemake's report takes no wildcard in a caption's path, so its text goes through a parameter."""
+    """Return a caption's text. It goes through a parameter, because a caption's path may have no wildcard."""
     return shipped(f"workflow/report/{name}.rst").read_text()
 
 

@@ -1,4 +1,4 @@
-"""Teachers: weights brought to where jobs read them, accuracy checked; and what they say, computed ahead for many runs."""
+"""Teachers, whose accuracy is checked, and their hard labels, which are computed once for many runs."""
 
 
 def teacher_inputs(wildcards):

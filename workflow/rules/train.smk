@@ -1,4 +1,7 @@
-"""ONE rule for every stage of every run, teachers included. Checkpoints are not its outputs: they survive a failure."""
+"""One rule trains every stage of every run, teachers included.
+
+Checkpoints are not outputs of the rule, because Snakemake deletes the outputs of failed jobs.
+"""
 
 
 def train_inputs(wildcards):
@@ -13,7 +16,7 @@ def train_inputs(wildcards):
     needs += [PATHS.presized(stage.data_name)] if stage.data.presize and not stage.source else []
     needs += shards_of(stage.source.name, wildcards.seed, stage.shards) if stage.source else []
     if shards := PLAN.label_shards(stage):
-        name = PLAN.labels_of(stage).name  # a fingerprint, not for each shard anew
+        name = PLAN.labels_of(stage).name  # once and not for each shard: it computes a fingerprint
         needs += [PATHS.labels(name, wildcards.seed, shard) for shard in shards]
     path, seed = PATHS.stage(run.name, wildcards.seed, stage.name), int(wildcards.seed)
     return settled(path, needs, lambda: verify.stages(PLAN, run, seed, stage.name))
