@@ -1,1 +1,1 @@
-"""What is to be trained: scales, methods as data, runs, their places and their cost. Standard library and yaml."""
+"""The plan of what is trained: scales, methods as data, runs, paths and cost. Needs the standard library and yaml."""

@@ -1,7 +1,7 @@
-"""The commands that make again what is missing or stale: what a refusal prints as the way out.
+"""The commands that make missing or stale files again. Error messages print them as the way out.
 
-They leave Snakemake aside, which deletes a job's outputs before it runs, and takes what follows from committed records
-as settled.
+They do not use Snakemake, because Snakemake deletes a job's outputs before the job runs, and does not repeat jobs whose
+committed records exist.
 """
 
 import itertools
@@ -13,7 +13,7 @@ from dearkd.plan.stage import Stage
 
 
 def run(plan: Plan, run: Run, seed: int) -> list[str]:
-    """What makes a run's weights and its evaluation, and whatever is missing that they are made from, in order."""
+    """Return the commands that make a run's weights, its evaluation and their missing inputs, in order."""
     found = []
     for stage in run.stages:
         found += _needed(plan, run, seed, stage)
@@ -24,28 +24,28 @@ def run(plan: Plan, run: Run, seed: int) -> list[str]:
 
 
 def teacher(plan: Plan, name: str) -> list[str]:
-    """What brings a teacher's weights to where jobs read them."""
+    """Return the commands that put a teacher's weights where jobs read them."""
     own = plan.teacher_run(name)
     return [*(_weights(plan, own, 0) if own else []), _command(plan, "teacher", name)]
 
 
 def shard(plan: Plan, name: str, seed: int, index: int) -> str:
-    """What makes a shard of a source's images."""
+    """Return the commands that make a shard of a source's images."""
     return _command(plan, "synthesize", name, seed=seed, shard=index)
 
 
 def labels(plan: Plan, name: str, seed: int, index: int) -> str:
-    """What makes a shard of a teacher's labels."""
+    """Return the commands that make a shard of a teacher's labels."""
     return _command(plan, "labels", name, seed=seed, shard=index)
 
 
 def target(plan: Plan, *targets: Path | str) -> str:
-    """The call of Snakemake that makes records, tables or figures that are not there yet."""
+    """Return the Snakemake command that makes missing records, tables or figures."""
     return f"snakemake -c2 --config scale={shlex.quote(plan.scale.name)} -- {shlex.join(map(str, targets))}"
 
 
 def again(plan: Plan, path: Path) -> list[str]:
-    """What makes the record at `path` anew, whose place in the plan says what it is."""
+    """Return the commands that make the record at `path` again. Its path tells which job it is of."""
     paths, seeds = plan.paths, plan.scale.seeds
     for of in plan.runs.values():
         for seed in of.seeds:
@@ -73,7 +73,7 @@ def again(plan: Plan, path: Path) -> list[str]:
 
 
 def _needed(plan: Plan, run: Run, seed: int, stage: Stage) -> list[str]:
-    """What makes the inputs of a stage that are missing."""
+    """Return the commands that make the missing inputs of a stage."""
     found = []
     if not (plan.paths.subsets(stage.data_name) / "data.json").is_file():
         found.append(_command(plan, "subset", stage.data_name))

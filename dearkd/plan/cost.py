@@ -1,7 +1,7 @@
-"""What training costs before any of it runs: GPU-hours, the longest chain of jobs, disk.
+"""An estimate of what training costs: GPU-hours, the longest chain of jobs, disk.
 
-A forward pass over n images takes n / f seconds on one device that does f images/s, and training on them three times
-that. Left out are losses, validation and evaluation; `loading` says how many CPU cores keep a device busy.
+A forward pass over n images takes n / f seconds on a device that does f images/s. Training on them takes three times as
+long. Losses, validation and evaluation are not counted. `loading` says how many CPU cores keep a device busy.
 """
 
 import csv
@@ -17,20 +17,20 @@ from dearkd.plan.stage import IN_FILES, Source, Stage
 from dearkd.schema import InputError
 
 TRAIN = 3
-"""Cost of a training pass in forward passes; an upper bound for synthesis, where no weight gets a gradient."""
+"""Cost of a training pass in forward passes; an upper bound for synthesis, in which weights get no gradient."""
 EARLY = 0.36
 """Share of a teacher's forward pass that remains when its labels are computed ahead: RegNetY-16GF's stem and first two
 stages, 140 of 391 ms."""
 LABEL_BYTES = 2
 SIDE = 224
-"""Side in pixels of the throughputs; a smaller phase of synthesis costs as its area."""
+"""Image size in pixels of the throughputs. The cost of a smaller phase of synthesis is in proportion to its area."""
 STAGE_BYTES = 2 * 16
-"""Kept of a stage for each parameter: two checkpoints of weights, two moments and averaged weights in fp32."""
+"""Bytes that a stage keeps for each parameter: two checkpoints of weights, two moments and averaged weights in fp32."""
 PNG = 0.7
 """Bytes that a byte of pixels takes in a PNG."""
 DEARKD = {f"DearKD-{k}": f"dearkd_{v}_patch16_224" for k, v in {"Ti": "tiny", "S": "small", "B": "base"}.items()}
 KNOWN = {"folder": 1_281_167, "cifar10": 50_000, "cifar100": 50_000, "flowers102": 2_040, "cars": 8_144}
-"""Training images by kind of data; a folder is taken for ImageNet-1k if it has 1000 classes."""
+"""Number of training images by kind of data. A folder with 1000 classes is taken for ImageNet-1k."""
 LOADED = {"full": 270, "reduced": 300, "presized": 390}
 """Images/s that one CPU core decodes and augments to 224 pixels: ImageNet's sizes, a copy of 320 pixels, RandAugment.
 The best of 30 passes over the files of benchmarks/loading.py on an Intel Xeon."""
@@ -71,7 +71,7 @@ class _Books:
         return draws(stage, self.images_of)
 
     def step_seconds(self, stage: Stage) -> float:
-        """Training on one image, the teacher's early stages alone where its labels are computed ahead."""
+        """Seconds of training on one image. With labels computed ahead only the teacher's early stages count."""
         taught = self.passes(stage.teacher.model, 1) if stage.teacher else 0.0
         if self.plan.labels_of(stage) is not None:
             taught *= EARLY if stage.pairs else 0.0
@@ -80,7 +80,7 @@ class _Books:
         return max(computed, 1 / (rate * self.cores())) if self.fed and rate else computed
 
     def cores(self) -> float:
-        """CPU cores that a training has for each device."""
+        """Return the CPU cores that a training has for each device."""
         asked = self.plan.resources("train")
         return asked.threads / max(asked.gpu, 1)
 
@@ -104,7 +104,7 @@ class _Books:
         return jobs, seconds, room
 
     def image_seconds(self, source: Source) -> float:
-        """Making an image: the teacher at each phase's side, ADI's student at the data's."""
+        """Seconds of making an image: the teacher at each phase's image size, ADI's student at the data's."""
         phases = source.recipe.phases
         seconds = self.passes(source.teacher.model, TRAIN * sum(p.iterations * (p.size / SIDE) ** 2 for p in phases))
         if source.student:
@@ -114,14 +114,14 @@ class _Books:
         return seconds
 
     def chain(self, run: Run) -> float:
-        """Seconds from nothing to the end of a run, on as many devices as its jobs have."""
+        """Return the seconds from the first job to the end of a run, on as many devices as its jobs have."""
         sets = {(s.source, s.shards or s.source.recipe.shards) for s in run.stages if s.source}
         waits = [self.chain(r) for r in before(self.plan, run) if isinstance(r, Run)] + [self.made(*s) for s in sets]
         own = sum(map(self.stage_seconds, run.stages)) / (self.plan.resources("train").gpu or 1)
         return max(waits, default=0.0) + own
 
     def made(self, source: Source, shards: int) -> float:
-        """Seconds from nothing to the first `shards` shards, those of a round side by side."""
+        """Return the seconds until the first `shards` shards are made. Shards of a round are made in parallel."""
         first = (self.plan.teacher_run(source.teacher_name), self.plan.competitor(source.name, shards - 1))
         own = source.recipe.made(1) * self.image_seconds(source) / (self.plan.resources("synthesize").gpu or 1)
         return max((self.chain(r) for r in first if r), default=0.0) + own
@@ -136,7 +136,7 @@ def draws(stage: Stage, images_of: Figures) -> int | float:
 
 
 def run_seconds(plan: Plan, run: Run, throughputs: Figures) -> float:
-    """Seconds of one device that a seed of a run takes, what it waits for left out."""
+    """Return the seconds of one device that a seed of a run takes, without the jobs that it waits for."""
     return sum(map(_Books(plan, throughputs, images_of(plan)).stage_seconds, run.stages))
 
 
@@ -163,13 +163,13 @@ def estimate(
     sources: Iterable[str] = (),
     fed: bool = False,
 ) -> Cost:
-    """What `runs` cost, with the teachers, first runs, synthetic images and competing students that they wait for.
+    """Return the cost of `runs`, including the teachers, runs, synthetic images and competing students that they need.
 
     Args:
         throughputs, parameters: forward images/s and number of parameters, by timm name without tag.
-        images_of: training images of each data set, without those carved out for validation.
+        images_of: number of training images of each data set, without its validation images.
         sources: names of further sets of images to make, those of a table that no run learns from.
-        fed: training is no faster than the CPU cores that the scale asks for load its images.
+        fed: limit the speed of training to that at which the scale's CPU cores load images.
 
     Raises InputError naming an architecture or data set without a figure.
     """
@@ -208,9 +208,9 @@ def loaded(stage: Stage) -> int:
 
 
 def loading(plan: Plan, runs: Iterable[Run], throughputs: Figures) -> str:
-    """What loading the images takes where it takes most: the images/s that a GPU asks for, and the cores to give them.
+    """Return a line on the run that needs most images/s: its GPU's images/s, and the CPU cores that load them.
 
-    It says whether the cores that the scale asks for are as many. Empty where no run reads image files.
+    It says whether the scale has that many cores. The line is empty if no run reads image files.
     """
     books, found = _Books(plan, throughputs, {}), []
     for run in runs:
@@ -227,9 +227,10 @@ def loading(plan: Plan, runs: Iterable[Run], throughputs: Figures) -> str:
 
 
 def describe(cost: Cost, gpus: int, origin: str, loading: str = "", fed: Cost | None = None) -> str:
-    """The estimate as aligned lines; `origin` says where the throughputs come from, `loading` what it says itself.
+    """Return the estimate as aligned lines. `origin` says where throughputs come from, `loading` is the line on
+    loading.
 
-    fed: the cost where the cores of the scale load the images.
+    fed: the cost if the scale's CPU cores limit training.
     """
     fed = fed or cost
     hours = max(fed.gpu_hours / gpus, fed.longest_hours)

@@ -9,7 +9,7 @@ IN_FILES = ("folder", "flowers102", "cars")
 """Kinds of data that are image files, decoded anew in each epoch."""
 
 REAL = "real"
-"""`images: real`: those of the scale's main data set."""
+"""The value of `images` for real images, those of the scale's main data set."""
 
 Fraction = Annotated[int, Within(1, 100)]
 """Percent of the training images."""
@@ -22,7 +22,7 @@ def subset_name(fraction: int, draw: int | None = None) -> str:
 
 @spec
 class Data:
-    """A data set, its split and its pixels. All three input channels share what is given once."""
+    """A data set, its split and its pixels. A mean or std of one number serves all channels."""
 
     kind: Literal["digits", "photos", "idx", "cifar10", "cifar100", "flowers102", "cars", "folder"]
     root: str = ""
@@ -34,7 +34,7 @@ class Data:
     mean: tuple[Annotated[float, Within(-255, 255)], ...] = (0.485, 0.456, 0.406)
     std: tuple[Annotated[float, Within(0, 255, above=True)], ...] = (0.229, 0.224, 0.225)
     validation: Whole = 0
-    """Images carved out of train, equally per class; every choice is made on them. 0: none is carved out."""
+    """Number of training images held out for validation, equally from each class. Every choice is made on them."""
     crop: Annotated[float, Within(0, 1, above=True)] = 0.875
     """Centre crop at evaluation, as a share of the resized side (DeiT: 224/256)."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
@@ -42,13 +42,13 @@ class Data:
     label_noise: Part = 0.0
     """Share of the training labels replaced by another class; validation and test stay clean."""
     task: Literal["digit", "upside_down", "parity", "textured", "left_of_two"] = "digit"
-    """What is asked of `digits`; `datasets.TASKS` says how each is made. All have the same images."""
+    """The task on `digits`; `datasets.TASKS` says how each is made. All have the same images."""
     order: Literal["shuffled", "first"] = "shuffled"
     """How a fraction picks images per class: seeded and nested, or the first files as ConViT does."""
     test_share: Part = 0.0
     """Share of each class that is held out as test images, in a folder without train/."""
     presize: Whole = 0
-    """Shorter side in pixels of a copy that training reads in place of the files; 0: none. An approximation."""
+    """Shorter side in pixels of a copy that training reads instead of the files, an approximation; 0: no copy."""
 
     def __post_init__(self) -> None:
         if self.presize and self.presize < self.image_size:

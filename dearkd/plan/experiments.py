@@ -1,4 +1,4 @@
-"""The matrix and a scale, read and resolved to a plan; every mistake in them is one sentence with file and key.
+"""The matrix and a scale, read and resolved to a plan. Each mistake in them is one sentence with file and key.
 
 Standard library and yaml, so that the Snakefile and the readers start in a tenth of a second.
 """
@@ -109,7 +109,7 @@ class _Reader:
         return {n: v for n, v in entries.items() if (n in self.scale.only if self.scale.only else self._has(n, v))}
 
     def _has(self, name: str, entry: Any) -> bool:
-        """Whether a scale that names no tables has this one: not where all its rows are extra and it names none."""
+        """Whether a scale that names no tables has this one: not if all its rows are extra and the scale names none."""
         rows = [{**entry.defaults, **row} for row in entry.rows] if isinstance(entry, TableEntry) else []
         return not rows or name in self.scale.extra or not all(row.get("extra") for row in rows)
 
@@ -207,7 +207,7 @@ class _Reader:
         where: str,
         ours: bool = True,
     ) -> Row:
-        """A row about runs; `ours`: false leaves it to the paper's numbers."""
+        """Resolve a row about runs. If `ours` is false, the row has only the paper's numbers."""
         method, described = convert(str, values.get("method", ""), f"{where}: method"), description(values, where)
         if not method:
             check_keys(values, DESCRIPTION, f"{where}, which without a method is only the paper's")

@@ -1,6 +1,6 @@
-"""Files of a folder: one walk that knows what it leaves out, and whether they are still those that a record describes.
+"""Files of a folder: which are read, which are left out, and whether they are still those that a record describes.
 
-Contents are hashed once. After that a file counts as unchanged while its size and times are those it had then.
+Contents are hashed once. After that a file counts as unchanged while its size and time stamps stay the same.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from dearkd.schema import InputError
 
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 LIST = "images.csv"
-"""Beside the subsets of a data set of files: each file's split, name, label and sha256."""
+"""Name of the file beside a data set's subsets that has each image file's split, name, label and sha256."""
 SYSTEM = ("@eaDir", "__MACOSX")
 """Folders in which a NAS and macOS keep copies; hidden to their users."""
 SPAN = 1000
@@ -35,7 +35,7 @@ DIGITS = 16
 
 @dataclasses.dataclass
 class Found:
-    """What a walk has met, in the order of names, relative to the folder with `/`."""
+    """The files that a walk has found, in the order of their names, which are relative to the folder."""
 
     images: list[str] = dataclasses.field(default_factory=list)
     folders: list[str] = dataclasses.field(default_factory=list)
@@ -106,12 +106,12 @@ def _listable(name: str) -> bool:
 
 
 def printed(name: str) -> str:
-    """A name for a sentence: what no terminal can show is escaped."""
+    """Return a name for a message, with characters that a terminal cannot show escaped."""
     return name if name.isprintable() else ascii(name)
 
 
 def left_out(found: Mapping[str, list[str]]) -> str:
-    """What walks have left out as part of a line: how many, why, and the first of each; empty for nothing."""
+    """Return what walks have left out as text: how many files, why, and the first of each kind; empty if none."""
     return ", ".join(f"{len(names)} {why} ({printed(names[0])})" for why, names in found.items())
 
 
@@ -175,7 +175,7 @@ def contents(
 
 
 def _stamp(path: Path) -> tuple[str, str, str]:
-    """Size, and when content and place were last changed; the last of these no program can set back."""
+    """Return size, modification time and change time. No program can set the change time back."""
     status = path.stat()
     return str(status.st_size), str(status.st_mtime_ns), str(status.st_ctime_ns)
 
@@ -236,9 +236,10 @@ def listed(folder: Path) -> list[Listed]:
 
 
 def changes(plan: Plan, name: str) -> str:
-    """What was added to the files of data set `name`, removed and changed since its subsets were written, in a phrase.
+    """Return a phrase on the files of data set `name` that were added, removed or changed since its subsets were
+    written.
 
-    Empty: nothing, or no file is listed. Only files whose size or times differ are read.
+    It is empty if nothing changed or no file is listed. Only files whose size or time stamps differ are read.
     """
     spec, folder = plan.scale.data[name], plan.paths.subsets(name)
     described = record.read(folder / "data.json") if (folder / "data.json").is_file() else {}
@@ -262,7 +263,7 @@ def below(folder: str, name: str) -> str:
 
 
 def first_process() -> bool:
-    """Whether this is the one that looks at files, of the processes that share a batch."""
+    """Whether this process, of those that share a batch, is the one that looks at files."""
     return os.environ.get("RANK", "0") == "0"
 
 

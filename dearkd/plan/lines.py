@@ -1,4 +1,4 @@
-"""A spec as lines of YAML, each with a comment that says where its value comes from."""
+"""Specs (the dataclasses of a plan) as lines of YAML, each with a comment that says where its value comes from."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -27,14 +27,14 @@ class Line(NamedTuple):
 
 
 def scalar(value: Any) -> str:
-    """A value on one line, as strict YAML; of a spec what differs from its defaults."""
+    """Return a value on one line, as strict YAML. A spec shows only what differs from its defaults."""
     plain = deviations(value)
     text = yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True, width=10**9, sort_keys=False)
     return text.removesuffix("\n").removesuffix("\n...")
 
 
 def fields(spec: Any, path: Path, origins: Origins, names: tuple[str, ...] = (), indent: str = "  ") -> Iterator[Line]:
-    """A spec's fields, or those of `names`; those at a default that does nothing are named in one line below."""
+    """A spec's fields, or those of `names`. Fields at a default that does nothing are named in one line below."""
     unused, useless = [], idle(spec)
     for field in dataclasses.fields(spec):
         value = getattr(spec, field.name)

@@ -20,7 +20,7 @@ Entry = dict[str, object]
 
 @spec
 class Numbers:
-    """The place of a table's paper numbers."""
+    """The CSV file and column of a table's paper numbers."""
 
     file: Annotated[str, Matches(r"[\w-]+\.csv", "a file of paper/")]
     value: str
@@ -28,7 +28,7 @@ class Numbers:
 
 @spec
 class Across:
-    """What runs over a table's columns of numbers, and the paper's column for it."""
+    """The key whose values are a table's columns of numbers, and the paper's column for it."""
 
     key: str
     paper: str = ""
@@ -96,7 +96,7 @@ DESCRIPTION = tuple(f.name for f in dataclasses.fields(Description))
 
 
 def description(values: Entry, where: str) -> Description:
-    """What describes a row; InputError with file and row where its form is wrong."""
+    """Return what describes a row. Raises InputError with file and row if its form is wrong."""
     return build(Description, {k: v for k, v in values.items() if k in DESCRIPTION}, where)
 
 

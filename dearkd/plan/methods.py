@@ -22,7 +22,7 @@ UNSWITCHED: dict[str, Any] = {"stage1_epochs": 0, "stage2_lr": "continue", "stag
 
 
 def deit(scale: Scale, student: str, fraction: int = 100, images: str = REAL, *, long: bool = False) -> Stages:
-    """DeiT: cross-entropy alone, one stage."""
+    """DeiT: one stage, cross-entropy only."""
     scale = _scheduled(scale, student, long)
     return (_stage(scale, "I", _student(scale, student, "deit"), fraction, images, losses=(("ce", 1.0),)),)
 
@@ -56,9 +56,9 @@ def dearkd(
 ) -> Stages:
     """DearKD (Sec. 3): stage I with Eq. 6, stage II with Eq. 7; the switches are the columns of Table 1.
 
-    `distill` is the logit loss of Eq. 5. Without it the class token's loss has weight 1, not alpha. `taught_by:
-    synthesis` takes the teacher that synthetic images come from; on synthetic images it is always that one. `long` is
-    the schedule of 1000 epochs.
+    `distill` is the logit loss of Eq. 5. Without it the class token's loss has weight 1 instead of alpha. `taught_by:
+    synthesis` chooses the teacher that synthetic images are made from; on synthetic images this is always the teacher.
+    `long` is the schedule of 1000 epochs.
     """
     scale = _scheduled(scale, student, long)
     if taught_by not in ("distillation", "synthesis"):
@@ -77,7 +77,7 @@ def dearkd(
         losses.append(("hidden", knobs.beta))
     stage = _stage(scale, "I", model, fraction, images, losses=tuple(losses))
     if hidden or distill:
-        # What only stage II reads must not make stage I another run.
+        # A setting that only stage II reads must not change the fingerprint of stage I.
         stage = _taught(scale, stage, dataclasses.replace(knobs, freeze_rpe=False))
     if not two_stage:
         return (stage,)
@@ -107,7 +107,7 @@ def locality_guidance(
 ) -> Stages:
     """Locality guidance (Li et al., ECCV 2022): first, middle and last block match the CNN's last three stages.
 
-    `weight` is that of the sum over the three; it lasts to the end.
+    `weight` is the weight of the sum over the three blocks. The loss stays until the end of training.
     """
     (stage,) = deit(scale, student, fraction, images, long=long)
     depth = _depth(stage.model)
@@ -125,7 +125,7 @@ def _depth(model: Model) -> int:
 
 
 def vkd(scale: Scale, student: str, fraction: int = 100, images: str = REAL, *, long: bool = False) -> Stages:
-    """VkD (Miles et al., CVPR 2024): a distilled DeiT whose mean last token, projected, is the CNN's last code.
+    """VkD (Miles et al., CVPR 2024): a distilled DeiT whose projected mean token matches the CNN's last features.
 
     All weights are 1 and the distillation token learns soft labels at temperature 1, as in the authors' code.
     """
@@ -198,7 +198,7 @@ def source(scale: Scale, name: str) -> Source:
 
 
 def competitor(scale: Scale, name: str, round: int) -> Stages:
-    """ADI's student of a round: of the first, DeepInversion's images have trained it, of others the rounds before."""
+    """ADI's student of a round: trained on DeepInversion's images in the first round, on earlier rounds later."""
     images = source(scale, name)
     if not round:
         return images.student
@@ -207,7 +207,7 @@ def competitor(scale: Scale, name: str, round: int) -> Stages:
 
 
 def teacher(scale: Scale, name: str) -> Stages:
-    """The training of a CNN that the scale asks the workflow for, on all training images, at its own side."""
+    """Return the stages of a CNN that the workflow trains, on all training images, at its own image size."""
     cnn, data = scale.teachers[name], scale.data["main"]
     data = dataclasses.replace(data, image_size=cnn.image_size or data.image_size)
     args = {**dict(cnn.args), "in_chans": data.channels, "num_classes": data.classes}
@@ -235,7 +235,7 @@ def _stage(
     """A stage without a teacher that covers all epochs."""
     if images != REAL and fraction != 100:
         raise InputError(f"fraction: {fraction} is a share of the real images; it cannot go with images: {images}")
-    # The switch stands in first_epoch and last_epoch; a run without one must not change with it.
+    # first_epoch and last_epoch have the switch, so a run without one does not depend on it.
     training = dataclasses.replace(training or scale.training, **UNSWITCHED)
     return Stage(
         name=name,

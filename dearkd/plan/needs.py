@@ -1,4 +1,4 @@
-"""What has to be made first: the teachers, first runs, images and competing students that runs wait for."""
+"""What runs need first: teachers, runs that they start from, images and competing students."""
 
 from collections.abc import Iterable
 
@@ -7,7 +7,7 @@ from dearkd.plan.stage import Source
 
 
 def before(plan: Plan, each: Run | Source) -> list[Run | Source]:
-    """What a run or a set of images waits for itself."""
+    """Return what a run or a set of images needs directly."""
     if isinstance(each, Source):
         rivals = [plan.competitor(each.name, i) for i in range(each.recipe.shards)]
         return [r for r in (plan.teacher_run(each.teacher_name), *rivals) if r]
@@ -17,7 +17,7 @@ def before(plan: Plan, each: Run | Source) -> list[Run | Source]:
 
 
 def needed(plan: Plan, runs: Iterable[Run], sources: Iterable[str] = ()) -> list[Run | Source]:
-    """Runs and sets of images with all that they wait for, each once."""
+    """Return runs and sets of images with all that they need, each once."""
     found: dict[str, Run | Source] = {}
     waiting: list[Run | Source] = [*runs, *(plan.sources[name] for name in sources)]
     while waiting:

@@ -1,4 +1,4 @@
-"""Where a value comes from: a row, a scale's file, or a default and whoever chose that."""
+"""Where a value comes from: a row, a scale's file, or a default, and who chose the default."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from dearkd.plan.stage import (
 from dearkd.schema import default
 
 Path = tuple[str, ...]
-"""The keys from a scale to one of its values. A key may contain dots: `peers` has labels of systems."""
+"""The keys from a scale to one of its values. A key may contain dots, because `peers` has labels of architectures."""
 METHOD = "paper, Sec. 3.1"
 SETUP = "paper, Sec. 5.1"
 DATA_FREE = "paper, Sec. 5.5"
@@ -33,7 +33,7 @@ OURS = "our decision: docs/decisions.md"
 CODE = "our code: no part of the method"
 KEY = "a key of the scale"
 OFF = "off"
-"""Not used unless a scale asks for it."""
+"""Origin of a default that has no effect unless a scale uses it."""
 
 DEFAULTS: dict[type, dict[str, str]] = {
     Data: {
@@ -123,7 +123,7 @@ class Origins:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def of(self, path: Path, value: Any) -> str:
-        """The origin of `value`, which a stage has in the place of the scale's value at `path`."""
+        """Return the origin of `value`, which a stage has instead of the scale's value at `path`."""
         holder = self.holder(path)
         if ".".join(path) in self.settings or (len(path) == 1 and path[0] in self.settings):
             return "its row of workflow/experiments.yaml"
@@ -138,7 +138,7 @@ class Origins:
         return self._changed(path)
 
     def holder(self, path: Path) -> Any:
-        """What has the last key of a path in this scale; None where there is no such thing."""
+        """Return the object that has the last key of a path in this scale; None if there is none."""
         found: Any = self.scale
         for key in path[:-1]:
             found = _get(found, key)

@@ -8,7 +8,7 @@ from dearkd.places import slug
 
 @dataclasses.dataclass(frozen=True)
 class Paths:
-    """The place of every file of a scale, relative to the project's folder."""
+    """The path of every file of a scale, relative to the project's folder."""
 
     scale: str
     checkpoints: str = "checkpoints"
@@ -49,7 +49,7 @@ class Paths:
         return self.seed(run, seed) / f"{stage}.json"
 
     def metrics(self, run: str, seed: int) -> Path:
-        """Record of a run's evaluation on the test images; its predictions lie beside it."""
+        """Record of a run's evaluation on the test images; its predictions are beside it."""
         return self.seed(run, seed) / "metrics.json"
 
     def state(self, run: str, seed: int, stage: str) -> Path:
@@ -82,7 +82,7 @@ class Paths:
         return self.results / "labels" / name / f"seed{seed}" / f"{shard:04d}.json"
 
     def label_file(self, name: str, seed: int, shard: int) -> Path:
-        """The labels themselves, uint16 by epoch and position; their checkpoints lie in the folder of the same name."""
+        """The labels themselves, uint16 by epoch and position; their checkpoints are in the folder of the same name."""
         return Path(self.checkpoints) / self.scale / "labels" / name / f"seed{seed}" / f"{shard:04d}.npy"
 
     def images(self, source: str, seed: int) -> Path:
@@ -97,5 +97,5 @@ class Paths:
         return self.images(source, seed) / "diversity.json"
 
     def archive(self, source: str, seed: int, shard: int) -> Path:
-        """The shard's images, a zip file of PNG; its checkpoints lie in the folder of the same name."""
+        """The shard's images, a zip file of PNG; its checkpoints are in the folder of the same name."""
         return Path(self.checkpoints) / self.scale / "images" / source / f"seed{seed}" / f"shard-{shard:04d}.zip"
