@@ -227,8 +227,7 @@ def loading(plan: Plan, runs: Iterable[Run], throughputs: Figures) -> str:
 
 
 def describe(cost: Cost, gpus: int, origin: str, loading: str = "", fed: Cost | None = None) -> str:
-    """Return the estimate as aligned lines. `origin` says where throughputs come from, `loading` is the line on
-    loading.
+    """The estimate as aligned lines. `origin` says where the throughputs come from, `loading` is the line on loading.
 
     fed: the cost if the scale's CPU cores limit training.
     """

@@ -236,8 +236,7 @@ def listed(folder: Path) -> list[Listed]:
 
 
 def changes(plan: Plan, name: str) -> str:
-    """Return a phrase on the files of data set `name` that were added, removed or changed since its subsets were
-    written.
+    """A phrase on the files of data set `name` that were added, removed or changed since its subsets were written.
 
     It is empty if nothing changed or no file is listed. Only files whose size or time stamps differ are read.
     """

@@ -1,4 +1,4 @@
-"""A plan: its runs, the tables and figures that show them, and the place of each. `experiments.load` makes one."""
+"""A plan: its runs, the tables and figures that show them, and their files. `experiments.load` makes one."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @spec
 class Run:
-    """A row's training: equal rows are one run, trained once, whichever tables show it."""
+    """A row's training. Equal rows are one run, which is trained once, whichever tables show it."""
 
     name: str
     method: str
@@ -30,7 +30,7 @@ class Run:
     initial: str = ""
     """The run whose weights it starts from; empty: a fresh model."""
     settings: Pairs = ()
-    """What its row sets besides method and student; part of its name, not of its fingerprint."""
+    """Settings of its row besides method and student. They are part of its name, not of its fingerprint."""
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]
@@ -56,17 +56,17 @@ class Run:
         raise InputError(unknown(name, [s.name for s in self.stages], "stage", f"run {self.name}"))
 
     def fingerprint(self, stage: str) -> str:
-        """Identity of what has been trained when `stage` ends: its spec and those of the stages before it."""
+        """Return the fingerprint of the training up to the end of `stage`: of the specs of all stages so far."""
         names = [s.name for s in self.stages]
         return fingerprint(self.stages[: names.index(stage) + 1])
 
 
 @spec
 class Labels:
-    """A teacher's hard decisions on every real image of every epoch, everything but the seed.
+    """The spec of a teacher's hard labels of every real image of every epoch, without the seed.
 
-    They depend on the teacher and on what decides the pixels, not on the student, its losses or its learning rate, so
-    that runs which see the same pixels share them.
+    They depend on the teacher and on the settings that decide the pixels, not on the student, its losses or its
+    learning rate. So runs with the same pixels share them.
     """
 
     teacher_name: str
@@ -93,7 +93,7 @@ class Labels:
         )
 
     def subset(self, seed: int) -> str:
-        """Name of the list of the images that they are of."""
+        """Name of the list of the labelled images."""
         return subset_name(self.fraction, seed if self.subset_draw == "seed" else None)
 
     @property
@@ -108,9 +108,9 @@ class Plan:
     sources: dict[str, Source]
     """Sets of synthetic images that runs train on or tables describe."""
     competitors: dict[str, tuple[str, ...]]
-    """By source: names of the runs that train ADI's student, a run for each round."""
+    """Names of the runs that train ADI's student, by source; a run for each round."""
     pretrained: dict[str, Peer]
-    """Systems whose weights others have trained and we evaluate, by label."""
+    """Peers of Table 3 whose published weights we evaluate, by label."""
     tables: dict[str, Table]
     figures: dict[str, Figure]
 
@@ -119,13 +119,13 @@ class Plan:
         return Paths(self.scale.name, home(self.scale.checkpoints))
 
     def _named(self, name: str, known: Mapping[str, T], kind: str) -> T:
-        """What has a name; InputError with the nearest name where nothing has."""
+        """Return what has a name. Raises InputError with the nearest name if nothing has."""
         if name not in known:
             raise InputError(unknown(name, known, kind, f"scale {self.scale.name}"))
         return known[name]
 
     def run(self, name: str) -> Run:
-        """The run of that name. InputError with the nearest when there is none; so in the following."""
+        """The run of that name. Raises InputError with the nearest name if there is none; so do those below."""
         return self._named(name, self.runs, "run")
 
     def table(self, name: str) -> Table:
@@ -148,7 +148,7 @@ class Plan:
         return self._named(name, {REAL: None, **self.sources}, "set of images")
 
     def system(self, label: str) -> Peer:
-        """The system of that label whose weights others have trained."""
+        """Return the peer of that label whose published weights are evaluated."""
         return self._named(label, self.pretrained, "system")
 
     def label_set(self, name: str) -> Labels:
@@ -172,7 +172,7 @@ class Plan:
         return [n for n in self._cells(names) if n == REAL or n in self.sources]
 
     def pretrained_of(self, *names: str) -> list[str]:
-        """The systems of others shown in the tables and figures named."""
+        """Return the labels of pretrained peers that these tables and figures show."""
         return [n for n in self._cells(names) if n in self.pretrained]
 
     def architectures_of(self, *names: str) -> list[str]:
@@ -191,14 +191,14 @@ class Plan:
 
     @cached_property
     def labels(self) -> dict[str, Labels]:
-        """The sets of cached labels that runs share, by name; none where the scale caches none."""
+        """Return the sets of cached labels that runs share, by name; none if the scale caches none."""
         stages = (stage for run in self.runs.values() for stage in run.stages)
         return {found.name: found for found in map(self.labels_of, stages) if found}
 
     def labels_of(self, stage: Stage) -> Labels | None:
-        """The labels that a stage reads; None where it asks its teacher or needs no decisions.
+        """Return the labels that a stage reads; None if it runs its teacher or needs no hard labels.
 
-        On synthetic images each run asks: few share a set of them, and their teacher is the smaller one.
+        On synthetic images each run runs its teacher: few runs share a set, and their teacher is the smaller one.
         """
         real = stage.teacher is not None and stage.source is None
         losses = [LOSSES[name] for name, _ in stage.losses]
@@ -212,5 +212,5 @@ class Plan:
         return range(stage.first_epoch // self.scale.label_epochs, -(-stage.last_epoch // self.scale.label_epochs))
 
     def resources(self, kind: str) -> Resources:
-        """What a kind of job asks for at this scale."""
+        """Return the resources of a kind of job at this scale."""
         return self.scale.resources.get(kind, Resources())

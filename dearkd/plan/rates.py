@@ -1,7 +1,7 @@
-"""How fast a GPU is, in forward images/s of each architecture, and on what each figure rests.
+"""The speed of a GPU in forward images/s of each architecture, and the source of each figure.
 
 A figure is *measured* by us, *published* by others, or *derived* from one of these; its note says from which and how.
-Where several are at hand, the first in this order counts. Sources: the throughput record of the scale, `MEASURED`
+If there are several, the first in this order counts. Sources: the throughput record of the scale, `MEASURED`
 (benchmarks/gpu.sh writes it) and `PUBLISHED`.
 """
 
@@ -30,7 +30,7 @@ NETS = {
 }
 """timm names of the students in `MEASURED`."""
 WAYS = {"off": ("eager",), "blocks": ("compiled", "eager")}
-"""By `training.compile`: which measurements count, the first that there is."""
+"""Which measurements count, by `training.compile`: the first one that exists."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Rates:
         return {name: rate.images_s for name, rate in self.by_model.items()}
 
     def describe(self, models: Iterable[str]) -> str:
-        """A line for each of these models: its rate and what that rests on."""
+        """Return a line for each of these models: its rate and where that comes from."""
         names = sorted({name.partition(".")[0] for name in models} & self.by_model.keys())
         width = max(map(len, names), default=0)
         rates = ((name, self.by_model[name]) for name in names)
@@ -61,9 +61,10 @@ class Rates:
 
 
 def rates(plan: Plan, gpu: str = "") -> Rates:
-    """Rates of a GPU (`a100`, `h100`, ...). None named: of the one that the scale was measured on, or the paper's.
+    """Return the rates of a GPU (`a100`, `h100`, ...), by default of the one that the scale was measured on, or the
+    paper's.
 
-    Raises InputError for a GPU of which nothing is known.
+    Raises InputError for a GPU without any figure.
     """
     own = _recorded(plan)
     if own and gpu in own.origin.lower():
@@ -82,7 +83,8 @@ def rates(plan: Plan, gpu: str = "") -> Rates:
 
 
 def gpu_hours(plan: Plan, run: Run) -> tuple[float, str]:
-    """(hours of one device that a seed of a run takes, what it waits for left out; where the throughputs come from).
+    """(hours of one device that a seed of a run takes, without jobs that it waits for; where the throughputs come
+    from).
 
     Raises InputError where a throughput is not known.
     """
@@ -129,7 +131,7 @@ def _measurements() -> dict[str, list[dict[str, Any]]]:
 
 
 def _of_measured(lines: list[dict[str, Any]], ways: tuple[str, ...]) -> dict[str, Rate]:
-    """Forward rates that give back what was measured, by the rules of `cost`: of students, RegNetY-16GF, ResNet-101."""
+    """Forward rates with which `cost` reproduces the measured times of students, RegNetY-16GF and ResNet-101."""
     trained = {(each["what"], each["net"], each["way"]): each["images_per_s"] for each in lines}
     found = {}
     for way in reversed(ways):

@@ -1,6 +1,6 @@
-"""How long the jobs of a plan take, from the records of jobs that are done: at this scale and others of this folder.
+"""An estimate of the time of a plan's jobs, from the records of finished jobs at this scale and others of this folder.
 
-A job without a record takes as long, epoch by epoch or image by image, as the recorded jobs that are most like it.
+A job without a record is taken to need as long an epoch, or an image, as the most similar recorded jobs.
 """
 
 import os
@@ -21,7 +21,7 @@ LIKE = (
     "by records of the same network with other losses",
     "by records of a network of the same width and depth",
 )
-"""How a recorded job is like another, the nearest first."""
+"""Kinds of similarity between a recorded job and another, the nearest first."""
 SHAPE = ("embed_dim", "depth", "patch_size")
 
 
@@ -33,9 +33,9 @@ class Job(NamedTuple):
     amount: float
     """Epochs of a stage; images of a shard."""
     likes: tuple[Hashable, ...]
-    """What a job has in common with those that take as long, one for each of `LIKE` that applies."""
+    """The features that similar jobs share, one for each entry of `LIKE` that applies."""
     seconds: float = 0.0
-    """What it took, times the cores that it had; of a GPU, what it took."""
+    """Its seconds, times its cores on a CPU."""
     hardware: str = ""
     on_gpu: bool = False
 
@@ -49,13 +49,13 @@ class Estimate(NamedTuple):
     left: float
     """Seconds of the jobs that are not done."""
     by: dict[str, dict[str, int]]
-    """Number of jobs, by the hardware whose records are taken and by how they are like it."""
+    """Number of jobs, by the hardware of the records that are used and by the kind of similarity."""
     unlike: list[str]
-    """Names of runs and sets of images of which nothing like it has a record."""
+    """Names of runs and sets of images for which no similar job has a record."""
 
 
 def estimate(plan: Plan, runs: Iterable[Run], sources: Iterable[str] = ()) -> Estimate:
-    """What runs and sets of images take, with all that they wait for."""
+    """Return the time of runs and sets of images, with all that they need."""
     own = {job.place: job for job in _recorded()}
     paces: dict[Hashable, dict[str, list[float]]] = {}
     for job in (job for job in own.values() if job.on_gpu == _on_gpu(plan)):
@@ -111,7 +111,7 @@ def _on_gpu(plan: Plan) -> bool:
 
 
 def _recorded() -> Iterator[Job]:
-    """The recorded jobs of all scales; a record that cannot be read is no help."""
+    """Return the recorded jobs of all scales. A record that cannot be read is ignored."""
     for pattern, read in (("runs/*/seed*/*.json", _stage), ("images/*/seed*/shard-*.json", _shard)):
         for path in sorted(Path("results").glob(f"*/{pattern}")):
             try:
@@ -139,7 +139,7 @@ def _shard(values: dict[str, Any]) -> Job:
 
 
 def _likes_of_stage(spec: dict[str, Any]) -> tuple[Hashable, ...]:
-    """Of a stage's spec as JSON: what its seconds an epoch depend on, in ever fewer words."""
+    """From a stage's spec as JSON: the settings on which its seconds an epoch depend, from most to fewest."""
     training, source = spec["training"], spec["source"]
     images: list[Any] = ["all"]
     if training["subset_schedule"] == "epochs":
@@ -154,7 +154,7 @@ def _likes_of_stage(spec: dict[str, Any]) -> tuple[Hashable, ...]:
 
 
 def _likes_of_images(spec: dict[str, Any]) -> tuple[Hashable, ...]:
-    """Of a source's spec as JSON: what its seconds an image depend on."""
+    """From a source's spec as JSON: the settings on which its seconds an image depend."""
     recipe, teacher, data = spec["recipe"], spec["teacher"], spec["data"]
     phases, pixels = recipe["phases"], [data["image_size"], data["channels"]]
     terms = [name for name, _ in spec["terms"]]

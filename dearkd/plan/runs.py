@@ -1,4 +1,4 @@
-"""The runs that rows name: equal rows are one run, whatever their settings are called."""
+"""The runs of rows. Equal rows are one run, whatever their settings are called."""
 
 import dataclasses
 import hashlib
@@ -23,7 +23,7 @@ LONGEST = 180
 
 
 class Runs:
-    """What rows ask for at a scale, collected row by row: runs, sets of images, systems of others."""
+    """Collects, row by row, the runs, sets of images and pretrained peers of a scale."""
 
     def __init__(self, scale: Scale) -> None:
         self.scale = scale
@@ -45,7 +45,7 @@ class Runs:
                 self.runs[run.name] = run
 
     def fills(self, values: dict[str, Any], where: str) -> str:
-        """What fills a cell: the name of a run, or the label of a system that others have trained."""
+        """Return what fills a cell: the name of a run, or the label of a pretrained peer."""
         if values["method"] == methods.peer.__name__:
             system = self.scale.peers[values["student"]]
             if system.training is None:
@@ -54,7 +54,7 @@ class Runs:
         return self.run(values, where).name
 
     def run(self, values: dict[str, Any], where: str) -> Run:
-        """The run of a row's settings; where another row has the same stages, that row's run."""
+        """Return the run of a row's settings. If another row has the same stages, it is that row's run."""
         method, student = values["method"], convert(str, values.get("student"), f"{where}: student")
         settings = {k: v for k, v in values.items() if k not in (*DESCRIPTION, "method", "student")}
         switches = switches_of(method)
@@ -65,7 +65,7 @@ class Runs:
         settings = {k: convert(switches[k][0], v, f"{where}: {k}") if k in switches else v for k, v in settings.items()}
         self.take_images(settings.get("images", REAL), where)
         stages = resolve(settings)
-        # A setting that changes nothing here is no part of the name: equal rows are one run.
+        # A setting without effect is no part of the name, because equal rows are one run.
         deviating = dict(sorted(settings.items()))
         for key in list(deviating):
             others = {k: v for k, v in deviating.items() if k != key}
@@ -89,14 +89,14 @@ class Runs:
         return self._take(run, where)
 
     def _take(self, run: Run, where: str) -> Run:
-        """Keep a run: one for equal stages, whatever their settings were called, and never two of one name."""
+        """Keep a run: one for equal stages, whatever their settings are called, and never two of one name."""
         name = self.names.setdefault(run.stages, run.name)
         if name in self.runs and self.runs[name].stages != run.stages:
             raise InputError(f"{where}: another row's run is called {name} already, and it has other stages")
         return self.runs.setdefault(name, dataclasses.replace(run, name=name))
 
     def take_images(self, name: str, where: str) -> None:
-        """Take up a set of synthetic images and the runs of the students that compete for it."""
+        """Add a set of synthetic images and the runs of the students that compete in it."""
         if name == REAL or name in self.sources:
             return
         try:
@@ -128,7 +128,7 @@ class _Recipe:
         self.scale, self.method, self.student, self.where = scale, methods.METHODS[method], student, where
 
     def __call__(self, settings: Mapping[str, Any]) -> methods.Stages:
-        """Its stages; InputError with file and row when the settings contradict themselves."""
+        """Return its stages. Raises InputError with file and row if the settings contradict each other."""
         for key in settings:
             if key.startswith("synthesis."):
                 raise InputError(
@@ -137,7 +137,7 @@ class _Recipe:
         scale = self._scale(settings)
         try:
             stages = self.method(scale, self.student, **{k: v for k, v in settings.items() if "." not in k})
-            # A row's own settings, and the rate of its size, are not those of the images that it learns from.
+            # A row's own settings and its size's learning rate do not apply to the images that it learns from.
             return tuple(
                 dataclasses.replace(stage, source=methods.source(self.scale, stage.source.name))
                 if stage.source
@@ -148,14 +148,14 @@ class _Recipe:
             raise InputError(f"{self.where}: {error}") from None
 
     def same(self, settings: Mapping[str, Any], stages: methods.Stages) -> bool:
-        """Whether these settings give these stages; settings that contradict themselves give none."""
+        """Whether these settings give these stages. Settings that contradict each other give none."""
         try:
             return self(settings) == stages
         except InputError:
             return False
 
     def value(self, settings: Mapping[str, Any], key: str) -> Any:
-        """What a setting comes to, however it was written: 1e-3 and 0.001 are one value."""
+        """Return the value of a setting, however it was written: 1e-3 and 0.001 are one value."""
         return operator.attrgetter(key)(self._scale(settings)) if "." in key else settings[key]
 
     def _scale(self, settings: Mapping[str, Any]) -> Scale:
@@ -164,7 +164,7 @@ class _Recipe:
 
 
 def run_name(method: str, student: str, deviating: Mapping[str, Any]) -> str:
-    """A run's name and folder: what differs from the method's defaults, in sorted order, and nothing else.
+    """Return a run's name, which is also its folder: only what differs from the method's defaults, in sorted order.
 
     Two names are equal only where method, student and values are.
     """

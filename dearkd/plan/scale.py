@@ -1,4 +1,4 @@
-"""A scale: on what, how big, how long, with which teachers and resources. One file of workflow/scales."""
+"""A scale, a file of workflow/scales: on which data, how big and how long to train, teachers and resources."""
 
 import dataclasses
 from pathlib import PurePath
@@ -30,7 +30,7 @@ class Student:
     init: Literal["deit", "fan_in"] = "deit"
     """deit: truncated normal, std 0.02. fan_in: std 1/sqrt(fan in), positions 0.5, for widths far below 192."""
     lr_factor: Annotated[float, Within(0, 1000, above=True)] = 1.0
-    """Multiplies `training.lr` at this size, whatever the method: a wider network may want a lower rate."""
+    """Multiplies `training.lr` at this size, for every method: a wider network may need a lower rate."""
 
 
 @spec
@@ -39,7 +39,7 @@ class Diversity:
 
     net: Literal["alex", "vgg"] = "alex"
     also: tuple[Literal["alex", "vgg"], ...] = ()
-    """Further nets, whose figure stands beside that of `net`."""
+    """Further networks whose LPIPS is reported beside that of `net`."""
     trunk: str = ""
     """Empty: the weights that LPIPS was trained with (`trunks`). Else a file with torchvision's weights of `net`, or
     `random` for tests."""
@@ -80,10 +80,10 @@ class Transfer:
 
 @spec
 class Peer:
-    """A system of Table 3 that is not ours: trained by the workflow, or weights of others evaluated as they are."""
+    """An architecture that Table 3 compares with: trained by the workflow, or published weights that are evaluated."""
 
     model: Timm
-    """timm name; with its tag where weights of others are evaluated."""
+    """timm name, with the tag if published weights are evaluated."""
     args: Pairs = ()
     stem_stride: Whole = 0
     init: Literal["deit", "fan_in", "timm"] = "timm"
@@ -108,14 +108,14 @@ class Throughput:
 
 @spec
 class Resources:
-    """What a kind of job asks the machine for."""
+    """The resources of a kind of job."""
 
     threads: Annotated[int, Within(1, 4096)] = 1
     mem_mb: Count = 2000
     runtime: Count = 60
     """Minutes."""
     gpu: Annotated[float, Within(0, 1024)] = 0.0
-    """Whole GPUs, or a share of one below 1: jobs whose shares make no more than 1 use it together."""
+    """Number of GPUs, or a share of one below 1. Jobs whose shares sum to at most 1 use a GPU together."""
 
     def __post_init__(self) -> None:
         if self.gpu > 1 and self.gpu != int(self.gpu):
@@ -124,7 +124,7 @@ class Resources:
 
 @spec
 class Scale:
-    """On what, how big, how long, with which teacher and resources: one file of workflow/scales."""
+    """A scale: on which data, how big and how long to train, with which teachers and resources."""
 
     name: Name
     summary: str
@@ -135,9 +135,9 @@ class Scale:
     subset_seed: Seed = 0
     subset_draw: Literal["once", "seed"] = "once"
     """once: all seeds share one draw of each fraction's images. seed: each seed draws its own, so that the spread over
-    seeds contains this choice. The validation images are the same for all seeds."""
+    seeds includes this choice. All seeds have the same validation images."""
     data: dict[Name, Data]
-    """`main` is what the paper's ImageNet stands for."""
+    """Data sets by name. `main` has the place of the paper's ImageNet."""
     students: dict[Name, Student]
     teachers: dict[Name, Teacher]
     training: Training = dataclasses.field(default_factory=Training)
@@ -149,7 +149,7 @@ class Scale:
     long: tuple[Annotated[int, Within(1, 1_000_000)], Whole] = (1000, 800)
     """(epochs, stage1_epochs) of the long schedule of Table 3."""
     peers: dict[str, Peer] = dataclasses.field(default_factory=dict)
-    """Systems of Table 3 that this scale trains or evaluates, by their label; the others are quoted."""
+    """Architectures of Table 3 that this scale trains or evaluates, by their label. The others are quoted."""
     quoted: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     """By table: labels of rows that this scale does not run."""
     extra: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
@@ -166,7 +166,7 @@ class Scale:
     the teacher's early stages. 0: each run asks its teacher. Results are the same; no part of a recipe."""
     loader_workers: Annotated[int, Within(0, 1024)] = 0
     save_seconds: Weight = 300.0
-    """Longest time between two checkpoints: what a job that dies without a word loses at most."""
+    """Longest time in seconds between two checkpoints, which is the most that a killed job loses."""
     checkpoints: Annotated[str, Matches(r"(?s).*\S.*", "a folder")] = "checkpoints"
     """Folder for checkpoints and weights; `~` is the home folder. Never inside results or figures."""
 

@@ -18,7 +18,7 @@ def load_scale(name: object, changes: Mapping[str, Any] | None = None) -> Scale:
 
     A scale may start from another (`extends: digits`); mappings are merged key by key, all else is replaced. `changes`
     are merged over the file in the same way. A scale's `name` is its own: it names the folders of what it makes.
-    Raises InputError naming file and key for whatever does not fit.
+    Raises InputError naming file and key for every mistake.
     """
     path = _path(name, "scale")
     scale = build(Scale, _merge(_merged(path, ()), changes or {}), path.as_posix())
@@ -32,7 +32,7 @@ def load_scale(name: object, changes: Mapping[str, Any] | None = None) -> Scale:
 
 
 def written(name: object) -> dict[tuple[str, ...], str]:
-    """By its keys, each value that the file of a scale has, or a file that it extends: the name of that file."""
+    """Return the name of the file that sets each value of a scale, by the value's keys."""
     path = _path(name, "scale")
     values = strict_yaml.read(path)
     below = written(values.pop("extends")) if "extends" in values else {}

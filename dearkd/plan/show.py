@@ -1,8 +1,9 @@
-"""A run, a teacher or a set of synthetic images as one page of YAML: every value, and in a comment where it comes from.
+"""A run, a teacher or a set of synthetic images as a page of YAML: each value with a comment that says where it comes
+from.
 
 The keys at the margin are those of `Stage`, with the values of the first stage that has a teacher. `training` is shown
-as optimiser, schedule and augmentation, and `model.args.rpe` as rpe. An entry of `stages` has what is its own; a dotted
-key there changes one value of the stage. A spec that has a page of its own is there by name.
+as optimiser, schedule and augmentation, and `model.args.rpe` as rpe. An entry of `stages` has only what differs; a
+dotted key there changes one value of the stage. A spec that has a page of its own is named only.
 """
 
 import dataclasses
@@ -34,7 +35,8 @@ OPTIMISER: tuple[str, ...] = (
     "ema",
 )
 OPTIMISER += ("drop_path", "precision", "compile")
-"""Fields of `Training` under the heading optimiser; those of `UNSWITCHED` stand at the stages, the rest is schedule."""
+"""Fields of `Training` under the heading optimiser. Those of `UNSWITCHED` are shown at the stages, the rest is
+schedule."""
 OWN = ("name", "first_epoch", "last_epoch", "losses", "teacher_name", "initial", "source")
 """Fields of `Stage` that each stage has in its own entry."""
 
@@ -181,7 +183,7 @@ def _stage(plan: Plan, run: Run, stage: Stage, first: Stage, origins: Origins) -
 
 
 def _differences(spec: Any, usual: Any, above: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted place, value) of what a spec has otherwise than `usual`; without a teacher there is nothing to distil."""
+    """(dotted path, value) of each field in which a spec differs from `usual`; no `distillation` without a teacher."""
     for field in dataclasses.fields(spec):
         value, other = getattr(spec, field.name), getattr(usual, field.name)
         if value == other or (not above and field.name in OWN):

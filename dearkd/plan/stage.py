@@ -1,7 +1,7 @@
-"""What a record stores and compares: a `Stage`, one job of training, and a `Source`, a set of synthetic images.
+"""The specs that records store: a `Stage` is one job of training, a `Source` is a set of synthetic images.
 
-Both are frozen and fully resolved. Their parts are in `data`, `model`, `training`, `teacher` and `synthesis`, whose
-defaults are the paper's, or where it is silent those of docs/decisions.md. All of them can be imported from here.
+Both are frozen and fully resolved. Their parts are in `data`, `model`, `training`, `teacher` and `synthesis`. Defaults
+are the paper's, or those of docs/decisions.md where the paper gives none. All parts can be imported from here.
 """
 
 import dataclasses
@@ -100,7 +100,7 @@ RESERVED = ("metrics", "predictions", "evaluate")
 
 @spec
 class Stage:
-    """One job of training, whatever the method: everything but the seed and the hardware."""
+    """One job of training, for any method: everything but the seed and the hardware."""
 
     name: Name
     model: Model
@@ -117,9 +117,9 @@ class Stage:
     teacher: Teacher | None = None
     distillation: Distillation | None = None
     initial: "tuple[Stage, ...]" = ()
-    """Set: it starts from the weights at the end of these stages, of the same seed, with a new classifier."""
+    """If set, training starts from the weights at the end of these stages, of the same seed, with a new classifier."""
     source: "Source | None" = None
-    """Set: the training images are synthetic; validation and test images stay those of `data`."""
+    """If set, the training images are synthetic. Validation and test images stay those of `data`."""
     shards: Whole = 0
     """The first so many shards of the source; 0: all."""
     training: Training
@@ -164,7 +164,7 @@ class Stage:
 
 @spec
 class Source:
-    """One set of synthetic images, everything but the seed: which terms, in what pixels, from which teacher."""
+    """One set of synthetic images without the seed: loss terms, pixel format and teacher."""
 
     name: str
     terms: tuple[tuple[str, Weight], ...]
@@ -177,7 +177,7 @@ class Source:
     student: tuple[Stage, ...] = ()
     """ADI: how the student that competes in the first round was trained."""
     verifier: Teacher | None = None
-    """ADI: the CNN that competes in its place."""
+    """ADI: the CNN that competes instead of a student."""
 
     def __post_init__(self) -> None:
         for term, _ in self.terms:

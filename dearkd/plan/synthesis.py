@@ -1,4 +1,4 @@
-"""How images are made out of a teacher: by which terms, and how these are minimised."""
+"""Synthesis of images from a teacher: the loss terms and how they are minimised."""
 
 import dataclasses
 from typing import Annotated, Literal
@@ -42,14 +42,14 @@ class Phase:
 
 @spec
 class Fast:
-    """A generator that a few iterations adapt to each batch, from a start that all batches share.
+    """A generator that a few iterations adapt to each batch. All batches start from the same learned weights.
 
-    Defaults are those of Fast-Datafree (Fang et al., AAAI 2022) for CIFAR, but where it keeps learning its start while
-    the student trains: here the start is learned first, in rehearsals, and then stays.
+    Defaults are those of Fast-Datafree (Fang et al., AAAI 2022) for CIFAR. Fast-Datafree keeps learning the start while
+    the student trains. Here it is learned first, in rehearsals, and then stays fixed.
     """
 
     rehearsals: Whole = 220
-    """Batches that only teach the shared start; each job that makes images has them first."""
+    """Number of batches that only train the shared start. Each job that makes images begins with them."""
     iterations: Count = 5
     """Number of iterations of a batch, also in a rehearsal."""
     lr: Positive = 3e-3
@@ -63,7 +63,7 @@ class Fast:
     upsamplings: Annotated[int, Within(0, 8)] = 2
     """How often the generator doubles the side of its code."""
     images: Whole = 0
-    """How many images; 0, here and below: as the other methods have it."""
+    """Number of images. Here and below 0 means the value of the other methods."""
     per_class: Whole = 0
     shard_batches: Whole = 0
     ce: Weight = 0.0
@@ -72,9 +72,9 @@ class Fast:
 
 @spec
 class Synthesis:
-    """Images out of a teacher: the terms of Eq. 8-13 with their weights, and how they are minimised (Sec. 4).
+    """Synthesis from a teacher: the terms of Eq. 8-13 with their weights, and how they are minimised (Sec. 4).
 
-    Which terms are in is the method's (`SYNTHESIS`); defaults are the paper's, or DeepInversion's.
+    The method decides which terms are used (`SYNTHESIS`). Defaults are the paper's, or DeepInversion's.
     """
 
     teacher: str = "main"
@@ -105,7 +105,7 @@ class Synthesis:
     feature: Literal["pooled", "logits"] = "pooled"
     """Latent code in which easy positives and triplets are compared: pooled penultimate features, or logits."""
     feature_norm: bool = True
-    """Bring the code to length 1, so that Eq. 11 is bounded; raw codes swamp every other term."""
+    """Scale the code to length 1, so that Eq. 11 is bounded. With raw codes it outweighs all other terms."""
     jitter: Whole = 30
     """Largest shift in pixels at full resolution, rolled around."""
     flip: Share = 0.5
@@ -119,13 +119,13 @@ class Synthesis:
     keep: Literal["last", "best"] = "last"
     """The final iterate, or that of the lowest loss in the last phase, batch by batch."""
     rounds: Annotated[int, Within(1, 100)] = 4
-    """ADI: parts of the set, each made in competition with a student trained on those before. The first competes with
-    the student that learned from DeepInversion's images."""
+    """ADI: number of parts of the set. Each part competes with a student trained on the parts before, and the first
+    with a student trained on DeepInversion's images."""
     student: str = "Ti"
     """ADI: size of the competing DearKD student."""
     verifier: str = ""
-    """ADI: a key of `teachers` that competes in the student's place, as in NVlabs' code. It has seen real images, so
-    what comes out is not data-free, and tables say so."""
+    """ADI: a key of `teachers` that competes instead of a student, as in NVlabs' code. It has seen real images, so the
+    result is not data-free, and tables say so."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Autocast on a GPU; statistics and losses are always fp32."""
     fast: Fast | None = None

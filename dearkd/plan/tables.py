@@ -1,4 +1,4 @@
-"""What is shown: tables and figures, each row and cell resolved to the run behind it."""
+"""Tables and figures, with each row and cell resolved to its run."""
 
 from typing import Literal
 
@@ -25,7 +25,7 @@ Metric = Literal[
     "image_seconds",
     "per_minute",
 ]
-"""What records measure and tables show."""
+"""Metrics that records have and tables show."""
 Kind = Literal[
     "accuracy_against_data",
     "attention_distance",
@@ -44,8 +44,8 @@ class Cell:
 
     keys: Pairs
     run: str
-    """A run, a system whose weights others have trained, or, in a table that reads `diversity`, a set of images;
-    empty: nothing of ours, the paper's number is quoted."""
+    """A run, a pretrained peer or, in a table that reads `diversity`, a set of images. Empty: only the paper's number
+    is quoted."""
     paper: float | None
 
 
@@ -72,9 +72,9 @@ class Table:
     titles: Pairs = ()
     """What is printed for a value of `across`, where that is not the value itself."""
     gap_to: str
-    """Label of the row that the others fall short of, for the metric `gap`; empty: none."""
+    """Label of the row from which the others are subtracted, for the metric `gap`; empty: none."""
     delta_to: str
-    """Label of the row from which the others' difference is counted, for the metric `delta`; empty: none."""
+    """Label of the row that is subtracted from the others, for the metric `delta`; empty: none."""
     also: tuple[Metric, ...]
     """Further metrics, without a number in the paper."""
     note: str

@@ -1,4 +1,4 @@
-"""A CNN that teaches, and what a student learns from it in stage I."""
+"""A teacher (CNN), and what a student learns from it in stage I."""
 
 from typing import Annotated, Any, Literal
 
@@ -19,7 +19,7 @@ class Distillation:
     beta: Weight = 1.0
     """Weight of the hidden loss."""
     kind: Literal["hard", "soft"] = "hard"
-    """What of the teacher's answer is learned: its decision (Eq. 5), or its distribution at `temperature`."""
+    """What the logit loss learns: the teacher's hard label (Eq. 5), or its distribution at `temperature`."""
     temperature: Positive = 3.0
     """Divisor of the logits for `kind: soft`; 3 in DeiT's soft distillation."""
     pairs: Annotated[tuple[tuple[Count, Annotated[int, Within(-9)]], ...], Several(1)] = ((4, 2),)
@@ -31,7 +31,7 @@ class Distillation:
     pooled_head: Literal["separate", "shared"] = "separate"
     pool_before_norm: bool = False
     freeze_rpe: bool = False
-    """Keep alpha and delta fixed in stage II; 'unchanged' in Sec. 3.2 is read as: still there, still learning."""
+    """Keep alpha and delta fixed in stage II. We read 'unchanged' in Sec. 3.2 as still present and still learning."""
 
     def __post_init__(self) -> None:
         blocks = [block for block, _ in self.pairs]
@@ -41,12 +41,12 @@ class Distillation:
 
 @spec
 class Teacher:
-    """A CNN, from timm by its full tag or trained by the workflow first, and the accuracy it must show."""
+    """A CNN, from timm by its full tag or trained by the workflow, and the accuracy that it must have."""
 
     model: Timm
     args: Pairs = ()
     top1: Percent
-    """Expected top-1 in percent; training with a teacher further than `tolerance` from it is refused."""
+    """Expected top-1 in percent. A teacher whose top-1 differs by more than `tolerance` is refused."""
     tolerance: Percent = 0.3
     gate: Literal["validation", "test"] = "validation"
     weights: str = ""
@@ -55,7 +55,7 @@ class Teacher:
     sha256: Sha256 = ""
     """Expected sha256 over names and values of weights from elsewhere, `state_sha256` in a record; empty: any."""
     training: Training | None = None
-    """Set: the workflow trains it, on all training images, with seed 0."""
+    """If set, the workflow trains it, on all training images, with seed 0."""
     start: str = ""
     """Weights from which that training starts, the classifier being new: `timm` for those of its tag, or a local file;
     empty: none."""
@@ -64,13 +64,13 @@ class Teacher:
     std: tuple[Annotated[float, Within(0, 255, above=True)], ...] = ()
     """Their standard deviation, given together with `mean`."""
     image_size: Annotated[int, Within(0, 8192)] = 0
-    """Side in pixels to which the teacher's images are resized; 0: it sees the student's. One that the workflow trains
-    learns from images of this side."""
+    """Image size in pixels to which the teacher's images are resized; 0: the student's. A teacher that the workflow
+    trains learns at this size."""
     channels: Annotated[int, Within(0, 3)] = 0
     """1 or 3, where its first convolution does not have the channels of the data; 0: it has them."""
     outputs: tuple[Any, ...] = ()
-    """Class folder that each output stands for, in order, where that is not the sorted order of the folders. There may
-    be more outputs than folders. `[numeric]`: the folders in the order of the numbers in their names."""
+    """The class folder of each output, in order, if that is not the sorted order of the folders. There may be more
+    outputs than folders. `[numeric]`: the folders in the order of the numbers in their names."""
 
     def __post_init__(self) -> None:
         self._check_pixels()
@@ -83,7 +83,7 @@ class Teacher:
             raise InputError(f"teacher {self.model} has start but no training; weights as they are stand in `weights`")
 
     def _check_pixels(self) -> None:
-        """What is said about weights from elsewhere must fit itself, and a training of ours must need none of it."""
+        """Check that settings of given weights fit each other, and that a training of ours has none of them."""
         own = [name for name in ("mean", "std", "channels", "outputs") if getattr(self, name)]
         if own and self.training is not None:
             raise InputError(

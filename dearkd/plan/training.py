@@ -26,10 +26,10 @@ class Augment:
     """timm: `timm.data.create_transform`, per image. affine: shift, rotate and zoom of a whole batch in memory."""
     decode: Literal["full", "reduced"] = "full"
     """full: crop and resize in PIL, as timm does. reduced: the same crop of a JPEG file that is decoded no larger than
-    the crop needs; pixels differ by at most 2 of 255, after a reduction by another filter's (timm)."""
+    the crop needs (timm). Pixels differ by at most 2 of 255; where the file is decoded smaller, by another filter."""
     finish: Literal["loader", "device"] = "loader"
-    """Where an image is normalised and erased. loader: on the CPU that decodes it, as timm does. device: where it is
-    learned from, so that a quarter of the bytes cross the bus; other patches are erased (timm)."""
+    """Where an image is normalised and erased. loader: on the CPU that decodes it, as timm does. device: on the
+    training device, so that a quarter of the bytes are copied; other patches are erased (timm)."""
     crop_scale: tuple[Share, Share] = (0.08, 1.0)
     flip: Share = 0.5
     auto: Policy = "rand-m9-mstd0.5-inc1"
@@ -66,7 +66,7 @@ class Training:
 
     epochs: Annotated[int, Within(1, 1_000_000)] = 300
     stage1_epochs: Whole = 250
-    """Epoch at which DearKD goes over to stage II (250 of 300, 800 of 1000)."""
+    """Epoch at which DearKD switches to stage II (250 of 300, 800 of 1000)."""
     batch: Count = 2048
     micro_batch: Count = 256
     """Unit of randomness and of work: one forward pass. Results do not depend on how many processes share
@@ -90,7 +90,7 @@ class Training:
     stage2_peak: Positive = 1.0
     drop_path: Part = 0.1
     subset_schedule: Literal["iterations", "epochs"] = "iterations"
-    """On a fraction of the data: as many iterations as on all of it, or as many epochs."""
+    """On a fraction of the data: as many iterations, or as many epochs, as on all of it."""
     validate_every: Count = 1
     """Epochs between two validations (and attention distances) in the curve; the last epoch always has one."""
     ema: Part = 0.0
@@ -98,8 +98,8 @@ class Training:
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Autocast on a GPU; on a CPU always fp32."""
     compile: Literal["off", "blocks"] = "off"
-    """blocks: torch.compile of the student's blocks, or of a CNN as a whole, and of the teacher's stages; it rounds
-    otherwise."""
+    """blocks: torch.compile of the student's blocks, or of a CNN as a whole, and of the teacher's stages. Rounding
+    differs."""
     augment: Augment = dataclasses.field(default_factory=Augment)
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
-"""Records held against the plan, their own place, the records before them and the files beside them.
+"""Checks of records against the plan, their path, the records before them and the files beside them.
 
-Every reader of a record asks here: what is stale, forged, copied or damaged is refused with the way out, never used.
+Every reader of a record calls these checks. A stale, forged, copied or damaged record is refused with the way out.
 """
 
 import csv
@@ -19,7 +19,8 @@ from dearkd.plan.stage import Data, Source, Stage, Teacher
 from dearkd.schema import InputError, Stale, build, to_json
 
 ROUNDING = 1e-3
-"""Percent by which an accuracy in single precision may differ from its count; one image of 50,000 is twice that."""
+"""Percent by which an accuracy in single precision may differ from its exact value; one image of 50,000 is twice
+that."""
 
 
 def stages(plan: Plan, run: Run, seed: int, until: str = "") -> list[dict[str, Any]]:
@@ -45,7 +46,7 @@ def stages(plan: Plan, run: Run, seed: int, until: str = "") -> list[dict[str, A
 def _joined(
     plan: Plan, run: Run, seed: int, stage: Stage, values: dict[str, Any], before: dict[str, Any] | None
 ) -> None:
-    """Refuse a stage's record that does not belong to what the stage was made from."""
+    """Refuse a stage's record whose inputs are not those of today."""
     path = plan.paths.stage(run.name, seed, stage.name)
     _same_data(plan, path, stage, seed, values["data"])
     if before and values["previous_sha256"] != before["weights_sha256"]:
@@ -63,7 +64,7 @@ def _joined(
 
 
 def _same_data(plan: Plan, path: Path, stage: Stage, seed: int, seen: dict[str, Any]) -> None:
-    """Refuse a stage's record whose data set, or list of images, is another than the one written down now."""
+    """Refuse a stage's record whose data set or list of images is not the one that is recorded now."""
     listed = plan.paths.subsets(stage.data_name) / f"{stage.subset(seed)}.txt"
     _seen(plan, path, stage.data_name, seen["sha256"])
     if stage.source or not listed.is_file():
@@ -74,7 +75,7 @@ def _same_data(plan: Plan, path: Path, stage: Stage, seed: int, seen: dict[str, 
 
 
 def _seen(plan: Plan, path: Path, name: str, sha256: dict[str, str] | None) -> None:
-    """Refuse a record of other images of data set `name` than are listed now; None: it is older than that field."""
+    """Refuse a record of other images of data set `name` than are listed now. None: the record has no such field."""
     listed = plan.paths.subsets(name) / "data.json"
     if not sha256 or not listed.is_file():
         return
@@ -84,7 +85,7 @@ def _seen(plan: Plan, path: Path, name: str, sha256: dict[str, str] | None) -> N
 
 
 def evaluation(plan: Plan, run: Run, seed: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """(records of a run's stages, record of its evaluation), the accuracy counted anew from its predictions."""
+    """(records of a run's stages, record of its evaluation). The accuracy is computed again from its predictions."""
     path = plan.paths.metrics(run.name, seed)
     values = _read(plan, path, path)
     trained = stages(plan, run, seed)
@@ -99,7 +100,7 @@ def evaluation(plan: Plan, run: Run, seed: int) -> tuple[list[dict[str, Any]], d
 
 
 def _counted(plan: Plan, path: Path, values: dict[str, Any]) -> None:
-    """Refuse an accuracy that its predictions do not give."""
+    """Refuse an accuracy that does not follow from its predictions."""
     lines = rows(path.with_name("predictions.csv"))
     if len(lines) != values["data"]["images"]:
         raise stale(plan, path, f"it tells of {values['data']['images']} images, its predictions.csv of {len(lines)}")
@@ -117,7 +118,7 @@ def _is_near(said: float, counted: float) -> bool:
 
 
 def teacher(plan: Plan, name: str) -> dict[str, Any]:
-    """The record of a teacher; refused when the scale names another one now."""
+    """The record of a teacher. It is refused if the scale names another teacher now."""
     path = plan.paths.teacher(name)
     values = _read(plan, path, path)
     with record.whole(path):
@@ -130,7 +131,7 @@ def teacher(plan: Plan, name: str) -> dict[str, Any]:
 
 
 def shard(plan: Plan, name: str, seed: int, index: int) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """(record, lines of its CSV) of a shard of a source's images; refused where record, plan and CSV differ."""
+    """(record, lines of its CSV) of a shard of a source's images. They are refused if record, plan and CSV differ."""
     path, source = plan.paths.shard(name, seed, index), plan.sources[name]
     values, manifest = _read(plan, path, path), path.with_suffix(".csv")
     with record.whole(path):
@@ -151,7 +152,7 @@ def shard(plan: Plan, name: str, seed: int, index: int) -> tuple[dict[str, Any],
 
 
 def labels(plan: Plan, name: str, seed: int, index: int) -> dict[str, Any]:
-    """The record of a shard of a teacher's labels; refused where its recipe, epochs or teacher are others now."""
+    """The record of a shard of a teacher's labels. It is refused if its recipe, epochs or teacher are not today's."""
     path, spec, each = plan.paths.labels(name, seed, index), plan.labels[name], plan.scale.label_epochs
     values = _read(plan, path, path)
     with record.whole(path):
@@ -194,7 +195,7 @@ def diversity(plan: Plan, name: str, seed: int) -> dict[str, Any]:
 
 
 def pretrained(plan: Plan, label: str) -> dict[str, Any]:
-    """The record of the evaluation of a system that others have trained."""
+    """The record of the evaluation of a pretrained peer."""
     path = plan.paths.pretrained(label)
     values = _read(plan, path, path)
     with record.whole(path):
@@ -231,7 +232,7 @@ def described(plan: Plan, name: str, path: Path, verb: str) -> dict[str, Any]:
 
 
 def is_stale(check: Callable[[], Any]) -> bool:
-    """Whether one of these functions finds a record of another plan. What cannot be read at all is not stale."""
+    """Whether one of these functions finds a record of another plan. A record that cannot be read is not stale."""
     try:
         check()
     except Stale:
@@ -256,7 +257,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def _read(plan: Plan, path: Path, wanted: Path) -> dict[str, Any]:
-    """A record; where it is missing, the sentence says how `wanted`, and all that it needs, is made."""
+    """A record. If it is missing, the error says how `wanted` and all that it needs are made."""
     if not path.is_file():
         raise InputError(f"{path}: record is missing; make it with `{commands.target(plan, wanted)}`")
     return record.read(path)
@@ -278,7 +279,7 @@ def _as_planned(plan: Plan, path: Path, recorded: list[Any], planned: tuple[Stag
 
 
 def _unchanged(plan: Plan, path: Path, cls: type, recorded: Any, planned: Any) -> None:
-    """Refuse a recorded spec that differs from the planned one; a field that it does not know has its default."""
+    """Refuse a recorded spec that differs from the planned one. A field that an old record lacks has its default."""
     try:
         known: Any = build(cls, recorded, "recorded")
         changed = record.differences(to_json(known), to_json(planned)) if known != planned else []
@@ -289,5 +290,5 @@ def _unchanged(plan: Plan, path: Path, cls: type, recorded: Any, planned: Any) -
 
 
 def stale(plan: Plan, path: Path, why: str) -> Stale:
-    """The refusal of a record, with the commands that make it again, and what follows from it in its run."""
+    """Return the error for a record, with the commands that make it and all later stages of its run again."""
     return Stale(f"{path}: stale record ({why}); make it again: {' && '.join(commands.again(plan, path))}")
