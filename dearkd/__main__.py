@@ -1,4 +1,4 @@
-"""python -m dearkd VERB: every job of the workflow is a command for a person, a test and a cluster."""
+"""python -m dearkd VERB runs one verb, such as a job of the workflow, by hand, in a test or on a cluster."""
 
 import argparse
 import contextlib

@@ -1,4 +1,4 @@
-"""Numpy arrays out of a pickle that runs nothing."""
+"""Numpy arrays from a pickle, without running code."""
 
 import io
 import pickle
@@ -15,7 +15,7 @@ HARMLESS = {
     ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
     ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
 }
-"""What a pickle of arrays may name."""
+"""The names that a pickle of arrays may have."""
 
 
 class Arrays(pickle.Unpickler):

@@ -24,7 +24,7 @@ class Verb(NamedTuple):
     """Whether it needs torch, and may take GPUs."""
     scale: bool = True
     own: tuple[Argument, ...] = ()
-    """Arguments for a CNN of one's own, without a scale."""
+    """Arguments for a CNN of the user's, without a scale."""
 
 
 def _seed(text: str) -> int:

@@ -9,7 +9,7 @@ from dearkd.schema import default
 
 
 def deviations(value: Any) -> Any:
-    """The spec as JSON values without fields at their default, so that a new knob changes no old run."""
+    """The spec as JSON values without fields at their default, so that a new setting changes no old fingerprint."""
     if dataclasses.is_dataclass(value):
         return {
             f.name: deviations(getattr(value, f.name))

@@ -1,4 +1,4 @@
-"""Randomness by construction: every random choice has a key, a function of its place in training (docs/decisions.md).
+"""Random numbers with keys: the key of each random choice is a function of its place in training (docs/decisions.md).
 
 Nothing depends on how often a generator was used before, so results do not depend on the number of workers, processes
 or restarts, and methods with the same seed see the same images.

@@ -1,4 +1,4 @@
-"""What a value in YAML may have been meant as, so that a refusal can say what to write."""
+"""Guesses what a wrong value in YAML was meant to be, so that an error message can say what to write."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from dearkd.ranges import Within
 
 
 def meanings(value: Any) -> Iterator[Any]:
-    """What a value may stand for: `off` for 0 or none, `0,5` for 0.5, 2000.0 for 2000, 3 for "3" or [3]."""
+    """Yield what a value may mean: `off` is 0 or none, `0,5` is 0.5, 2000.0 is 2000, 3 is "3" or [3]."""
     if value is False:
         yield from (0, "none")
     elif value is None:

@@ -1,7 +1,7 @@
 """Progress of long work: a bar on a terminal, plain lines in a log.
 
-Output that cannot be written never ends the work: a reader that leaves and a terminal that closes ask the process to
-stop (`dearkd.stop`), and a log on a full disk misses lines.
+Output that cannot be written never aborts the work. If its reader leaves or its terminal closes, the process is asked
+to stop (`dearkd.stop`). A log on a full disk misses lines.
 """
 
 import contextlib
@@ -17,7 +17,8 @@ class Progress:
     """Counts steps of one job; the first process shows it, the others stay silent.
 
     Args:
-        title: what is being done. total, done: steps in all, and behind us already. shown: whether to show anything.
+        title: name of the work. total, done: number of steps, and of those already done. shown: whether to show
+        anything.
     """
 
     def __init__(self, title: str, total: int, done: int = 0, shown: bool = True) -> None:
@@ -54,7 +55,7 @@ class Progress:
             self.line(f"step {done} of {self.total}")
 
     def line(self, text: str) -> None:
-        """A line that stays. In a log, which has no bar, it ends with how far the work is."""
+        """Print a line that stays. In a log, which has no bar, the line ends with the progress."""
         if self.shown:
             self.told = time.monotonic()
             with contextlib.suppress(OSError):

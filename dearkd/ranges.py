@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 LARGEST = 2**32 - 1
-"""Limit of a number without another limit. No count or weight of ours is near it."""
+"""Limit of a number without another limit, far above any count or weight."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Within:
-    """A number from `low` to `high`, which a field's type names: `Annotated[int, Within(1)]`. NaN lies in no range.
+    """A number from `low` to `high`, which a field's type names: `Annotated[int, Within(1)]`. NaN is in no range.
 
     above, below: the limit itself is left out.
     """
@@ -64,7 +64,7 @@ Weight = Annotated[float, Within(0)]
 Positive = Annotated[float, Within(0, above=True)]
 Share = Annotated[float, Within(0, 1)]
 Part = Annotated[float, Within(0, 1, below=True)]
-"""A share that is never all."""
+"""A share from 0 to below 1."""
 Seed = Annotated[int, Within(0, LARGEST)]
 Percent = Annotated[float, Within(0, 100)]
 Name = Annotated[str, Matches(r"\w[\w.+-]{0,99}", "it becomes part of paths: letters, digits and _ . + - only")]

@@ -41,8 +41,8 @@ SOURCES = ("dearkd", "workflow", "Snakefile", "paper")
 def write(path: Path, values: dict[str, Any], beside: Mapping[str, disk.Content] | None = None) -> None:
     """Write a record so that it is whole or absent, after the files `beside` it, by name, whose sha256 it holds.
 
-    Its last line is the sha256 of the rest, by which `read` knows that nobody changed it. Raises InputError when the
-    place cannot be written.
+    Its last line is the sha256 of the rest, by which `read` finds changes. Raises InputError if the file cannot be
+    written.
     """
     values = {k: v for k, v in values.items() if k != SEAL}
     if beside:
@@ -54,7 +54,7 @@ def write(path: Path, values: dict[str, Any], beside: Mapping[str, disk.Content]
 def read(path: Path) -> dict[str, Any]:
     """The record at `path`; InputError when it is missing, not as written, or a file beside it is not the one it names.
 
-    Records from before they held their own sha256, and those of the files beside them, are taken as they are.
+    Older records without these sha256 are not checked.
     """
     try:
         values = json.loads(path.read_text())
@@ -79,18 +79,18 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def kind(values: Mapping[str, Any]) -> str:
-    """What a record is of: one of `TOLD_BY`. Those from before records said so are told by a field of theirs."""
+    """Return the kind of a record, one of `TOLD_BY`. In older records a field tells the kind."""
     return values.get("kind") or next((kind for kind, field in TOLD_BY.items() if field in values), "")
 
 
 def seconds(values: Mapping[str, Any]) -> float:
-    """Seconds that all attempts at a job took. Records from before attempts were counted have those of one."""
+    """Return the seconds that all attempts at a job took. Older records have the seconds of one attempt."""
     return values["seconds_all"] if "seconds_all" in values else values["seconds"]
 
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[None]:
-    """Fields of a record that are missing or of another type become an InputError that names it."""
+    """Context in which missing fields of a record, or fields of another type, raise an InputError that names it."""
     try:
         yield
     except KeyError as error:
@@ -106,7 +106,7 @@ def _seal(values: dict[str, Any]) -> str:
 
 
 def differences(recorded: Any, planned: Any, where: str = "") -> list[str]:
-    """Dotted keys at which a recorded spec and today's differ, as sentences 'key: recorded, now planned'.
+    """Yield the differences between a recorded spec and today's, as sentences 'key: recorded, now planned'.
 
     Both have every field; the caller fills in the defaults of those that came later than a record.
     """
@@ -167,7 +167,7 @@ def _device_name() -> str:
 
 
 def _program() -> str:
-    """What `sys.argv` belongs to; a process that the server of `dearkd warm` has forked calls itself dearkd."""
+    """Return the command of `sys.argv`. A process that was forked by `dearkd warm` calls itself dearkd."""
     path = Path(sys.argv[0])
     ours = path.parent.name == "dearkd" or path.name == "dearkd"
     return "python -m dearkd" if ours else f"python {Path(*path.parts[-2:])}"

@@ -1,4 +1,4 @@
-"""Strict reading of YAML into frozen dataclasses: one clear sentence for whatever does not fit."""
+"""Strict reading of YAML into frozen dataclasses. Each mistake is one clear sentence."""
 
 import contextlib
 import dataclasses
@@ -22,15 +22,15 @@ Pairs = tuple[tuple[str, Any], ...]
 
 
 class InputError(Exception):
-    """A mistake in what the user gave; its text is one sentence that names the file or key and the way out."""
+    """A mistake in the user's input. Its text is one sentence that names the file or key and the way out."""
 
 
 class Stale(InputError):
-    """A record that does not fit the plan of today: its job must run again."""
+    """A record that does not match today's plan, so its job must run again."""
 
 
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
-"""Characters that no file name and no text of ours has: controls but for tab and line feed, and halves of a pair."""
+"""Characters that file names and texts may not have: controls except tab and line feed, and single surrogates."""
 
 
 @typing.dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -111,7 +111,7 @@ def _apply(check: Check | None, value: Any, where: str) -> None:
 
 
 def shown(value: Any) -> str:
-    """A value on one short line, for a sentence."""
+    """Return a value as one short line, for a message."""
     try:
         text = repr(list(value) if isinstance(value, tuple) else value)
     except ValueError:  # Python refuses to print integers of more than 4,300 digits
@@ -160,7 +160,7 @@ def build(cls: type[T], values: Any, where: str) -> T:
 
 
 def _instead(cls: type, field: dataclasses.Field, value: Any) -> str:
-    """What to write where a field does not take a value as people write it in YAML; empty where nothing would do."""
+    """Return what to write instead of a value that a field refuses; empty if nothing fits."""
     for meant in meanings(value):
         with contextlib.suppress(InputError):
             converted = convert(_hints(cls)[field.name], meant, "")

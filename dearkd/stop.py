@@ -5,7 +5,7 @@ import signal
 from collections.abc import Iterator
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGURG, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE)
-"""By hand, before a cluster's time limit, when the terminal closes, when the reader of the output leaves (`| head`)."""
+"""Signals: by hand, before a cluster's time limit, when the terminal closes, when the output's reader leaves."""
 
 
 class Interrupted(Exception):

@@ -1,4 +1,4 @@
-"""DearKD in a training script of one's own: `from dearkd.task import DearKDTask` (docs/model.md)."""
+"""DearKD in your own training script: `from dearkd.task import DearKDTask` (docs/model.md)."""
 
 from dearkd.train.task import DearKDTask
 

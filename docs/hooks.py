@@ -1,5 +1,5 @@
-"""What mkdocs needs beside docs/: README, CONTRIBUTING and CHANGELOG as pages, a reference page for each module, and
-every file of the repository that a page links to. So a link works on GitHub and on the site, and nothing stands twice.
+"""mkdocs pages from outside docs/: README, CONTRIBUTING and CHANGELOG, a reference page for each module, and every file
+of the repository that a page links to. So each link works on GitHub and on the site, and no text exists twice.
 """
 
 import posixpath
@@ -15,7 +15,7 @@ SHOWN = {".py": "python", ".yaml": "yaml", ".cff": "yaml"}
 
 
 def on_files(files, config):
-    """Add the pages that do not lie in docs/ and, page by page, what they link to."""
+    """Add the pages that are not in docs/ and, page by page, the files that they link to."""
     modules = [p.with_suffix("").parts[1:] for p in Path("dearkd").rglob("*.py") if p.stem != "__init__"]
     modules = sorted(".".join(parts) for parts in modules)
     index = "# Reference\n\nFrom the docstrings, a page for each module.\n\n"

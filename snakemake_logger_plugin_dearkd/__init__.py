@@ -1,4 +1,4 @@
-"""`snakemake --logger dearkd`: where Snakemake looks for the view of `dearkd.jobs.live`."""
+"""The plugin of `snakemake --logger dearkd`, which is the view of `dearkd.jobs.live`."""
 
 from dearkd.jobs.live import LogHandler
 

@@ -1,1 +1,1 @@
-"""Where pixels come from: data sets, their subsets, augmentation and order."""
+"""Images: data sets, their subsets, augmentation and order."""

@@ -1,4 +1,4 @@
-"""Micro-batches on their way to the device: copied ahead of need, and finished there where the recipe asks for it."""
+"""Micro-batches on the device: copied ahead of use, and normalised and erased there if the recipe says so."""
 
 import contextlib
 from collections.abc import Iterable, Iterator

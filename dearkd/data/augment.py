@@ -64,7 +64,7 @@ class Transform:
         return self.crop(self._whole(images, index, lambda: images.open(index, self.data.channels)))
 
     def _whole(self, images: Images, index: int, decode: Callable[[], Image.Image]) -> Image.Image:
-        """The image at full size, decoded once for the copies of it that a micro-batch has one after the other."""
+        """The image at full size, decoded once for copies that follow each other in a micro-batch."""
         if self.kept is None or self.kept[0] is not images or self.kept[1] != index:
             self.kept = images, index, decode()
         return self.kept[2]
@@ -106,7 +106,7 @@ def loaded(image: Image.Image) -> Image.Image:
 
 
 def reduce(image: Image.Image, times: int) -> float:
-    """Set a JPEG file to be decoded at 1/2, 1/4 or 1/8, the least that is at least 1/times, and return its inverse."""
+    """Set a JPEG file to be decoded at 1/2, 1/4 or 1/8, the smallest that is at least 1/times; return 2, 4 or 8."""
     if times < 2:
         return 1.0
     width = image.width

@@ -1,8 +1,8 @@
-"""Synthesis in few iterations: batches drawn by copies of one generator, from a start that rehearsals have taught.
+"""Synthesis in few iterations: copies of one generator draw the batches; rehearsals have trained the generator.
 
-The iterations are those of `Inversion`: same terms, augmentation and schedule; what they move is a generator and its
-codes instead of pixels. All of a shard's rehearsals come before its first image and have keys of their own, so that
-each batch depends on source and seed alone, as with the other methods.
+The iterations are those of `Inversion`, with the same terms, augmentation and schedule. They change a generator and its
+codes instead of pixels. All rehearsals of a shard come before its first image and have keys of their own, so each batch
+depends only on source and seed, as with the other methods.
 """
 
 import copy
@@ -21,7 +21,7 @@ from dearkd.plan.stage import Fast, Source
 
 
 def rehearsals(source: Source) -> range:
-    """The batches that only teach the shared start: numbers below 0, so that no image has their keys."""
+    """The batches that only train the shared start. Their numbers are below 0, so that no image has their keys."""
     return range(-source.recipe.fast.rehearsals if source.recipe.fast else 0, 0)
 
 
@@ -35,14 +35,14 @@ def begin(
     start: "Start | None",
     device: torch.device,
 ) -> Inversion:
-    """A group of batches at its first iteration: of pixels, or where there is a start, of copies of it."""
+    """A group of batches at its first iteration: pixels or, if there is a shared start, copies of it."""
     if start is None:
         return Inversion(source, seed, batches, labels, teacher, student, device)
     return Drawing(source, seed, batches, labels, teacher, start, device)
 
 
 class Start:
-    """The generator from which every batch of a set starts; its optimiser; how many rehearsals have taught it."""
+    """The generator from which every batch of a set starts, its optimiser, and the number of finished rehearsals."""
 
     def __init__(self, source: Source, fast: Fast, seed: int, device: torch.device) -> None:
         data, random, self.fast = source.data, torch_generator(seed, "synthesis generator"), fast
@@ -53,7 +53,7 @@ class Start:
         self.rehearsed = 0
 
     def learn(self, rehearsal: "Drawing") -> None:
-        """One step of the start, by the gradients of a finished rehearsal, which is a group of one batch."""
+        """Take one step of the start with the gradients of a finished rehearsal, which is a group of one batch."""
         for parameter, gradient in zip(self.network.parameters(), first_order(rehearsal.gradients), strict=True):
             parameter.grad = gradient
         self.optimiser.step()
@@ -75,7 +75,7 @@ class Start:
 
 
 class Drawing(Inversion):
-    """A group of batches, each drawn by its own copy of the start from its own codes; Adam moves copy and codes."""
+    """A group of batches. A copy of the start draws each batch from its own codes; Adam changes copy and codes."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class Drawing(Inversion):
         self.gradients: list[list[Tensor]] = []
 
     def advance(self) -> None:
-        """One step of all copies and codes; the images are then drawn anew. InputError as `Inversion.advance`."""
+        """Take a step of all copies and codes and draw the images again. InputError as in `Inversion.advance`."""
         self.images = self._drawn()
         super().advance()
         if self.batches[0] < 0:

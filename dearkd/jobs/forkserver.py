@@ -1,4 +1,5 @@
-"""A server that has torch imported and forks a job for each request. On a laptop imports are half of a short job.
+"""A server that has imported torch and forks a process for each job. On a laptop imports are half of a short job's
+time.
 
 `python -m dearkd warm snakemake -c2 …` runs a command in whose jobs `python -m dearkd …` only asks for a fork. Nothing
 else changes: a job has its own process, folder, environment, umask, limits, output and exit status, and receives
@@ -213,7 +214,7 @@ def _leave_with_the_client(connection: socket.socket) -> None:
 
 
 def _user(connection: socket.socket) -> int:
-    """Who the process on the other side runs as."""
+    """Return the user id of the process on the other side."""
     _, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return user
 
@@ -224,7 +225,7 @@ def _kill(process: int, number: int) -> None:
 
 
 def _exactly(connection: socket.socket, size: int) -> bytes:
-    """So many bytes; OSError when the other side leaves before."""
+    """Read so many bytes. Raises OSError if the other side closes before."""
     return b"".join(_pieces(connection, size))
 
 

@@ -1,4 +1,4 @@
-"""The gate of a teacher: checks its accuracy, its order of classes and its pixels, and says what would fit."""
+"""The gate of a teacher checks accuracy, order of classes and normalisation, and says which other values fit."""
 
 import re
 import unicodedata

@@ -1,4 +1,4 @@
-"""Synthetic images from a CNN of the user's own, without a scale and without any image."""
+"""Synthetic images from the user's own CNN, without a scale and without any image."""
 
 import dataclasses
 import time
@@ -205,7 +205,7 @@ def _is_made(out: Path, identity: str) -> bool:
         there = made.get("identity")
     elif half is not None:
         there = half["identity"]
-    else:  # killed before the record was written, or of another making
+    else:  # an earlier call was killed before it wrote the record, or another program made the file
         there = identity if not path.is_file() or checkpoints.kept(identity, path) else "another"
     if there != identity:
         raise InputError(

@@ -1,1 +1,1 @@
-"""Networks and losses: pure torch and timm. Knows no file of a run."""
+"""Networks and losses in torch and timm. No module here reads or writes files of a run."""

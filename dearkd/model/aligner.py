@@ -15,7 +15,7 @@ class Aligner(nn.Module):
     """Reshape, depth-wise convolution, LayerNorm, ReLU, bilinear interpolation, depth-wise convolution, LayerNorm.
 
     Figure 3 names these layers. None of them maps d to c channels, so we add one point-wise convolution. It commutes
-    with the interpolation. It is before it, where it is 4 x cheaper at twice the side.
+    with the interpolation and comes before it, which is 4 x cheaper when the side doubles.
 
     Args:
         dim: width d of the student's tokens.
@@ -60,9 +60,9 @@ class Pointwise(nn.Module):
 class Orthogonal(nn.Module):
     """VkD (Miles et al., CVPR 2024): the mean token through a projector whose rows, or columns, stay orthonormal.
 
-    Such a projector keeps angles and lengths, so that the student and not the projector has to learn. Its parameter
-    holds Householder reflections and, on its diagonal, signs: weight decay would make these 0, and with them the
-    projector, so it gets none.
+    Such a projector keeps angles and lengths, so the student must learn and not the projector. Its parameter has
+    Householder reflections and, on its diagonal, signs. Weight decay would make the signs and thus the projector 0, so
+    the projector has none.
     """
 
     def __init__(self, dim: int, grid: tuple[int, int], channels: int, *_: object) -> None:
@@ -74,4 +74,4 @@ class Orthogonal(nn.Module):
 
 
 ALIGNERS = {"figure3": Aligner, "pointwise": Pointwise, "orthogonal": Orthogonal}
-"""What the losses of `stage.LOSSES` name; all are made from the same five arguments."""
+"""The aligners that `stage.LOSSES` names. All have the same five arguments."""

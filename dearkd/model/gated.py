@@ -3,8 +3,8 @@
     A = (1 - sigmoid(g)) softmax(Q K^T / sqrt(d_h)) + sigmoid(g) softmax(b)
 
 with a gate g for each head and the bias b of MHCA (Eq. 2), whose ConViT form differs by a constant alone. ConViT adds
-its class token behind these blocks. Here it is there from the start, as in DearKD: no patch sees it by position, and it
-attends by content alone.
+its class token after these blocks. Here the class token is in all blocks, as in DearKD. No patch attends to it by
+position, and it attends only by content.
 """
 
 from typing import Any
@@ -42,7 +42,7 @@ class GPSA(MHCA):
     def forward(
         self, x: Float[Tensor, "batch tokens dim"], attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Attend; InputError for a mask, which would have to mean something in both softmaxes."""
+        """Attend. Raises InputError for a mask, which has no defined meaning for two softmaxes."""
         if attn_mask is not None or is_causal:
             raise InputError("rpe.mix: gated takes no attention mask; leave the mask out, or use another rpe.mix")
         q, k, v = self.project(x)

@@ -1,7 +1,7 @@
 """A network that draws images from random codes, for synthesis in few iterations (the method `fast`).
 
-Fast-Datafree (Fang et al., AAAI 2022, github.com/zju-vipa/Fast-Datafree): a generator whose copy a few steps adapt to
-each batch, and whose own weights learn from these steps where copies do best to start. NAYER (Tran et al., CVPR 2024,
+Fast-Datafree (Fang et al., AAAI 2022, github.com/zju-vipa/Fast-Datafree): a few steps adapt a copy of the generator to
+each batch, and the generator learns from these steps to be a good start. NAYER (Tran et al., CVPR 2024,
 github.com/tmtuan1307/NAYER) gives a generator the class as an input. Both repositories were read for their formulas.
 """
 
@@ -62,7 +62,7 @@ class Generator(nn.Module):
 
 
 def first_order(gradients: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """Gradient of a start with respect to what k steps from it reach, to first order: the sum of the steps' gradients.
+    """First-order gradient of the start for the loss after k steps from it: the sum of the steps' gradients.
 
     gradients: of each step, those of the adapted copy's parameters. (First-order MAML as in Fast-Datafree.)
     """

@@ -1,4 +1,4 @@
-"""timm's networks and the weights from a hub. A hub that does not answer is one sentence at once."""
+"""timm's networks and the weights from a hub. If the hub does not answer, one sentence says so at once."""
 
 import contextlib
 import functools

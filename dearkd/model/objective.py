@@ -1,4 +1,4 @@
-"""From a stage's losses to one number: the weighted sum of its terms, each kept by name."""
+"""The objective of a stage: the weighted sum of its losses, with each loss by name."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class Given(NamedTuple):
-    """What a term is a function of."""
+    """The arguments of a loss term."""
 
     outputs: Outputs
     targets: Float[Tensor, "batch classes"]
@@ -49,7 +49,7 @@ class Given(NamedTuple):
 
 
 def needed(value: T | None) -> T:
-    """A value that is there wherever a stage has a loss which needs it (`stage.LOSSES`)."""
+    """Return a value that exists if a stage has a loss that needs it (`stage.LOSSES`)."""
     assert value is not None
     return value
 
@@ -105,7 +105,7 @@ class FeatureScale(nn.Module):
         super().__init__()
         self.mode = mode
         self.known = False
-        """Whether there is a mean square yet; asking the buffer would wait for the device in every step."""
+        """Whether there is a mean square yet. Reading the buffer instead would wait for the device in every step."""
         self.register_buffer("mean_square", torch.zeros(pairs))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -124,7 +124,7 @@ class FeatureScale(nn.Module):
 
     @torch.no_grad()
     def update(self, squares: Float[Tensor, " pairs"]) -> None:
-        """Take over the first mean squares ever given; afterwards move by 1 % towards those of a whole batch."""
+        """Set the first mean squares; afterwards move by 1 % towards those of a whole batch."""
         if self.known:
             self.mean_square.lerp_(squares, 0.01)
         else:

@@ -1,4 +1,4 @@
-"""Any timm CNN as a frozen teacher: its decision, its stage features, and the gate that checks it is the right one.
+"""Any timm CNN as a frozen teacher: its hard label, its features at each stage, and how it is built and probed.
 
 `timm.create_model("regnety_160")` now means weights trained on ImageNet-12k, so a teacher is named by its full tag
 and must reach its published accuracy before anything learns from it.
@@ -101,11 +101,11 @@ class TeacherNetwork(nn.Module):
         return images
 
     def fold(self) -> "TeacherNetwork":
-        """Fold each BatchNorm into the convolution before it: the same network but for rounding, for who only asks it.
+        """Fold each BatchNorm into the convolution before it: the same network up to rounding, for a forward pass only.
 
-        Works on timm's `ConvNormAct`, of which RegNets and the small scales' CNN are made (ResNets are not: they stay
-        as they are). Their early stages are bound by memory, and this saves them a pass over each activation. Weights
-        no longer have their names, and R_BN finds no statistics.
+        It folds timm's `ConvNormAct`, of which RegNets and the small scales' CNN are made; ResNets are not and stay as
+        they are. Early stages are bound by memory, and this saves a pass over each activation. Afterwards weights have
+        other names, and R_BN finds no statistics.
         """
         for block in self.net.modules():
             if isinstance(block, ConvNormAct) and isinstance(block.bn, BatchNormAct2d):

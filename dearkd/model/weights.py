@@ -32,7 +32,7 @@ def load_weights(
 ) -> None:
     """Load a state dict strictly, from safetensors or a plain file of tensors. Nothing is ever unpickled.
 
-    `rename` turns the file's names into the network's. Names that begin as one of `but` are left as they are.
+    `rename` turns the file's names into the network's. Names that begin with one of `but` are left as they are.
     Raises InputError as `read_weights` does, and when the weights are of another network.
     """
     state = read_weights(path)

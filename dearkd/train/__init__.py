@@ -1,1 +1,1 @@
-"""One training: the loop that every stage of every method goes through."""
+"""Training: the one loop that all stages of all methods share."""

@@ -1,4 +1,4 @@
-"""An attempt at a long job: it holds the job's folder, resumes from the newest checkpoint, stops when asked."""
+"""An attempt at a long job. It locks the job's folder, resumes from the newest checkpoint and stops when asked."""
 
 import contextlib
 import time

@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill: each is written whole, its name verifies it, and the last two are kept.
+"""Checkpoints that survive a kill. Each is written atomically, its name has its sha256, and the last two are kept.
 
 They are no outputs of Snakemake, which deletes the outputs of a job that fails.
 """
@@ -21,7 +21,7 @@ from dearkd.train.lease import Lease
 NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.pt")
 KEPT = 2
 FINISHED = "finished.json"
-"""File beside the checkpoints that describes a finished file. From it a lost record is written anew in a second."""
+"""File beside the checkpoints that describes a finished file. With it a lost record is written again in a second."""
 
 
 class Found(NamedTuple):

@@ -1,4 +1,4 @@
-"""`training.compile: blocks`: which parts of a step torch.compile takes, and where what it makes is kept."""
+"""`training.compile: blocks`: the parts of a step that torch.compile compiles, and the folder of the compiled code."""
 
 import os
 from pathlib import Path

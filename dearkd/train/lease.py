@@ -76,7 +76,7 @@ class Lease:
                 self.path.unlink(missing_ok=True)
 
     def check(self) -> None:
-        """Raises InputError when another job has taken the run over, or nobody can tell."""
+        """Raises InputError when another job has taken the run over, or the lease cannot be read."""
         try:
             mine = not self.active or self._is_mine()
         except OSError as error:
@@ -138,7 +138,7 @@ class Lease:
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):
-            # a network file system that hiccups once must not end the beat
+            # one failed access to a network file system must not end the beat
             with contextlib.suppress(OSError):
                 if self._is_mine():
                     os.utime(self.path)

@@ -1,1 +1,1 @@
-"""What each verb of the command line does, as a function of its arguments. Torch is imported where a verb needs it."""
+"""The functions of the command line's verbs. Each imports torch only if it needs it."""

@@ -1,4 +1,4 @@
-"""Verbs that say what is to be trained, and what it costs."""
+"""Verbs that show what will be trained and what it costs."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -40,7 +40,7 @@ def do_show(args: Namespace) -> None:
 
 
 def _cost(plan: Plan, targets: list[str], gpus: int, gpu: str) -> None:
-    """Print what is known beforehand: from rates of GPUs for the paper's architectures, from records for others."""
+    """Print an estimate of the cost: from rates of GPUs for the paper's architectures, from records for others."""
     from dearkd.plan import cost, recorded
     from dearkd.plan.rates import rates
 

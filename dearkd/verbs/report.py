@@ -1,4 +1,4 @@
-"""Verbs that read records: what is done, and what results."""
+"""Verbs that read records: the state of runs, tables, figures, claims and pages."""
 
 from argparse import Namespace
 
