@@ -3,10 +3,11 @@
     python examples/dearkd_in_one_file.py
 
 It prints the accuracy of a CNN that saw 1,000 images (here 99.6 %), and of a DeiT (80.6 %) and a DearKD (94.6 %) that
-saw 250 of them. One seed, and settings chosen with these images in sight: it shows the method and measures nothing.
+saw 250 of them. This is one seed, and the settings were chosen on the same images: it shows the method and is no
+measurement.
 
-A vision transformer learns slowly from few images, because it must find out that neighbouring pixels belong together.
-A CNN is built that way. DearKD (CVPR 2022) hands this over early in training, then lets the transformer go:
+A vision transformer learns slowly from few images, because it must learn that neighbouring pixels belong together. A
+CNN has this built in. DearKD (CVPR 2022) trains the transformer with a CNN first and without it later:
 
     stage I    The student's early blocks attend like convolutions (MHCA) and imitate early features of the CNN. Its
                pooled tokens learn the CNN's decision, its class token learns the label.                       (Eq. 6)
@@ -44,10 +45,10 @@ class Attention(nn.Module):
 
 
 class MHCA(Attention):
-    """Multi-head convolutional attention (Eq. 2 and 3): each head prefers keys at a learned distance from the query.
+    """Multi-head convolutional attention (Eq. 2 and 3): each head prefers keys at a learned offset from the query.
 
     A key d patches away gets the bias -alpha (|d|² - 2 delta · d). With a large alpha, a head sees only the patch at
-    distance delta; nine such heads are a 3 x 3 convolution. The class token has no position and gets no bias.
+    offset delta; nine such heads are a 3 x 3 convolution. The class token has no position and gets no bias.
     """
 
     def __init__(self, heads: int) -> None:
@@ -60,7 +61,7 @@ class MHCA(Attention):
     def bias(self) -> Tensor:
         along = torch.einsum("hx,qkx->hqk", self.delta, self.d)
         bias = -self.alpha[:, None, None] * (self.d.square().sum(-1) - 2 * along)
-        return F.dropout(F.pad(bias, (1, 0, 1, 0)), 0.1, self.training)  # so that no head looks at neighbours alone
+        return F.dropout(F.pad(bias, (1, 0, 1, 0)), 0.1, self.training)  # so that no head sees only neighbours
 
 
 class Block(nn.Module):
@@ -105,9 +106,9 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class StageOne(nn.Module):
-    """What stage I adds and stage II throws away: the aligner (Figure 3) and a classifier of the pooled tokens.
+    """The parts that only stage I has: the aligner (Figure 3) and a classifier of the pooled tokens.
 
-    features: a sample of the CNN's, (batch, channels, height, width), for their shape and scale.
+    features: sample features of the CNN, (batch, channels, height, width), for their shape and scale.
     """
 
     def __init__(self, features: Tensor) -> None:
@@ -138,7 +139,7 @@ def stage_one(
 
 
 def stage_two(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Eq. 7: the labels alone, which is all that a DeiT or a CNN ever sees."""
+    """Eq. 7: the loss on the labels alone, with which a DeiT or a CNN trains too."""
     return F.cross_entropy(model(images)[0], labels, label_smoothing=0.1)
 
 

@@ -1,10 +1,10 @@
-"""DearKD in a training loop of one's own: ten lines that know nothing of DearKD. A minute on a CPU.
+"""DearKD in your own training loop: ten lines that do not depend on DearKD. A minute on a CPU.
 
     python examples/timm_loop.py
 
 `DearKDTask` has the interface of timm's training tasks, so the loop that trains the CNN and a plain DeiT trains DearKD
-too. Any CNN and any data set do; only `digits` below is of this example. What it prints is of one seed and of settings
-chosen with the same images in sight: it shows that the loop works and measures nothing.
+too. Any CNN and any data set will do; only `digits` below belongs to this example. It prints accuracies of one seed,
+with settings chosen on the same images: it shows that the loop works and is no measurement.
 """
 
 import sys
@@ -28,7 +28,7 @@ AUGMENT = v2.RandomAffine(8, translate=(0.12, 0.12), scale=(0.92, 1.08))
 
 
 def train(task: TrainingTask, images: Tensor, labels: Tensor, steps: int, lr: float = 6e-3) -> nn.Module:
-    """Anyone's loop, for any of timm's tasks: returns the trained model."""
+    """Train with any of timm's tasks and return the trained model."""
     task.train()
     optimiser = timm.optim.create_optimizer_v2(
         task.get_trainable_module(), "adamw", lr=lr, weight_decay=0.1, betas=(0.9, 0.99)
@@ -41,7 +41,7 @@ def train(task: TrainingTask, images: Tensor, labels: Tensor, steps: int, lr: fl
         optimiser.step()
         optimiser.zero_grad()
         rate.step()
-        task.update_ema(step + 1)  # also tells the task where it stands
+        task.update_ema(step + 1)  # also tells the task the number of updates
     return task.get_eval_model().eval()
 
 
