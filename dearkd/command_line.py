@@ -60,9 +60,9 @@ GPUS = (
         "--gpu",
         type=float,
         default=0,
-        help="GPUs to take; 0.25: a share of one, beside other jobs; train: a process for each, which share the batch",
+        help="number of GPUs; 0.25: a share of one; train starts a process for each GPU",
     ),
-    _arg("--gpu-percent", type=int, default=100, help="of the GPU that --gpu 1 takes, as Snakemake counts it"),
+    _arg("--gpu-percent", type=int, default=100, help="share of the GPU in percent, with --gpu 1; Snakemake sets it"),
 )
 FOLDER = "tensorboard={}".format
 BOARD = os.environ.get("DEARKD_TENSORBOARD")
@@ -85,9 +85,9 @@ TRACK = (
 OWN_CNN = (
     _arg("--teacher", default="", help="timm tag"),
     _arg("--weights", default="", help="its weights: safetensors or a plain state dict; default: timm's hub"),
-    _arg("--classes", default="", help="a name for each output, in order: comma-separated, or a file of lines"),
-    _arg("--pick", default="", help="names or numbers of the classes wanted, comma-separated; default: all"),
-    _arg("--images", type=int, default=42, help="how many, rounded up to whole batches"),
+    _arg("--classes", default="", help="a name for each output, in order: comma-separated, or one a line in a file"),
+    _arg("--pick", default="", help="names or numbers of the classes to make, comma-separated; default: all"),
+    _arg("--images", type=int, default=42, help="number of images, rounded up to whole batches"),
     _arg("--recipe", default="", help="YAML with the keys of `synthesis` in a scale"),
     _arg("--quick", action="store_true", help="a tenth of the iterations, for a first look"),
     _arg("--image-size", type=int, default=0, help="side in pixels; default: the recipe's, or the tag's"),
@@ -101,7 +101,7 @@ VERBS = {
         "write a study of your own: Snakefile, scale, README",
         (
             _arg("folder"),
-            _arg("--images", type=Path, help="your images, a folder for each class; default: still to be added"),
+            _arg("--images", type=Path, help="your images, a folder for each class; default: you add them later"),
         ),
         scale=False,
     ),
@@ -110,9 +110,9 @@ VERBS = {
         "list the runs of tables and figures, all by default, and what they cost",
         (
             TARGETS,
-            _arg("--gpus", type=int, default=8, help="how many GPUs share the work"),
-            _arg("--gpu", dest="card", default="", help="which: v100 (the paper's), a100, 4090, h100, h200"),
-            _arg("--fingerprints", action="store_true", help="print the identity of what each stage trains"),
+            _arg("--gpus", type=int, default=8, help="number of GPUs that share the work"),
+            _arg("--gpu", dest="card", default="", help="kind of GPU: v100 (the paper's), a100, 4090, h100, h200"),
+            _arg("--fingerprints", action="store_true", help="print the fingerprint of each stage"),
         ),
     ),
     "show": Verb(
@@ -120,7 +120,9 @@ VERBS = {
         "print a run, a teacher or a set of images as YAML: every value, and where it comes from",
         (_arg("name", help="as `plan` lists the runs; deepinversion, adi, df_dearkd; a key of `teachers`"),),
     ),
-    "status": Verb(report.do_status, "list where the runs of tables and figures stand, all by default", (TARGETS,)),
+    "status": Verb(
+        report.do_status, "show which runs of tables and figures are done, running or missing; default: all", (TARGETS,)
+    ),
     "fetch": Verb(
         jobs.do_fetch,
         "bring the weights and public data sets that a scale needs",
@@ -136,7 +138,10 @@ VERBS = {
         heavy=True,
     ),
     "teacher": Verb(
-        jobs.do_teacher, "fetch or take over a teacher's weights and check its accuracy", (_arg("name"),), heavy=True
+        jobs.do_teacher,
+        "put a teacher's weights where jobs read them and check its accuracy",
+        (_arg("name"),),
+        heavy=True,
     ),
     "labels": Verb(
         jobs.do_labels,
@@ -146,7 +151,7 @@ VERBS = {
     ),
     "train": Verb(
         jobs.do_train,
-        "train one stage of a run, or go on with it",
+        "train one stage of a run, or resume it",
         (_arg("run"), _arg("--stage", required=True), *TRACK, SEED, PLANNED, *RESUMED),
         heavy=True,
     ),
@@ -167,7 +172,7 @@ VERBS = {
     ),
     "keep": Verb(
         jobs.do_keep,
-        "copy a finished run's weights beside its record, for small models that a clone shall have",
+        "copy a finished run's weights beside its record, so that a clone has them",
         (_arg("run"), ANY_SEED),
     ),
     "synthesize": Verb(
@@ -191,7 +196,9 @@ VERBS = {
             _arg("--teacher", default="", help="timm name of the CNN; default: the one in images.json"),
             _arg("--weights", default="", help="its weights; default: those in images.json"),
             _arg("--student", default="Ti", help="Ti (default), S or B"),
-            _arg("--epochs", type=int, default=100, help="a teacher teaches in the first five sixths of them"),
+            _arg(
+                "--epochs", type=int, default=100, help="number of epochs; the teacher is used in the first five sixths"
+            ),
             ANY_SEED,
             _arg("--out", type=Path, required=True, help="folder for the student, its scale and its checkpoints"),
         ),
@@ -221,18 +228,18 @@ VERBS = {
     "table": Verb(report.do_table, "write a table from the records", (_arg("name"),)),
     "figure": Verb(report.do_figure, "draw a figure from the records", (_arg("name"),)),
     "savings": Verb(
-        report.do_savings, "say on how many images DearKD equals the others on all, from Table 2's records"
+        report.do_savings, "write on how many images DearKD beats the others on all images, from Table 2's records"
     ),
     "compare": Verb(
         report.do_compare,
-        "hold results made again against the committed ones: the same bits, or how far from them",
+        "compare repeated results with the committed ones: the same bits, or how different",
         (_arg("--to", metavar="SCALE", required=True, help="whose records are committed"),),
     ),
     "curves": Verb(report.do_curves, "draw a run's training curves from its records", (_arg("run"),)),
     "claims": Verb(report.do_claims, "judge the paper's claims on the records and on the paper's own numbers"),
     "scales": Verb(
         report.do_scales,
-        "write which claims hold at which scale, one table over all scales",
+        "write one table with the verdict on each claim at each scale",
         (_arg("names", nargs="*", help="scales whose claims have been judged; default: all"),),
         scale=False,
     ),
