@@ -27,7 +27,7 @@ def named(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise InputError(f"{path}: image is missing; restore it or write the subsets anew") from None
+        raise InputError(f"{path}: image is missing; restore it or write the subsets again") from None
     except InputError:
         raise
     except UnidentifiedImageError:

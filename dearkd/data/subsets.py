@@ -179,7 +179,7 @@ def splits(plan: Plan, name: str) -> dict[str, Images]:
 
 
 def _again(plan: Plan, name: str) -> str:
-    return f"write the subsets anew and train again: `python -m dearkd subset {name} --scale {plan.scale.name}`"
+    return f"write the subsets again and train again: `python -m dearkd subset {name} --scale {plan.scale.name}`"
 
 
 def _described(plan: Plan, name: str) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def export(plan: Plan, run: Run, seed: int, folder: Path, onnx: bool = False, so
     if files.here(plan, stage.data_name) and (changed := files.changes(plan, stage.data_name)):
         raise InputError(
             f"images of {stage.data_name}: {changed} since the run was trained and tested; restore them, or write the "
-            f"subsets anew and train again"
+            f"subsets again and train again"
         )
     own = _written(folder)
     for name in (WEIGHTS, CONFIG, CARD, *([ONNX] if onnx else [])):

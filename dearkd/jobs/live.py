@@ -25,7 +25,7 @@ from dearkd.progress import duration
 
 TAIL_LINES, TAIL_BYTES = 12, 4000
 """Lines that are shown of a failed job's log; bytes that are read for them and for a running job's newest line."""
-SAVED = ("the same command goes on from here", "stopped by Ctrl-C; nothing finished was lost")
+SAVED = ("the same command resumes from here", "stopped by Ctrl-C; nothing finished was lost")
 """How the last line of a job's log ends when it was asked to stop."""
 
 

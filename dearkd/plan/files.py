@@ -207,7 +207,9 @@ def verified(path: Path) -> str:
         raise InputError(f"{path}: missing; write it with `python -m dearkd subset {data} --scale {scale}`")
     raw = path.read_bytes()
     if f"{hashlib.sha256(raw).hexdigest()}  {path.name}" not in sums(path.parent):
-        raise InputError(f"{path}: differs from its sha256 in SHA256SUMS; delete the folder and write the subsets anew")
+        raise InputError(
+            f"{path}: differs from its sha256 in SHA256SUMS; delete the folder and write the subsets again"
+        )
     return raw.decode()
 
 

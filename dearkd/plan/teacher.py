@@ -80,7 +80,9 @@ class Teacher:
                 f"or set training: null"
             )
         if self.start and self.training is None:
-            raise InputError(f"teacher {self.model} has start but no training; weights as they are stand in `weights`")
+            raise InputError(
+                f"teacher {self.model} has start but no training; weights that need no training belong in `weights`"
+            )
 
     def _check_pixels(self) -> None:
         """Check that settings of given weights fit each other, and that a training of ours has none of them."""

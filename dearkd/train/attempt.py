@@ -66,7 +66,7 @@ class Attempt:
         changed = [key for key in self.identity if saved is not None and saved.get(key) != self.identity[key]]
         if changed:
             what = CHANGED.get(changed[0], "what it is made from")
-            print(f"{self.title}: {what} has changed since the last checkpoint; starting anew", flush=True)
+            print(f"{self.title}: {what} has changed since the last checkpoint; starting again", flush=True)
             self.checkpoints.discard()
             saved = None
         self.before = saved["seconds"] if saved else 0.0
@@ -85,7 +85,7 @@ class Attempt:
             self.save(step, state())
         if asked:
             raise Interrupted(
-                f"{self.title}: stopped at step {step} of {total} and saved; the same command goes on from here"
+                f"{self.title}: stopped at step {step} of {total} and saved; the same command resumes from here"
             )
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:

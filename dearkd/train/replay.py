@@ -89,6 +89,6 @@ class Replayed:
         except RuntimeError as error:
             reason = " ".join(str(error.__context__ or error).split())[:200]
             raise InputError(
-                f"a step cannot be captured as a CUDA graph ({reason}); set {GRAPHS}=off, and the same command goes on"
+                f"a step cannot be captured as a CUDA graph ({reason}); set {GRAPHS}=off, and the same command resumes"
             ) from error
         return graph

@@ -374,7 +374,7 @@ def test_a_split_drawn_before_test_images_were_listed_is_refused(mine):
     sums = [line for line in files.sums(place) if not line.endswith("test.txt")]
     (place / "SHA256SUMS").write_text("\n".join(sums) + "\n")
     with pytest.raises(
-        InputError, match="does not list the test images, which test_share draws; write the subsets anew"
+        InputError, match="does not list the test images, which test_share draws; write the subsets again"
     ):
         subsets.splits(mine, "main")
 
@@ -439,7 +439,7 @@ def test_after_new_subsets_what_learned_from_the_old_ones_is_not_used(mine, caps
     after, tested = trained_and_tested()
     assert not tested & {*alone(mine)["train"]} and after["weights_sha256"] != before["weights_sha256"]
     assert after["data"]["sha256"] == record.read(mine.paths.subsets("main") / "data.json")["sha256"]
-    assert "has changed since the last checkpoint; starting anew" in capsys.readouterr().out
+    assert "has changed since the last checkpoint; starting again" in capsys.readouterr().out
     names, first = mine.paths.subsets("main") / "train-100.txt", after["data"]["images_sha256"]
     listed = names.read_text()
     picture(Path("mine") / listed.splitlines()[0], 5000)

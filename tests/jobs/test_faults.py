@@ -179,7 +179,7 @@ def test_a_full_disk_while_saving(project, untrained):
     for name, raw in kept:
         (folder / name).write_bytes(raw)
     done = train()
-    assert done.returncode == 0 and f"goes on at step {whole['step']}" in done.stdout
+    assert done.returncode == 0 and f"resumes at step {whole['step']}" in done.stdout
     assert record.read(project / RESULT)["weights_sha256"] == untrained["weights_sha256"]
 
 
@@ -191,7 +191,7 @@ def test_a_read_only_folder(project, untrained, place):
         refused(train(), place, "Read-only file system")
     done = train()
     assert done.returncode == 0
-    assert place.startswith("checkpoints") or "goes on at step 28 of 28" in done.stdout
+    assert place.startswith("checkpoints") or "resumes at step 28 of 28" in done.stdout
     assert record.read(project / RESULT)["weights_sha256"] == untrained["weights_sha256"]
 
 
@@ -248,7 +248,7 @@ def test_a_terminal_that_closes_and_a_reader_that_leaves_lose_nothing(project, u
         said = process.stderr.read()
         assert process.wait(120) == (0 if how == "nohup" else 75) and "Traceback" not in said
     if how != "nohup":
-        assert "the same command goes on from here" in said
+        assert "the same command resumes from here" in said
         assert train().returncode == 0
     assert record.read(project / RESULT)["weights_sha256"] == untrained["weights_sha256"]
 

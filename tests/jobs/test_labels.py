@@ -123,7 +123,7 @@ def test_interrupted_and_resumed_it_ends_with_the_same_bytes(project):
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGTERM)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 75 and "and saved; the same command goes on from here" in said
+    assert process.returncode == 75 and "and saved; the same command resumes from here" in said
     labels.label_shard(broken, name, 0, 0)
     assert broken.paths.label_file(name, 0, 0).read_bytes() == whole.paths.label_file(name, 0, 0).read_bytes()
     made = record.read(broken.paths.labels(name, 0, 0))

@@ -199,7 +199,7 @@ def test_asked_to_stop_it_saves_and_says_so(project):
     process.send_signal(signal.SIGURG)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 75
-    assert "stopped at step" in said and "the same command goes on from here" in said
+    assert "stopped at step" in said and "the same command resumes from here" in said
     assert not (folder / "lease.json").exists() and newest(folder) > 28
 
 
@@ -285,7 +285,7 @@ def test_a_changed_recipe_starts_anew(project, capsys):
     )
     whole = experiments.load("smoke")
     train_stage(whole, whole.runs["dearkd-Ti"], 0, "I")
-    assert "the recipe has changed since the last checkpoint; starting anew" in capsys.readouterr().out
+    assert "the recipe has changed since the last checkpoint; starting again" in capsys.readouterr().out
     assert dict(record.read(whole.paths.stage("dearkd-Ti", 0, "I"))["specs"][0]["model"]["args"])["rpe"] == [
         ["drop", 0.3]
     ]
@@ -297,14 +297,14 @@ def test_other_images_or_another_teacher_start_anew(project, capsys):
     run, path = whole.runs["dearkd-Ti"], whole.paths.teacher("main")
     kept = record.read(whole.paths.stage(run.name, 0, "I"))
     train_stage(whole, run, 0, "I")
-    assert "starting anew" not in capsys.readouterr().out
+    assert "starting again" not in capsys.readouterr().out
     weights = whole.paths.teacher_weights("main")
     state = load_file(weights)
     save_file({k: v.flip(0) if k.startswith("head.fc.") else v for k, v in state.items()}, weights)  # other decisions
     record.write(path, {**record.read(path), "weights_sha256": sha256(weights)})
     train_stage(whole, run, 0, "I")
     assert (
-        "what it learns or starts from has changed since the last checkpoint; starting anew" in capsys.readouterr().out
+        "what it learns or starts from has changed since the last checkpoint; starting again" in capsys.readouterr().out
     )
     assert record.read(whole.paths.stage(run.name, 0, "I"))["weights_sha256"] != kept["weights_sha256"]
 
