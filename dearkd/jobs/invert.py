@@ -89,7 +89,7 @@ def invert(
     identity = f"{fingerprint((source, tuple(indices), seed))}-{state_sha256}"
     path, folders = out / "images.zip", folders_of(names)
     if _is_made(out, identity):
-        print(f"{path}: made already, by this very recipe")
+        print(f"{path}: already made with this recipe")
         return path
     if len(set(names)) < len(names):
         print("Some classes have the same name, so each folder begins with the number of its output.", flush=True)

@@ -12,7 +12,7 @@ def do_init(args: Namespace) -> None:
     from dearkd.jobs import study
 
     scale = study.init(Path(args.folder).expanduser(), args.images and args.images.expanduser())
-    print(f"{scale} says on what and how long is trained; {scale.with_name('README.md')} says how to start")
+    print(f"{scale} says on which data and how long to train; {scale.with_name('README.md')} says how to start")
 
 
 def do_plan(args: Namespace) -> None:
