@@ -1,11 +1,11 @@
-"""How the recipes of a scale are chosen: train rows under settings and write what they reach on validation images.
+"""The search that chooses the recipe of a scale: train rows with several settings and write their validation accuracy.
 
     python -m benchmarks.search workflow/search/epochs.yaml --processes 2 --minutes 60 --out results/converged/search
 
 The YAML file (`Search`) lists trials in order of importance. A trial trains every row with every seed, with its
 settings merged over the scale. No test image is read, and no seed that the scale reports. Each training adds a line to
-OUT/<name of the YAML file>.csv when it ends; OUT/<name>.md has the means over seeds. A training whose line is there is
-not repeated, so the same command goes on where the time ran out, on another machine too. Trainings under way leave
+OUT/<name of the YAML file>.csv when it ends; OUT/<name>.md has the means over seeds. A training that has its line is
+not repeated, so the same command continues where the time ran out, on another machine too. Unfinished trainings leave
 their checkpoints in checkpoints/search. The teacher is the one that is committed with the scale's records.
 """
 
@@ -278,7 +278,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.search", description=__doc__.split("\n")[0])
     parser.add_argument("file", type=Path, help="a file of workflow/search")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--minutes", type=float, default=60, help="after which nothing is started or goes on")
+    parser.add_argument("--minutes", type=float, default=60, help="after which nothing is started or continued")
     parser.add_argument("--out", type=Path, default=Path("results/converged/search"), help="folder")
     given = parser.parse_args(arguments)
     until = time.time() + 60 * given.minutes

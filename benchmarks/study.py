@@ -2,9 +2,9 @@
 
     python -m benchmarks.study fashion table1 table2 --processes 8 --minutes 5
 
-For a machine that has a GPU for minutes and no Snakemake. Jobs and records are those of the workflow; a job whose
-record is there is not repeated, so `snakemake` or the same command goes on where the time ran out. Seeds come one
-after the other, so that what is finished are whole seeds. Runs that start from other runs or from synthetic images are
+It is for a machine that has a GPU for minutes and no Snakemake. Jobs and records are those of the workflow. A job that
+has its record is not repeated, so `snakemake` or the same command continues where the time ran out. Seeds are trained
+one after the other, so that finished seeds are complete. Runs that start from other runs or from synthetic images are
 left to Snakemake; a line says how many.
 """
 
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("scale")
     parser.add_argument("targets", nargs="*", help="tables or runs; none: only lists of images and teachers")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--minutes", type=float, default=60.0, help="after which nothing is started or goes on")
+    parser.add_argument("--minutes", type=float, default=60.0, help="after which nothing is started or continued")
     parser.add_argument("--seeds", default="", help="comma-separated, of the scale's; default: all of them")
     given = parser.parse_args(arguments)
     arithmetic.ask()
