@@ -205,6 +205,23 @@ VERBS = {
         heavy=True,
         scale=False,
     ),
+    "train-on": Verb(
+        jobs.do_train_on,
+        "train a CNN and then a DearKD on one folder of images",
+        (
+            _arg("folder", type=Path, help="a folder for each class, or train/ and val/ with a folder for each class"),
+            _arg("--out", type=Path, required=True, help="folder for the student, its scale and its checkpoints"),
+            _arg("--student", default="Ti", help="Ti (default), S or B"),
+            _arg("--image-size", type=int, default=64, help="side in pixels (64); from 160 on the paper's students"),
+            _arg(
+                "--epochs", type=int, default=100, help="of the student (100); the CNN teaches in five sixths of them"
+            ),
+            _arg("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the scale, repeatable"),
+            ANY_SEED,
+        ),
+        heavy=True,
+        scale=False,
+    ),
     "pretrained": Verb(
         jobs.do_pretrained,
         "evaluate weights that others have trained, a row of Table 3",

@@ -161,13 +161,22 @@ def build(cls: type[T], values: Any, where: str) -> T:
 
 def _instead(cls: type, field: dataclasses.Field, value: Any) -> str:
     """Return what to write instead of a value that a field refuses; empty if nothing fits."""
-    for meant in meanings(value):
+    hint = _hints(cls)[field.name]
+
+    def allows(meant: Any) -> bool:
         with contextlib.suppress(InputError):
-            converted = convert(_hints(cls)[field.name], meant, "")
+            converted = convert(hint, meant, "")
             for name, check in _checks(cls):
                 _apply(check if name == field.name else None, converted, "")
+            return True
+        return False
+
+    for meant in meanings(value):
+        if allows(meant) and not (meant == "none" and allows("any")):  # of free text, `none` is not what is meant
             text = json.dumps(meant)
             return f"; write {text}" if len(text) <= 60 else ""
+    if hint is str and value is not None and not isinstance(value, str | list | Mapping):
+        return "; put it in quotes"
     usual = default(field)
     known = (value is True or value is None) and isinstance(usual, int | float | str)
     return f"; the default is {json.dumps(usual)}" if known else ""

@@ -1,5 +1,6 @@
 """Strict reading of a YAML file: UTF-8, no key twice, no alias to itself, a limit on expanded aliases."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """libyaml's loader if there is one: each job reads the matrix, in 20 ms instead of 200 with Python's own parser."""
 LARGEST_FILE, LARGEST_TREE, DEEPEST = 10_000_000, 1_000_000, 50
 """Limits of a file: bytes, values with all aliases expanded, depth. Our files have a thousandth of that."""
+TAB = re.compile(r" *\t")
 MISREAD = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 """Errors of yaml that are not YAMLError: for `!!int x`, `!!bool x`, a number of 5,000 digits, a thousand brackets."""
 
@@ -37,6 +39,8 @@ def read(path: Path) -> dict[Any, Any]:
         line = error.object[: error.start].count(b"\n") + 1
         raise InputError(f"{path}: line {line} is not UTF-8; save it as UTF-8") from None
     except yaml.YAMLError as error:
+        if tabs := [i for i, line in enumerate(path.read_text("utf-8-sig").splitlines(), 1) if TAB.match(line)]:
+            raise InputError(f"{path}: line {tabs[0]} is indented by a tab; indent by spaces") from None
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())[:300]}") from None
     except MISREAD as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())[:300]}") from None

@@ -37,7 +37,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(verb, capsys):
 
 def test_every_verb_that_takes_a_name_is_here():
     named = {verb for verb, about in VERBS.items() if any(not n[0].startswith("-") for n, _ in about.arguments)}
-    assert named - {"init", "warm", "scales"} == set(UNKNOWN)
+    assert named - {"init", "train-on", "warm", "scales"} == set(UNKNOWN)
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -5,17 +5,10 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import yaml
 from PIL import Image
 
 from dearkd import disk, record
-from dearkd.jobs import export
-from dearkd.jobs.evaluate import evaluate_run
-from dearkd.jobs.subset import list_subsets
-from dearkd.jobs.teacher import admit_teacher
-from dearkd.jobs.train import train_stage
-from dearkd.plan import experiments, methods
-from dearkd.plan.plan import Paths, Plan, Run
+from dearkd.jobs import single
 from dearkd.plan.stage import DEARKD_HEADS, SIZES
 from dearkd.schema import InputError, unknown
 
@@ -26,7 +19,6 @@ NARROW = {"tiny": (108, 9), "small": (216, 12), "base": (432, 16)}
 LARGE = 160
 """Side in pixels from which a student has the paper's width, depth and patches of 16."""
 TEST_SHARE = 0.1
-HEADER = "# Written by `python -m dearkd distil`: a scale like any other (docs/own-data.md).\n"
 
 
 def distil(images: Path, model: str, weights: str, student: str, out: Path, epochs: int = 100, seed: int = 0) -> Path:
@@ -48,25 +40,8 @@ def distil(images: Path, model: str, weights: str, student: str, out: Path, epoc
     made = _made(images)
     folder = images.resolve() if images.is_dir() else _unpacked(images, out / "images").resolve()
     values = _scale(folder, made, model, weights, student, out.resolve(), epochs, seed)
-    path, text = out / "scale.yaml", HEADER + yaml.safe_dump(values, sort_keys=False)
-    results = Paths(values["name"]).results
-    if path.read_text() != text if path.is_file() else results.exists():
-        there = path if path.is_file() else results
-        raise InputError(
-            f"{there}: belongs to a student with other settings; name another folder with --out, or delete it"
-        )
-    disk.write(path, text)
-    scale = experiments.load_scale(path.as_posix())
-    stages = methods.dearkd(scale, student)
-    run = Run(name=f"dearkd-{student}", method="dearkd", student=student, fraction=100, stages=stages, seeds=(seed,))
-    plan = Plan(scale=scale, runs={run.name: run}, sources={}, competitors={}, pretrained={}, tables={}, figures={})
-    list_subsets(plan, "main")
-    admit_teacher(plan, "main")
-    for stage in stages:
-        train_stage(plan, run, seed, stage.name)
-    evaluate_run(plan, run, seed)
-    export.export(plan, run, seed, out / "student")
-    top1 = record.read(plan.paths.metrics(run.name, seed))["metrics"]["top1"]
+    scale = single.written(out, values, "distil")
+    top1 = single.trained(scale, student, seed, out / "student")["metrics"]["top1"]
     print(
         f"top-1 {top1:.1f} % on the tenth of these images that was held out; on real images a student of synthetic "
         f"images has less"

@@ -15,8 +15,10 @@ from torch import nn
 from dearkd import disk
 from dearkd.jobs import publish
 from dearkd.jobs.inputs import trained_student
+from dearkd.places import all_shipped
 from dearkd.plan import files, verify
 from dearkd.plan.plan import Plan, Run
+from dearkd.plan.scale_file import SCALES
 from dearkd.plan.stage import Data
 from dearkd.schema import InputError
 
@@ -103,7 +105,9 @@ def _config(model: nn.Module, data: Data, names: list[str]) -> bytes:
         path = Path(scratch, CONFIG)
         named = {"label_names": names} if names else None
         save_config_for_hf(model, str(path), model_config=named, data_config=preprocessing(data))
-        return path.read_bytes()
+        values = json.loads(path.read_bytes())
+        values["pretrained_cfg"].pop("license", None)  # timm's entry is about the architecture, not about these weights
+        return (json.dumps(values, indent=2) + "\n").encode()
 
 
 def preprocessing(data: Data) -> dict[str, Any]:
@@ -166,6 +170,8 @@ def card(
         tested=tested,
         weights_sha256=weights_sha256,
         source=source,
+        summary=plan.scale.summary,
+        own=plan.scale.name not in (path.stem for path in all_shipped(SCALES, "*.yaml")),
         metadata=publish.metadata(f"{run.name}-{plan.scale.name}", run.stages, plan.scale.summary, tested),
         onnx=onnx,
         command=f"snakemake -c2 --config scale={plan.scale.name} -- {plan.paths.metrics(run.name, tested['seed'])}",

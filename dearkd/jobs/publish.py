@@ -42,7 +42,7 @@ def metadata(name: str, stages: tuple[Stage, ...], summary: str, tested: Mapping
             metric_value=round(value, 4),
         )
         for key, value in tested["metrics"].items()
-        if key in metrics
+        if key in metrics and (key != "top5" or data.classes > 5)
     ]
     values = ModelCardData(
         model_name=name,

@@ -2,6 +2,7 @@
 
 import collections
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
@@ -37,7 +38,7 @@ def init(folder: Path, images: Path | None = None) -> Path:
         raise InputError(f"{name} is a scale of the package already; give the folder another name")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: exists and is not empty; name a new folder")
-    looked = _look(images.absolute()) if images else {}
+    looked = look(images.absolute()) if images else {}
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     content: dict[Path, disk.Content] = {
         folder / target: environment.from_string((TEMPLATES / template).read_text()).render(name=name, **looked)
@@ -48,8 +49,11 @@ def init(folder: Path, images: Path | None = None) -> Path:
     return folder / f"{name}.yaml"
 
 
-def _look(root: Path) -> dict[str, object]:
-    """The keys of a scale that describe a folder of images, from the names in it."""
+def look(root: Path) -> dict[str, Any]:
+    """The keys of a scale that describe a folder of images, from the names in it.
+
+    trained: at least so many images are trained on. Raises InputError where there are not two folders with images.
+    """
     if not root.is_dir():
         raise InputError(f"--images {root}: no such folder")
     split = (root / "train").is_dir() and any(path.is_dir() for path in (root / "train").iterdir())
@@ -58,6 +62,9 @@ def _look(root: Path) -> dict[str, object]:
     if len(sizes) < 2:
         raise InputError(f"{place}: {len(sizes)} folders with images; put the images of each class into its own")
     trained = min(sizes.values()) * (1.0 if split else 0.8)
+    if trained < 2:
+        least = min(sizes, key=lambda name: sizes[name])
+        raise InputError(f"{place / least}: {sizes[least]} images are too few for training, validation and test images")
     validation = max(1, min(int(trained / 10), MOST // len(sizes)))
     fractions = [f for f in FRACTIONS if (trained - validation) * f / 100 >= 2]
     return {
@@ -65,5 +72,6 @@ def _look(root: Path) -> dict[str, object]:
         "split": split,
         "classes": len(sizes),
         "validation": validation * len(sizes),
+        "trained": int(sum(sizes.values()) * (1.0 if split else 0.8)) - len(sizes) * (validation + 1),
         "fractions": fractions or [100],
     }

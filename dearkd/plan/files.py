@@ -63,6 +63,8 @@ def walk(folder: Path) -> Found:
             name, kind = within + entry.name, PurePath(entry.name).suffix.lower()
             if entry.name.startswith(".") or entry.name in SYSTEM:
                 found.leave("hidden", name)
+            elif _leads_nowhere(entry, kind):
+                dangling.append(name)
             elif entry.is_dir():
                 if os.path.realpath(entry.path) in above:
                     found.leave("a link back to a folder above", name)
@@ -70,8 +72,6 @@ def walk(folder: Path) -> Found:
                 if not within:
                     found.folders.append(name)
                 visit(entry.path, f"{name}/", above)
-            elif entry.is_symlink() and kind in (*EXTENSIONS, "") and not Path(entry.path).exists():
-                dangling.append(name)
             elif kind not in EXTENSIONS:
                 found.leave(kind or "no extension", name)
             elif entry.is_file():
@@ -94,6 +94,11 @@ def walk(folder: Path) -> Found:
             f"(convmv -f latin1 -t utf8 --notest -r .)"
         )
     return found
+
+
+def _leads_nowhere(entry: os.DirEntry[str], kind: str) -> bool:
+    """Whether an entry that may be an image or a folder is a link to nothing, or to itself."""
+    return entry.is_symlink() and kind in (*EXTENSIONS, "") and not Path(entry.path).exists()
 
 
 def _listable(name: str) -> bool:
@@ -121,7 +126,12 @@ def composed(name: str) -> str:
 
 
 def root_of(root: str) -> str:
-    """`root` with ~ and $VARIABLES filled in; InputError naming a variable that is not set."""
+    """`root` with ~ and $VARIABLES filled in; InputError naming a variable that is not set.
+
+    A folder of that very name counts first, whatever signs its name has.
+    """
+    if "$" in root and Path(home(root)).is_dir():
+        return home(root)
     expanded = os.path.expandvars(root)
     if "$" in expanded:
         raise InputError(

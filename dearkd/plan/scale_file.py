@@ -13,20 +13,21 @@ from dearkd.schema import InputError, build, shown, unknown
 SCALES = Path("workflow/scales")
 
 
-def load_scale(name: object, changes: Mapping[str, Any] | None = None) -> Scale:
+def load_scale(name: object, changes: Mapping[str, Any] | None = None, where: str = "") -> Scale:
     """Read `workflow/scales/<name>.yaml`, or the file `name` when it ends in .yaml.
 
     A scale may start from another (`extends: digits`); mappings are merged key by key, all else is replaced. `changes`
-    are merged over the file in the same way. A scale's `name` is its own: it names the folders of what it makes.
+    are merged over the file in the same way; errors then name `where` instead of the file. A scale's `name` is its own:
+    it names the folders of what it makes.
     Raises InputError naming file and key for every mistake.
     """
     path = _path(name, "scale")
-    scale = build(Scale, _merge(_merged(path, ()), changes or {}), path.as_posix())
+    scale = build(Scale, _merge(_merged(path, ()), changes or {}), where or path.as_posix())
     other = _namesake(scale.name, path)
     if other is not None:
         raise InputError(
-            f"{path}: name: {scale.name} is the name of {other} too, and each would overwrite the other's results and "
-            f"checkpoints; give one of them another name"
+            f"{where or path}: name: {scale.name} is the name of {other} too, and each would overwrite the other's "
+            f"results and checkpoints; give one of them another name"
         )
     return scale
 

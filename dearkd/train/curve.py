@@ -41,11 +41,11 @@ def end_epoch(stage: Stage, state: State, inputs: Inputs, processes: Processes, 
 
 
 def text(entry: dict[str, Any]) -> str:
-    """A line of the curve as text for a log: epoch, terms, accuracy."""
+    """A line of the curve as text for a log: epoch, learning rate, terms, accuracy."""
     left_out = ("epoch", "lr", "validation_top1", "attention_distance")
     terms = [f"{name} {value:.4f}" for name, value in entry.items() if name not in left_out]
     top1 = [f"top-1 {entry['validation_top1']:.1f} %"] if "validation_top1" in entry else []
-    return "  ".join([f"epoch {entry['epoch']}", *terms, *top1])
+    return "  ".join([f"epoch {entry['epoch']}", f"lr {entry['lr']:.1e}", *terms, *top1])
 
 
 def _top1(stage: Stage, state: State, inputs: Inputs, processes: Processes) -> float:

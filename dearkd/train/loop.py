@@ -65,7 +65,7 @@ def train(
         inputs.workers,
         processes.device,
     )
-    with Progress(attempt.title, learner.last_step, state.step, first) as progress:
+    with Progress(attempt.title, learner.last_step, state.step, first, stage.training.batch) as progress:
         for _, batch in itertools.groupby(micro_batches, key=lambda item: item[0].step):
             learner.step(batch)
             if state.step % schedule.steps_per_epoch == 0:

@@ -156,6 +156,21 @@ def do_distil(args: Namespace) -> None:
     print(f'timm.create_model("local-dir:{folder}", pretrained=True)')
 
 
+def do_train_on(args: Namespace) -> None:
+    from dearkd.jobs import train_on
+
+    folder = train_on.train_on(
+        args.folder.expanduser(),
+        args.out.expanduser(),
+        args.student,
+        args.image_size,
+        args.epochs,
+        args.seed,
+        args.set,
+    )
+    print(f'timm.create_model("local-dir:{folder}", pretrained=True)')
+
+
 def _numbers(name: str, args: Namespace) -> tuple[float, ...]:
     """The values of a comma-separated argument."""
     try:

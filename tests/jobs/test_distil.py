@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import yaml
 from conftest import copy_project
 from PIL import Image
 from safetensors.torch import save_file
 
 from dearkd import record
 from dearkd.__main__ import main
-from dearkd.jobs import distil
+from dearkd.jobs import distil, single
 from dearkd.plan import experiments
 from dearkd.schema import InputError
 
@@ -110,7 +111,7 @@ def test_a_student_fits_images_of_any_side(side, student):
 def test_the_scale_that_is_written_is_one_that_the_workflow_reads(folder):
     photos = pictures(folder / "photos", {"a": 9, "b": 12})
     values = distil._scale(photos, {}, "resnet18", "", "Ti", folder / "my student", 60, 3)
-    Path("scale.yaml").write_text(distil.HEADER + distil.yaml.safe_dump(values))
+    Path("scale.yaml").write_text(single.HEADER.format(verb="distil") + yaml.safe_dump(values))
     plan = experiments.load("scale.yaml")
     assert plan.scale.name == "distil-my-student" and plan.scale.seeds == (3,) and "dearkd-Ti" in plan.runs
     assert [stage.last_epoch for stage in plan.runs["dearkd-Ti"].stages] == [50, 60]

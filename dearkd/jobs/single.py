@@ -1,0 +1,62 @@
+"""One DearKD from a scale that a command writes: its jobs one after the other, without Snakemake."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dearkd import disk, record
+from dearkd.jobs import export
+from dearkd.jobs.evaluate import evaluate_run
+from dearkd.jobs.subset import list_subsets
+from dearkd.jobs.teacher import admit_teacher
+from dearkd.jobs.train import train_stage
+from dearkd.plan import methods
+from dearkd.plan.plan import Paths, Plan, Run
+from dearkd.plan.runs import Runs
+from dearkd.plan.scale import Scale
+from dearkd.plan.scale_file import load_scale
+from dearkd.schema import InputError
+
+HEADER = "# Written by `python -m dearkd {verb}`: a scale like any other (docs/own-data.md).\n"
+
+
+def written(out: Path, values: dict[str, Any], verb: str) -> Scale:
+    """Write the scale of these keys as `out`/scale.yaml and return it.
+
+    Raises InputError where a key does not fit, before anything is written, and where `out`, or the folder of results of
+    that name, belongs to other settings.
+    """
+    own = {key: value for key, value in values.items() if key != "extends"}
+    load_scale(values["extends"], own, "the scale that this would write")
+    path, text = out / "scale.yaml", HEADER.format(verb=verb) + yaml.safe_dump(values, sort_keys=False)
+    results = Paths(values["name"]).results
+    if path.read_text() != text if path.is_file() else results.exists():
+        there = path if path.is_file() else results
+        raise InputError(
+            f"{there}: belongs to a student with other settings; name another folder with --out, or delete it"
+        )
+    disk.write(path, text)
+    return load_scale(path.as_posix())
+
+
+def trained(scale: Scale, student: str, seed: int, folder: Path) -> Mapping[str, Any]:
+    """Train the scale's teacher where it has a training, then a DearKD, and export it into `folder`.
+
+    Returns the record of its evaluation on the test images.
+    """
+    stages = methods.dearkd(scale, student)
+    run = Run(name=f"dearkd-{student}", method="dearkd", student=student, fraction=100, stages=stages, seeds=(seed,))
+    runs = {name: each for name, each in Runs(scale).runs.items() if name == "teacher-main"} | {run.name: run}
+    plan = Plan(scale=scale, runs=runs, sources={}, competitors={}, pretrained={}, tables={}, figures={})
+    list_subsets(plan, "main")
+    if teacher := plan.teacher_run("main"):
+        for stage in teacher.stages:
+            train_stage(plan, teacher, 0, stage.name)
+    admit_teacher(plan, "main")
+    for stage in stages:
+        train_stage(plan, run, seed, stage.name)
+    evaluate_run(plan, run, seed)
+    export.export(plan, run, seed, folder)
+    return record.read(plan.paths.metrics(run.name, seed))

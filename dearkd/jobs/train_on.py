@@ -1,0 +1,93 @@
+"""The verb `train-on`: a CNN and a DearKD on one folder of images, in one command."""
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dearkd import record
+from dearkd.jobs import distil, single, study
+from dearkd.plan.paths import Paths
+from dearkd.schema import InputError, unknown
+
+
+def train_on(
+    images: Path, out: Path, student: str, side: int, epochs: int, seed: int, settings: Iterable[str] = ()
+) -> Path:
+    """Train a ResNet-18 on a folder of images, then a DearKD with it as teacher; return the folder that timm loads.
+
+    `out` gets checkpoints, the scale (`scale.yaml`) and the finished student (`student/`). Records are in
+    results/on-<name of out>. Test images are those of val/ or test/, or a fifth of each class.
+
+    Args:
+        images: a folder of class folders, or of train/ and val/ with class folders.
+        student: Ti, S or B. side: of the images, in pixels.
+        settings: keys of a scale and their values, as in `training.lr=5e-4`.
+    """
+    if student not in distil.STUDENTS:
+        raise InputError(unknown(student, distil.STUDENTS, "student", "--student"))
+    if side < 8:
+        raise InputError(f"--image-size {side}: at least 8 pixels")
+    values = _scale(images.absolute(), out.absolute(), student, side, epochs, seed)
+    for setting in settings:
+        _set(values, setting)
+    scale = single.written(out, values, "train-on")
+    tested = single.trained(scale, student, seed, out / "student")
+    taught = record.read(Paths(scale.name).teacher("main"))["top1"]
+    print(
+        f"top-1 {tested['metrics']['top1']:.1f} % on {tested['data']['images']} test images, one seed; its teacher has "
+        f"{taught:.1f} % on the validation images\n"
+        f"Beside DeiT, on parts of the images too: dearkd warm snakemake -c2 --config scale={out}/scale.yaml -- table2"
+    )
+    return out / "student"
+
+
+def _scale(images: Path, out: Path, student: str, side: int, epochs: int, seed: int) -> dict[str, Any]:
+    """The keys of the scale, which extends `custom`."""
+    looked, built = study.look(images), distil._student(student, side)
+    data = {key: looked[key] for key in ("root", "classes", "validation")}
+    share = {} if looked["split"] else {"test_share": 0.2}
+    batch = min(64, looked["trained"])
+    recipe = {"batch": batch, "micro_batch": batch}
+    return {
+        "extends": "custom",
+        "name": "on-" + (re.sub(r"[^\w.+-]+", "-", out.name) or "out"),
+        "summary": f"{looked['classes']} classes of our own, {side} pixels",
+        "seeds": [seed],
+        "fractions": looked["fractions"],
+        "checkpoints": (out / "checkpoints").as_posix(),
+        "data": {"main": {**data, **share, "image_size": side}},
+        "students": {student: built},
+        "teachers": {"main": {"training": dict(recipe)}},
+        "training": {
+            "epochs": epochs,
+            "stage1_epochs": round(epochs * 5 / 6),
+            "warmup_epochs": min(10, epochs // 10),
+            **recipe,
+        },
+        "distillation": {"pairs": [[built["n_mhca"], 1]]},
+        "resources": {"train": {"threads": min(os.cpu_count() or 1, 8)}},
+    }
+
+
+def _set(values: dict[str, Any], setting: str) -> None:
+    """Put one `key=value` of --set into the keys of a scale."""
+    path, equals, text = setting.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise InputError(f"--set {setting}: write a key of the scale and its value, as in training.epochs=50")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(
+            f"--set {setting}: {text!r} is no YAML; write a number, a word or a list as in [1, 2]"
+        ) from None
+    below: Any = values
+    for key in keys[:-1]:
+        below = below.setdefault(key, {})
+        if not isinstance(below, dict):
+            raise InputError(f"--set {setting}: {key} has no keys of its own")
+    below[keys[-1]] = value

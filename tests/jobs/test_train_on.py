@@ -1,0 +1,84 @@
+"""`train-on`: from one folder of images to a DearKD, and the keys of --set."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+from conftest import copy_project
+from PIL import Image
+
+from dearkd import record
+from dearkd.__main__ import main
+from dearkd.jobs import train_on
+from dearkd.schema import InputError
+
+CLASSES = ("100% ü & <i>", "it's {x}")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Two classes of ten images, blue and red, below names that people give."""
+    monkeypatch.chdir(copy_project(tmp_path))
+    for colour, name in zip(((0, 0, 200), (200, 0, 0)), CLASSES, strict=True):
+        (tmp_path / "my $photos" / name).mkdir(parents=True)
+        for i in range(10):
+            Image.new("RGB", (16, 16), tuple(c + i for c in colour)).save(tmp_path / "my $photos" / name / f"{i} #.png")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_from_a_folder_to_a_model_that_knows_its_classes(folder, capsys):
+    command = ["train-on", "my $photos", "--out", "out", "--image-size", "16", "--epochs", "2"]
+    small = ["--set", "teachers.main.model=resnet10t", "--set", "teachers.main.training.epochs=1"]
+    small += ["--set", "teachers.main.training.stage1_epochs=1", "--set", "teachers.main.training.warmup_epochs=0"]
+    assert main([*command, *small]) == 0
+    said = capsys.readouterr().out
+    assert "% on 4 test images, one seed; its teacher has" in said and "images/s]" in said and "lr " in said
+    student = timm.create_model("local-dir:out/student", pretrained=True).eval()
+    assert student(torch.zeros(1, 3, 16, 16)).shape == (1, 2)
+    assert (
+        student.pretrained_cfg["label_names"] == [*CLASSES]
+        and "license" not in Path("out/student/config.json").read_text()
+    )
+    curve = record.read(Path("results/on-out/runs/dearkd-Ti/seed0/I.json"))["curve"]
+    assert {"logit", "hidden"} <= curve[0].keys()
+    assert main(["status", "table2", "--scale", "out/scale.yaml"]) == 0, "the workflow takes it from here"
+    assert "dearkd-Ti seed 0" not in capsys.readouterr().out
+    assert main([*command, *small, "--set", "training.lr=1e-4"]) == 2
+    assert "out/scale.yaml: belongs to a student with other settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        (["--set", "training.epoch=3"], "training: unknown key 'epoch'; did you mean 'epochs'?"),
+        (["--set", "training.lr"], "--set training.lr: write a key of the scale and its value"),
+        (["--set", "seeds.x=1"], "--set seeds.x=1: seeds has no keys of its own"),
+        (["--set", "seeds=[1"], "is no YAML"),
+        (["--set", "name=digits"], "digits is the name of"),
+        (["--image-size", "0"], "--image-size 0: at least 8 pixels"),
+        (["--student", "M"], "unknown student 'M'"),
+        (["--epochs", "0"], "epochs is 0; at least 1"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence_and_writes_nothing(folder, capsys, more, said):
+    assert main(["train-on", "my $photos", "--out", "out", *more]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1 and not Path("out").exists()
+
+
+def test_a_setting_reaches_its_place_and_no_other(folder):
+    values = train_on._scale(Path("my $photos").absolute(), Path("out").absolute(), "S", 64, 12, 3)
+    before = yaml.safe_load(yaml.safe_dump(values))
+    train_on._set(values, "training.augment.crop_scale=[0.5, 1.0]")
+    assert values["training"].pop("augment") == {"crop_scale": [0.5, 1.0]} and values == before
+    assert (values["training"]["stage1_epochs"], values["training"]["warmup_epochs"], values["seeds"]) == (10, 1, [3])
+
+
+def test_a_class_of_one_image_is_named(folder):
+    (folder / "my $photos" / "lonely").mkdir()
+    Image.new("RGB", (16, 16)).save(folder / "my $photos/lonely/1.png")
+    with pytest.raises(InputError, match="lonely: 1 images are too few for training, validation and test images"):
+        train_on.train_on(folder / "my $photos", Path("out"), "Ti", 16, 2, 0)
