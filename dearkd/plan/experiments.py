@@ -24,7 +24,7 @@ from dearkd.plan.matrix import (
     check_keys,
     description,
 )
-from dearkd.plan.paper import PAPER, PaperNumbers
+from dearkd.plan.paper import PAPER, STUDENTS, PaperNumbers
 from dearkd.plan.plan import Plan
 from dearkd.plan.runs import Runs, run_name, switches_of
 from dearkd.plan.scale import Scale
@@ -41,7 +41,9 @@ def load(scale: object, matrix: Path = MATRIX) -> Plan:
     scale = scale if isinstance(scale, Scale) else load_scale(scale)
     reader = _Reader(scale, shipped(matrix))
     tables = {name: reader.table(name, v) for name, v in reader.wanted(reader.entries.tables).items()}
-    figures = {name: reader.figure(name, v, tables) for name, v in reader.wanted(reader.entries.figures).items()}
+    tables = {name: table for name, table in tables.items() if reader.trains_any(table)}
+    wanted = {n: v for n, v in reader.wanted(reader.entries.figures).items() if reader.draws(n, v, tables)}
+    figures = {name: reader.figure(name, v, tables) for name, v in wanted.items()}
     return Plan(
         scale=scale,
         runs=reader.found.runs,
@@ -113,6 +115,36 @@ class _Reader:
         rows = [{**entry.defaults, **row} for row in entry.rows] if isinstance(entry, TableEntry) else []
         return not rows or name in self.scale.extra or not all(row.get("extra") for row in rows)
 
+    # -------------------------------------------------------------------- sizes that the scale does not define
+
+    def trains(self, student: object) -> bool:
+        """Whether the scale may train this student: not one of the paper's sizes that it does not define."""
+        return student in self.scale.students or student not in STUDENTS
+
+    def trains_any(self, table: Table) -> bool:
+        """Whether a table is more than quotations: False where all its rows are of sizes that the scale lacks.
+
+        InputError where the scale names such a table.
+        """
+        if any(cell.run for row in table.rows for cell in row.cells) or all(self.trains(r.student) for r in table.rows):
+            return True
+        if table.name in self.scale.only:
+            raise InputError(
+                f"scale {self.scale.name}: only names {table.name}, all of whose students are missing under `students`"
+            )
+        return False
+
+    def draws(self, name: str, entry: FigureEntry, tables: Mapping[str, Table]) -> bool:
+        """Whether the scale has what a figure shows. InputError where it names one whose students it lacks."""
+        rows = [row for row in entry.rows if self.trains(row.get("student"))]
+        if (rows or not entry.rows) and (not entry.table or entry.table in tables or name in self.scale.only):
+            return True
+        if name in self.scale.only:
+            raise InputError(
+                f"scale {self.scale.name}: only names {name}, all of whose students are missing under `students`"
+            )
+        return entry.table not in self.entries.tables if entry.table else False
+
     # ------------------------------------------------------------------------------------------ tables and figures
 
     def table(self, name: str, entry: TableEntry) -> Table:
@@ -178,6 +210,8 @@ class _Reader:
         rows = tables[entry.table].rows if entry.table else ()
         for i, row in enumerate(entry.rows, 1):
             here = f"{where}, row {i}"
+            if not self.trains(row.get("student")):
+                continue
             if entry.reads != "diversity":
                 rows = (*rows, self._row(row, (), _ALONE, None, here))
             elif self.scale.students or not competes(str(row.get("images", ""))):
@@ -223,7 +257,9 @@ class _Reader:
         cells = []
         for value, paper_value in [*across.ours.items(), *((v, v) for v in across.quoted)]:
             keys = {across.key: value} if across.key else {}
-            run = self.found.fills({**values, **keys}, where) if ours and value not in across.quoted else ""
+            whole = {**values, **keys}
+            planned = ours and value not in across.quoted and self.trains(whole.get("student"))
+            run = self.found.fills(whole, where) if planned else ""
             selector = {**described.paper, **({across.paper: paper_value} if across.key else {})}
             number = self.paper.find(paper, selector, where) if described.paper else None
             cells.append(Cell(keys=freeze(keys), run=run, paper=number))

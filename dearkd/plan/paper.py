@@ -10,6 +10,8 @@ from dearkd.plan.matrix import Numbers
 from dearkd.schema import InputError, unknown
 
 PAPER = Path("paper")
+STUDENTS = ("Ti", "S", "B")
+"""The paper's sizes. A scale that lacks one leaves its rows to the paper's numbers."""
 
 
 class PaperNumbers:

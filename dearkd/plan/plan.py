@@ -7,6 +7,7 @@ from typing import Literal, TypeVar
 from dearkd.fingerprint import fingerprint
 from dearkd.places import home
 from dearkd.plan.data import REAL
+from dearkd.plan.paper import STUDENTS
 from dearkd.plan.paths import Paths
 from dearkd.plan.scale import Peer, Resources, Scale
 from dearkd.plan.stage import LOSSES, Augment, Data, Source, Stage, Teacher, subset_name
@@ -117,6 +118,12 @@ class Plan:
     @cached_property
     def paths(self) -> Paths:
         return Paths(self.scale.name, home(self.scale.checkpoints))
+
+    @property
+    def lacking(self) -> list[str]:
+        """The paper's sizes that its tables show and the scale does not define: only the paper's numbers are shown."""
+        named = {row.student for table in self.tables.values() for row in table.rows if row.method != "peer"}
+        return sorted(named & set(STUDENTS) - self.scale.students.keys())
 
     def _named(self, name: str, known: Mapping[str, T], kind: str) -> T:
         """Return what has a name. Raises InputError with the nearest name if nothing has."""

@@ -30,6 +30,8 @@ def do_plan(args: Namespace) -> None:
                 f"seeds {', '.join(map(str, run.seeds))}"
                 + (f"  {run.fingerprint(stage.name)}" if args.fingerprints else "")
             )
+    if lacking := plan.lacking:
+        print(f"not trained: rows of {' and '.join(lacking)}, which are missing under `students` of {plan.scale.name}")
     _cost(plan, args.targets or [*plan.tables, *plan.figures], args.gpus, args.card.lower())
 
 
