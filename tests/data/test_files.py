@@ -18,12 +18,13 @@ from PIL import Image
 
 from dearkd import record
 from dearkd.data import datasets, folder, subsets
+from dearkd.data.images import Images
 from dearkd.disk import sha256
 from dearkd.jobs import fetch
 from dearkd.jobs.evaluate import evaluate_run
 from dearkd.jobs.export import export
 from dearkd.jobs.inputs import real_images, trained_student
-from dearkd.jobs.subset import list_subsets
+from dearkd.jobs.subset import class_names, list_subsets
 from dearkd.jobs.train import train_stage
 from dearkd.model import teachers
 from dearkd.plan import experiments, files
@@ -295,6 +296,21 @@ def mine(tmp_path, monkeypatch):
 
 def alone(plan):
     return {split: list(images.names) for split, images in subsets.splits(plan, "main").items()}
+
+
+def test_the_record_of_the_lists_has_the_names_of_classes(mine):
+    folders = sorted(path.name for path in Path("mine").iterdir() if path.is_dir())
+    named = record.read(mine.paths.subsets("main") / "data.json")["class_names"]
+    assert named == {str(label): name for label, name in enumerate(folders)}
+
+
+def test_classes_of_photos_have_imagenets_names_and_those_of_digits_their_own():
+    photos = Data(kind="photos", classes=1000, image_size=224)
+    shown = Images(["a", "b", "c"], np.array([985, 282, 985]))
+    assert class_names(photos, shown) == {282: "tiger cat", 985: "daisy"}
+    digits = experiments.load("digits").scale.data
+    assert class_names(digits["main"], shown) == dict(enumerate("0123456789"))
+    assert class_names(digits["parity"], shown) == {}
 
 
 def test_every_file_is_listed_with_its_split_and_sha256(mine):

@@ -17,7 +17,7 @@ from PIL import Image
 from dearkd.plan import methods
 from dearkd.plan.experiments import load
 from dearkd.plan.synthesis import SYNTHESIS
-from dearkd.report import diagrams, latent_space
+from dearkd.report import diagrams, figures, latent_space, records
 from dearkd.report.figures import STYLE
 from dearkd.schema import InputError
 
@@ -206,6 +206,27 @@ def test_each_tile_stands_in_its_row_and_column_between_white_gaps(channels):
             np.testing.assert_array_equal(shown, np.broadcast_to(tile.reshape(12, 12, -1), (12, 12, 3)))
         assert (drawn[12::13] == 255).all() and (drawn[:, 12::13] == 255).all()
         assert ax.images[0].get_interpolation() == "nearest"
+
+
+def test_classes_have_the_names_of_the_record_of_their_lists():
+    """An older record has none, and its classes keep their numbers."""
+    assert records.class_names(load("digits")) == {}
+    named = {282: "tiger cat", 665: "moped", 698: "palace", 967: "espresso", 985: "daisy"}
+    whole = load("lite0-cpu")
+    assert records.class_names(whole) == named
+    drawn, _ = figures.image_grid(whole, whole.figures["images"])
+    assert [t.get_text() for t in drawn.axes[0].get_yticklabels()] == [*named.values()]
+    drawn, _ = figures.image_grid(load("digits"), load("digits").figures["images"])
+    assert [t.get_text() for t in drawn.axes[0].get_yticklabels()] == [*"0123456789"]
+
+
+def test_a_name_in_the_legend_keeps_its_number_and_a_long_one_is_cut():
+    codes = [placed(), placed()]
+    _, axes = plt.subplots(1, 2)
+    latent_space.latent_space(
+        axes, {"a": codes[0], "b": codes[1]}, [0, 1, 2], {0: "0", 1: "a very long name of a class"}
+    )
+    assert axes[0].get_legend_handles_labels()[1] == ["0", "1 a very long name of…", "2"]
 
 
 def test_classes_are_named_at_the_left_beside_their_row():

@@ -350,6 +350,35 @@ def test_what_was_not_measured_is_blank_and_quoted():
     assert shown.iloc[0]["10 % ours"] == "50.5 ± 0.7 (2)"
 
 
+def test_a_target_is_printed_by_its_title_and_kept_by_its_key():
+    """The scale's title, the matrix's, or else the key."""
+    changed = override(load_scale("digits"), {"transfer.titles": {"parity": "odd or even"}}, "test")
+    table = load(changed).tables["table4"]
+    cells = [cell for row in table.rows for cell in row.cells if cell.run]
+    values = pd.DataFrame([{"run": run, "seed": 0, "top1": 50.0} for run in dict.fromkeys(cell.run for cell in cells)])
+    frame = tables.tidy(table, values)
+    heads = [*tables.arrange(table, frame).columns]
+    assert heads[1:5] == ["upside_down ours", "odd or even ours", "textured ours", "left_of_two ours"]
+    assert heads[5:] == ["CIFAR-10 paper", "CIFAR-100 paper", "Flowers-102 paper", "Stanford Cars paper"]
+    assert set(frame["target"]) >= {"parity", "cifar10"}
+    own = load("digits").scale.transfer
+    assert {*own.titles} == {*own.targets}, "each target of a scale with results has a title"
+
+
+@pytest.mark.parametrize(
+    "titles, message",
+    [
+        ({"paritty": "odd"}, "unknown data set 'paritty'; did you mean 'parity'"),
+        ({"parity": "textured"}, "parity and textured are both called 'textured'; change a title"),
+        ({"parity": "two\nlines"}, "a text of one line"),
+        ({"parity": ""}, "a text of one line"),
+    ],
+)
+def test_a_title_that_cannot_be_one_is_refused(titles, message):
+    with pytest.raises(InputError, match=message):
+        load(load_scale("digits", {"transfer": {"titles": {"textured": "textured", **titles}}}))
+
+
 def test_printed_forms():
     whole, values = numbers()
     table = whole.tables["table2"]
