@@ -10,6 +10,7 @@ from mkdocs.structure.files import File
 
 PAGES = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 LINK = re.compile(r"(\]\()([^)#\s]+)")
+SPREAD = re.compile(r"(\d) ± (\d)")
 SHOWN = {".py": "python", ".yaml": "yaml", ".cff": "yaml"}
 """Files that become a page with their text."""
 
@@ -48,6 +49,11 @@ def on_page_markdown(markdown, page, config, files):
         return match[1] + posixpath.relpath(_uri(path), posixpath.dirname(here) or ".")
 
     return LINK.sub(moved, markdown)
+
+
+def on_page_content(html, page, config, files):
+    """Keep a mean and its standard deviation in one line of a narrow column."""
+    return SPREAD.sub("\\1\u00a0±\u00a0\\2", html)
 
 
 def _folder(uri: str) -> str:
