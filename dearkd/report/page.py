@@ -90,7 +90,7 @@ def write(plan: Plan) -> Path:
             jobs["synthetic images" if of == "images" else of].append(values)
     runs = [_trained(plan, run) for run in plan.runs.values() if not run.name.startswith("teacher-")]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters["decimals"] = decimals.plain
+    environment.filters |= {"decimals": decimals.plain, "called": _called}
     text = environment.from_string(PAGE.read_text()).render(
         scale=plan.scale,
         absent=Markup(MARKDOWN.renderInline(absent(plan))),
@@ -256,9 +256,6 @@ def _spent(kind: str, records: list[dict[str, Any]]) -> Spent:
     )
 
 
-# ---------------------------------------------------------------------------------------------- small pieces
-
-
 def _counted(values: Iterable[str]) -> list[str]:
     """Each distinct value once, the most frequent first."""
     found = list(values)
@@ -270,6 +267,11 @@ def _html(markdown: str) -> Markup:
     html = MARKDOWN.render(markdown)
     html = html.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
     return Markup(html)
+
+
+def _called(name: str) -> str:
+    """`Table 1` of table1; another name with a capital letter."""
+    return re.sub(r"^(Table|Figure)(\d)", r"\1 \2", name.capitalize())
 
 
 def _image(path: Path, alternative: str) -> Markup:
