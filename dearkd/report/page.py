@@ -198,7 +198,7 @@ def _claims(plan: Plan) -> Claims | None:
     return Claims(
         f"Of {len(judged)} claims {verdicts.counted(judged['verdict'].value_counts())}.",
         measured,
-        _html(scales.table(scales.matrix(beside))) if len(beside) > 1 else Markup(""),
+        _html(scales.table(beside)) if len(beside) > 1 else Markup(""),
         _image(figure, "margins of the claims"),
         Shown(
             "claims",

@@ -32,8 +32,11 @@ def test_each_verdict_stands_in_its_line_and_column():
     assert len({len(line) for line in lines}) == 1
     for scale in committed():
         column = lines[0].index(scale)
-        judged = pd.read_csv(f"results/{scale}/claims.csv").set_index("id")["verdict"].replace("not measured", "–")
-        assert {line[0]: line[column] for line in lines if line[0].startswith("C")} == judged.to_dict()
+        file = pd.read_csv(f"results/{scale}/claims.csv").set_index("id")
+        judged = file["verdict"].replace("not measured", "–")
+        seeds = file["seeds"].where((file["seeds"] > 1) & (judged != "–"))
+        said = judged + seeds.map(lambda n: "" if pd.isna(n) else f" ({n:.0f})")
+        assert {line[0]: line[column] for line in lines if line[0].startswith("C")} == said.to_dict()
         for verdict in ("holds", "fails", "within noise"):
             (count,) = (line[column] for line in lines if line[1] == f"*{verdict}*")
             assert int(count) == (judged == verdict).sum()

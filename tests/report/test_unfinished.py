@@ -76,7 +76,7 @@ def test_rows_with_different_numbers_of_seeds(part, capsys):
     assert judged.loc["C33", ["verdict", "seeds"]].tolist() == ["one seed", 1] and pd.isna(judged.loc["C33", "low"])
     page = Path("results/digits/claims.md").read_text()
     assert "| one seed | " in page and " have one seed" in page and "results of table2; " in page
-    assert "*one seed*" in scales.table(scales.matrix(["digits"]))
+    assert "| one seed |" in scales.table(["digits"])
     savings = Path("results/digits/savings.md").read_text()
     assert "(2 seeds, 797 test images)" in savings and "(3" not in savings
     report = Path("results/digits/report.html").read_text()

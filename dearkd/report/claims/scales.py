@@ -18,10 +18,10 @@ PAPERS = "the paper's numbers"
 ORDER = (HOLDS, FAILS, NOISE, ONE_SEED, NOT_MEASURED)
 EXPLAINED = (
     "A claim *holds* when the 95 % interval of its margin is above 0, *fails* when it is below 0, and is *within "
-    "noise* otherwise. A number without seeds decides by its sign. *one seed* is no verdict, because one seed has no "
-    "spread. *–* means not measured, because the scale has not trained all that the claim needs. A scale's own page "
-    "has the margins, their intervals, and p-values corrected for the number of claims. All verdicts of a scale come "
-    "from the same images and seeds. Only other data can show whether an effect is general."
+    "noise* otherwise. The number of seeds is in brackets. A number without seeds decides by its sign. *one seed* is "
+    "no verdict, because one seed has no spread. *–* means not measured, because the scale has not trained all that "
+    "the claim needs. A scale's own page has the margins, their intervals, and p-values corrected for the number of "
+    "claims. All verdicts of a scale come from the same images. Only other data can show whether an effect is general."
 )
 
 
@@ -50,6 +50,7 @@ def _judged(scale: str) -> pd.DataFrame:
         raise InputError(f"{path}: missing; judge its claims with `snakemake -c2 --config scale={scale} -- claims`")
     try:
         judged = pd.read_csv(path, index_col="id", keep_default_na=False)
+        judged["seeds"] = judged["seeds"].astype(int)
         ok = judged.index.is_unique and {*judged["verdict"], *judged["paper_verdict"]} <= {*ORDER}
     except (ValueError, KeyError):  # pandas' own errors are ValueErrors
         ok = False
@@ -58,17 +59,30 @@ def _judged(scale: str) -> pd.DataFrame:
     return judged
 
 
-def table(found: pd.DataFrame) -> str:
-    """The matrix as a Markdown table, how many claims have each verdict in its last lines."""
+def table(scales: Sequence[str]) -> str:
+    """The matrix as a Markdown table; its last lines say how many claims have each verdict."""
+    found = matrix(scales)
     columns = [*found.columns[1:]]
+    seeds = pd.DataFrame({name: _judged(name)["seeds"] for name in scales}).reindex(found.index, columns=columns)
     heads = ["", "the paper says", *map(escaping.markdown, columns)]
     rows = [
-        [str(id), escaping.markdown(line.iloc[0]), *(v if v != NOT_MEASURED else "–" for v in line.iloc[1:])]
-        for id, line in found.iterrows()
+        [
+            id,
+            escaping.markdown(found.loc[id, "statement"]),
+            *(_cell(found.loc[id, c], seeds.loc[id, c]) for c in columns),
+        ]
+        for id in found.index
     ]
     shown = [verdict for verdict in ORDER if verdict != ONE_SEED or (found[columns] == verdict).any(axis=None)]
     rows += [["", f"*{verdict}*", *(str((found[c] == verdict).sum()) for c in columns)] for verdict in shown]
     return "\n".join(f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows))
+
+
+def _cell(verdict: str, seeds: float) -> str:
+    """A verdict with its number of seeds, where it has some."""
+    if verdict == NOT_MEASURED:
+        return "–"
+    return f"{verdict} ({int(seeds)})" if seeds > 1 else verdict
 
 
 def to_markdown(scales: Sequence[str]) -> str:
@@ -80,7 +94,7 @@ def to_markdown(scales: Sequence[str]) -> str:
             "",
             *lines,
             "",
-            table(matrix(scales)),
+            table(scales),
             "",
             EXPLAINED,
             "",
