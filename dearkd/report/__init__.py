@@ -1,1 +1,1 @@
-"""From records to what the paper shows: tables, figures, claims, pages. Never imports torch."""
+"""Tables, figures, claims and pages from records. Never imports torch."""

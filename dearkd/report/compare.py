@@ -1,4 +1,4 @@
-"""Results made again beside the committed ones: the same bits, or how far, and whether seeds differ as much."""
+"""Repeated results beside the committed ones: the same bits, or how different, and whether seeds differ as much."""
 
 import math
 
@@ -42,7 +42,7 @@ def frame(here: Plan, committed: Plan) -> pd.DataFrame:
 
 
 def judge(top1: float, others: pd.Series) -> str:
-    """Whether a result lies in the 95 % prediction interval (Student's t) that the results of other seeds give."""
+    """Whether a result is in the 95 % prediction interval (Student's t) of the results of other seeds."""
     n = len(others)
     if n < 2:
         return ALONE

@@ -1,4 +1,4 @@
-"""One RO-Crate 1.1 of everything: what each record says was made, by which command, when, on what machine."""
+"""One RO-Crate 1.1 of all records: what was made, by which command, when, and on which machine."""
 
 import json
 import mimetypes
@@ -126,7 +126,7 @@ def _made(path: Path, values: dict[str, Any]) -> list[Path]:
 
 
 def _action(path: Path, values: dict[str, Any]) -> Entity:
-    """What made a record and the files beside it."""
+    """The job that made a record and the files beside it."""
     with record.whole(path):
         machine = values["hardware"]
         facts = {"device": machine["device"], "processor": machine["cpu"], "commit": values["git"]["sha"]}

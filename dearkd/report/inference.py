@@ -16,7 +16,7 @@ LEVEL = 0.95
 RESAMPLES = 10_000
 """Number of draws of the bootstrap."""
 PERCENT = 100.0
-"""What an image is worth that one method has right and the other wrong."""
+"""Margin in percent of an image that one method has right and the other wrong."""
 
 
 class Interval(NamedTuple):

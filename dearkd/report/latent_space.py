@@ -1,4 +1,4 @@
-"""Figure 6 and the grid of images: sets of images as the teacher and the eye see them."""
+"""Figure 6 and the grid of images: latent codes and pixels of sets of images."""
 
 import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -27,7 +27,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 FEW = 4
 """Number of classes shown where there are more classes than colours."""
 NEIGHBOURS = 15
-"""Number of images that vote on the class of a place in the plane."""
+"""Number of nearest images that decide the class of a place in the plane."""
 PIXELS = 260_000
 """Pixels of all tiles of a grid. Noise takes 3 bytes a pixel in a PNG, and a figure should stay below 1 MB."""
 

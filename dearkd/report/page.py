@@ -43,7 +43,7 @@ class Shown(NamedTuple):
 
 
 class Claims(NamedTuple):
-    """The claims as the page shows them: one line for each measured claim, the others behind a fold."""
+    """The claims as the page shows them: one line for each measured claim, the others in a folded part."""
 
     counts: str
     measured: tuple[tuple[str, str, str, str], ...]

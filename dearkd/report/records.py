@@ -1,4 +1,4 @@
-"""Records on disk to one tidy frame; a record that does not fit the plan is refused, never shown."""
+"""One tidy frame from the records on disk. A record that does not match the plan is refused."""
 
 import math
 import re
@@ -55,7 +55,7 @@ def refuse_nothing(plan: Plan, target: str, *tables: str) -> None:
 
 
 def pretrained(plan: Plan, labels: list[str]) -> pd.DataFrame:
-    """One line per evaluated system whose weights others have trained: run (its label), seed 0, dirty, metrics."""
+    """One line per evaluated pretrained peer: run (its label), seed 0, dirty, metrics."""
     lines = []
     for label in labels:
         if plan.paths.pretrained(label).is_file():

@@ -1,4 +1,4 @@
-"""How many images DearKD saved: the share on which it beats each other method of Table 2 on all images.
+"""How many images DearKD saved: the fraction on which it beats each other method of Table 2 on all images.
 
 A difference is taken seed by seed and image by image, as claims are, and has the interval of claims (inference.py). A
 difference whose interval contains 0 is called none. Below the sentences a table has the difference to each method at
@@ -155,7 +155,7 @@ def near_chance(top1: float, classes: int) -> bool:
 
 
 def _incomparable(ours: float, other: float, classes: int, tested: int) -> str:
-    """Why two accuracies cannot be compared; empty where they can."""
+    """The reason why two accuracies cannot be compared; empty if they can."""
     low = min(ours, other)
     both = f"with {decimals.plain(ours, 1)} and {decimals.plain(other, 1)} % both"
     if near_chance(max(ours, other), classes):
@@ -184,7 +184,7 @@ def _made_of(seeds: int, tested: int) -> str:
 
 
 def _teacher(plan: Plan) -> list[str]:
-    """A warning where the teacher itself has learned next to nothing."""
+    """A warning if the teacher's own accuracy is close to chance."""
     name = plan.scale.distillation.teacher
     if not plan.paths.teacher(name).is_file():
         return []

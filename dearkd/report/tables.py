@@ -1,4 +1,4 @@
-"""Tables of the paper from the tidy frame: CSV for machines, Markdown and LaTeX for readers.
+"""The paper's tables from the tidy frame, as CSV, Markdown and LaTeX.
 
 Every number of ours comes from a record. The paper's numbers have their own column.
 """

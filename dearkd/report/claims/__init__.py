@@ -1,1 +1,1 @@
-"""The paper's claims: their language, the judge, and the page for readers."""
+"""The paper's claims: their notation, the judge, and the page for readers."""

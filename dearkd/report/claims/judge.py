@@ -3,15 +3,15 @@
 A claim is one or more comparisons (language.py), each with a margin: by how much it holds. On our records the margin is
 taken seed by seed, since methods with the same seed share images, order and start, and has a 95 % interval
 (inference.py): Student's t over the seeds, and the error that a finite set of test images leaves. A comparison holds
-when the interval lies above 0, fails when it lies below, and is within noise otherwise. A number that has no seeds
+when the interval is above 0, fails when it is below, and is within noise otherwise. A number that has no seeds
 decides by its sign. One seed has no interval, and so no verdict. A claim fails when one of its comparisons fails and
 holds when all hold. Otherwise it is not measured where a comparison could not be made, or else of one seed where one
 has no verdict, or else within noise.
 "Within t" is written as a chain, -t <= d <= t: its weaker margin is t - |d|, and its halves are the usual test of
 equivalence.
 
-Each comparison is judged by itself. Beside that stand the p-value of each claim, corrected by Holm over all claims that
-have one, and a bootstrap over the seeds, which takes no distribution of theirs for granted.
+Each comparison is judged by itself. Each claim also has a p-value, corrected by Holm over all claims that have one, and
+a bootstrap over the seeds, which assumes no distribution.
 """
 
 import csv
@@ -182,7 +182,7 @@ def _images_error(pair: Comparison, numbers: Numbers, answers: Mapping[Reference
 
 
 def of_claim(groups: Sequence[Sequence[Judgement]], at_least: int) -> float:
-    """The two-sided p-value of a claim that wants `at_least` of its groups of comparisons to hold.
+    """The two-sided p-value of a claim that needs `at_least` of its groups of comparisons to hold.
 
     A group holds with the p-value of its least sure comparison. It fails with the p-value of its surest comparison
     times the number of comparisons (Bonferroni). At least k of n groups hold with n - k + 1 times the k-th smallest

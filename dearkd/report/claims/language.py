@@ -29,7 +29,7 @@ DEEPEST = 50
 LARGEST = 1e12
 """Greatest depth of a claim's expressions, and greatest number in them."""
 STEP = 1e-3
-"""By how much a number is moved to see what that does to a margin."""
+"""Step by which a number is changed to measure its effect on a margin."""
 
 
 class Reference(NamedTuple):
@@ -141,7 +141,7 @@ def read(text: str) -> Comparisons:
 
 
 def _check_size(tree: ast.expr, text: str) -> None:
-    """Raise InputError for nesting and numbers that later code could not take. Does not recurse."""
+    """Raise InputError for nesting and numbers that are too large for later code. Does not recurse."""
     level: list[ast.AST] = [tree]
     for _ in range(DEEPEST):
         level = [child for node in level for child in ast.iter_child_nodes(node)]
@@ -169,7 +169,7 @@ def _chain(node: ast.expr) -> Iterator[Comparison]:
 
 
 def _check(comparison: Comparison) -> None:
-    """Raise InputError for what the language does not have. Numbers do not matter."""
+    """Raise InputError for anything that the notation does not have. Numbers are not checked."""
     if not comparison.references():
         raise InputError(f"compares no cell of a table: {str(comparison)!r}")
     try:

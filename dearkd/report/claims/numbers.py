@@ -32,7 +32,7 @@ NO_ANSWERS: Mapping[Reference, Answers] = MappingProxyType({})
 def our_numbers(plan: Plan, values: dict[str, pd.DataFrame]) -> Numbers:
     """The numbers that the records of a scale have. values: of each table, as `tables.values_of` reads them.
 
-    Weights that others have trained have one number without seeds. So have size and speed of an architecture.
+    Pretrained peers have one number without seeds, and so do size and speed of an architecture.
     """
     found: dict[Reference, Value] = {}
     for name, table in plan.tables.items():
