@@ -19,7 +19,7 @@ def epoch_order(size: int, draws: int, repeats: int, seed: int, epoch: int) -> I
     """Indices of one epoch: shuffled passes over `size` images, each index `repeats` times in a row, cut at `draws`.
 
     With repeats 3 this is DeiT's repeated augmentation. An epoch then shows a third of the images three times, and
-    neighbours in the order are in different micro-batches.
+    neighbours in the order go to different micro-batches.
     """
     distinct = -(-draws // repeats)
     passes = [numpy_generator(seed, "order", epoch, i).permutation(size) for i in range(-(-distinct // size))]

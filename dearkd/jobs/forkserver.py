@@ -148,7 +148,7 @@ def _serve(path: Path, work: Callable[[list[str]], int], starter: int) -> None:
 
 
 def _job(connection: socket.socket, work: Callable[[list[str]], int]) -> None:
-    """Become the job that is asked for. Never returns."""
+    """Become the requested job. Never returns."""
     status = 1
     try:
         if _user(connection) != os.geteuid():

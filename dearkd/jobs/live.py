@@ -40,7 +40,7 @@ class Job:
     began: float = field(default_factory=time.monotonic)
 
     def newest(self) -> str:
-        """How far the job is, then the newest line of its log, without the job's name in front."""
+        """The progress of the job, then the newest line of its log, without the job's name in front."""
         lines = _tail(self.log)
         said = lines[-1].split(": ", 1)[-1] if lines else ""
         reached = re.search(r"\s*\[(\d+ %[^]]*)\]$", said)

@@ -1,7 +1,7 @@
 """A check before anything is trained: every network of a plan is built once, without memory.
 
-The plan has names and arguments; only timm knows whether it can build them. A width that the heads do not divide, a
-teacher stage that does not exist or a mistyped model would otherwise be found only after the teacher is trained.
+The plan has only names and arguments; timm must say whether it can build them. Without this check a width that the
+heads do not divide, a missing teacher stage or a mistyped model would be found only after the teacher is trained.
 """
 
 from dearkd.model import networks, teachers

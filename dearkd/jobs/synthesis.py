@@ -98,7 +98,7 @@ def _is_recorded(target: Path, made: dict[str, Any]) -> bool:
     )
     try:
         before = record.read(target)
-    except InputError:  # missing or damaged, which is why it is made again
+    except InputError:  # missing or damaged, so it is made again
         return False
     return all(before.get(key) == made[key] for key in decides)
 

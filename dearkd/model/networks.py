@@ -103,6 +103,6 @@ def adopt(student: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def freeze_positions(student: nn.Module) -> None:
-    """Train everything but the position encodings of MHCA, alpha and Delta."""
+    """Freeze alpha and Delta, the position encodings of MHCA; all other parameters learn."""
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(".rpe." not in name)

@@ -94,9 +94,9 @@ class QuadraticBias(nn.Module):
     alpha: Tensor
     delta: Tensor
     v: Tensor
-    """-alpha and 2 alpha Delta as three free numbers, for `rpe.param: free`; there is no alpha and Delta then."""
+    """-alpha and 2 alpha Delta as three free numbers, for `rpe.param: free`, which has no alpha and Delta."""
     positions: Tensor
-    """The places of the patches, centred on the image: (patches, 2)."""
+    """The positions of the patches, centred on the image: (patches, 2)."""
     terms: Tensor
     """|d|^2, d and 1 of every two tokens: (4, tokens, tokens)."""
 

@@ -25,7 +25,7 @@ from dearkd.schema import InputError, unknown
 PROBED = 300
 """Largest side in pixels that `probe` tries on a network."""
 CHANNELS_LAST = 64
-"""Side of the images, in pixels, from which a teacher's weights are stored channels last. RegNetY-16GF's early stages
+"""Image size in pixels from which a teacher's weights are stored channels last. RegNetY-16GF's early stages
 then take a fifth less time at 224 on a CPU, and a GPU's bf16 kernels need this order. Small images take longer."""
 Moments = tuple[tuple[float, ...], tuple[float, ...]]
 """(mean, std) of each channel."""

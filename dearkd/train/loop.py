@@ -74,7 +74,7 @@ def train(
                 if board:
                     try:
                         board.add(entry)
-                    except InputError:  # a full disk for the curves costs no training
+                    except InputError:  # a full disk for the curves loses no training
                         attempt.save(state.step, values())
                         raise
                 progress.line(curve.text(entry))
@@ -112,7 +112,7 @@ class Learner:
         self.teacher = inputs.teacher and inputs.teacher.to(processes.device)
         self.rate = optimise.learning_rate(self.state.optimiser, stage)
         self.mixup = optimise.mixing(stage.training.augment, stage.data.classes)
-        # looking for them at each step takes 3 % of a small one
+        # reading them at each step takes 3 % of a small step
         self.parameters = list(self.state.trainee.parameters())
         self.squares: list[Tensor] = []
         if stage.training.compile == "blocks":

@@ -32,7 +32,7 @@ def replayable(micro_batches: int, compiled: bool) -> bool:
 class Replayed:
     """The calls of `works`, kernel by kernel in the first `WARM` steps, then replayed from CUDA graphs.
 
-    A step calls each of `works` once, in their order, with tensors of the same shapes. One may leave gradients to the
+    A step calls each of `works` once, in order, with tensors of the same shapes. One may leave gradients to the
     next; none are left at the end of a step. A work returns nothing, waits for nothing, and uses the device alone. The
     key stands for what a graph holds as a constant (the learning rate); a new key captures new graphs.
     """
