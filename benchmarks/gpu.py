@@ -7,6 +7,7 @@ ones are missing. `--only` measures those whose name has a word in it. On a CPU 
 import argparse
 import gc
 import json
+import os
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ import torch
 
 from benchmarks import gpu_work as work
 from benchmarks.gpu_work import ON_GPU, Step
+from dearkd import arithmetic
+from dearkd.train.replay import GRAPHS
 
 Case = tuple[str, str, str, Callable[[], tuple[Step, int]]]
 """(what, net, way: the names of a measurement; a function that returns a step and how many images it takes)."""
@@ -31,6 +34,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=240.0, help="no measurement starts after so many")
     parser.add_argument("--only", default="", help="a word in the names of what is measured")
     given = parser.parse_args()
+    os.environ.update({**arithmetic.ON_GPU, GRAPHS: "all"})
     began = time.monotonic()
     given.out.parent.mkdir(parents=True, exist_ok=True)
     with given.out.open("a") as file:

@@ -16,7 +16,6 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from dearkd import arithmetic
 from dearkd.data.arrival import Finish, arriving
 from dearkd.data.images import Images
 from dearkd.data.order import Decisions, MicroBatch
@@ -35,9 +34,8 @@ from dearkd.train.compiled import compile_parts
 from dearkd.train.inputs import Inputs
 from dearkd.train.loop import Learner
 from dearkd.train.processes import Processes
-from dearkd.train.replay import GRAPHS, Replayed
+from dearkd.train.replay import Replayed
 
-os.environ.update({**arithmetic.ON_GPU, GRAPHS: "all"})
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 SIDE, BATCH, CLASSES = (224, 256, 1000) if ON_GPU else (64, 4, 10)

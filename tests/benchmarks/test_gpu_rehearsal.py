@@ -1,5 +1,6 @@
 """The benchmark of a GPU, rehearsed on a CPU: what `plan` reads of it is measured; its variants compute the same."""
 
+import importlib
 import json
 import sys
 
@@ -8,9 +9,11 @@ import torch
 from torch import nn
 
 from benchmarks import gpu, gpu_work
+from dearkd import arithmetic
 from dearkd.model import resize
 from dearkd.plan import rates
 from dearkd.train.loop import Learner
+from dearkd.train.replay import GRAPHS
 
 pytestmark = pytest.mark.slow
 
@@ -27,10 +30,21 @@ def test_what_a_plan_reads_is_measured_under_its_names():
 def test_a_measurement_is_a_line_and_an_error_costs_no_other(tmp_path, monkeypatch):
     out = tmp_path / "gpu.jsonl"
     monkeypatch.setattr(sys, "argv", ["gpu", "--out", str(out), "--only", "49 tokens, bf16"])
+    for name in (*arithmetic.ON_GPU, GRAPHS):
+        monkeypatch.setenv(name, "")  # which the benchmark sets, and only here
     gpu.main()
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["way"] for line in lines] == ["eager", "graph"] and all(line["images_per_s"] > 0 for line in lines)
     assert gpu.measure(lambda: 1 / 0) == {"error": "ZeroDivisionError: division by zero"}
+
+
+def test_a_package_that_is_missing_costs_one_measurement(monkeypatch):
+    """A machine with a GPU may have no internet: `lpips` alone is then not measured."""
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    monkeypatch.delitem(sys.modules, "dearkd.jobs.diversity", raising=False)
+    importlib.reload(gpu_work)
+    assert gpu.measure(gpu_work.lpips_pairs)["error"].startswith("ModuleNotFoundError")
+    assert gpu.measure(lambda: gpu_work.attention("dense"))["images_per_s"] > 0
 
 
 def test_a_step_of_the_loop_is_what_is_measured(monkeypatch):

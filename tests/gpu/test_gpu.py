@@ -156,7 +156,7 @@ run = Replayed(lambda x: x.sum().item())
 for _ in range(4):
     run(0, torch.ones(2, device="cuda"))
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert "InputError: a step cannot be captured as a CUDA graph" in done.stderr
     assert f"set {GRAPHS}=off" in done.stderr
 
