@@ -63,7 +63,10 @@ def _unpacked(archive: Path, folder: Path) -> Path:
         with zipfile.ZipFile(archive) as members:
             for name in members.namelist():
                 if not re.fullmatch(r"[^/\\]*[^/\\.][^/\\]*/[^/\\]+\.png", name):
-                    raise InputError(f"{archive}: {name!r} is no PNG in the folder of a class; make the archive again")
+                    raise InputError(
+                        f"{archive}: {name!r} is no PNG in the folder of a class; make the archive again, or unpack it "
+                        f"and name the folder"
+                    )
                 disk.write(folder / name, memoryview(members.read(name)))
     except (zipfile.BadZipFile, OSError) as error:
         raise InputError(f"{archive}: not a whole archive ({error}); make it again") from None

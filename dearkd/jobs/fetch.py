@@ -5,6 +5,7 @@ import functools
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.error import HTTPError, URLError
 
 from huggingface_hub import constants, try_to_load_from_cache
 from torchvision import datasets
@@ -49,8 +50,10 @@ def needs(plan: Plan, look: bool = False) -> Iterator[Need]:
 
     look: open every image file, and print which files of a folder are left out.
     """
+    seen = {stage.data_name for run in plan.runs.values() for stage in run.stages}
     for name in plan.scale.data:
-        yield _data_set(plan, name, look)
+        if name == "main" or name in seen:
+            yield _data_set(plan, name, look)
     elsewhere = [t for t in plan.scale.teachers.values() if t.training is None]
     elsewhere += [
         Teacher(model=p.model, args=p.args, top1=0.0, weights=p.weights, sha256=p.sha256)
@@ -136,6 +139,8 @@ def fetch(plan: Plan, check: bool) -> None:
                 reason = ""
             except (OSError, RuntimeError, InputError) as error:
                 reason = " ".join(str(error).split())
+                if isinstance(error, URLError) and not isinstance(error, HTTPError):
+                    reason = f"no answer ({error.reason}); run this where there is internet, and copy the folder here"
         if reason:
             command = (
                 f"python -m dearkd fetch --scale {plan.scale.name}"

@@ -118,7 +118,7 @@ def class_names(text: str) -> list[str]:
     path = Path(text).expanduser()
     if text and "," not in text and (path.is_file() or path.suffix == ".txt" or "/" in text):
         try:
-            return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
                 f"--classes: {text} cannot be read ({error}); give a text file with a name a line"

@@ -58,7 +58,7 @@ class DearKD(VisionTransformer):
         super().__init__(*args, **{**kwargs, "weight_init": "skip"})
         if not 0 <= n_mhca <= len(self.blocks):
             raise InputError(f"n_mhca {n_mhca} is more than the {len(self.blocks)} blocks of the model, or less than 0")
-        rpe = rpe if isinstance(rpe, Rpe) else build(Rpe, dict(rpe), "rpe")
+        rpe = rpe if isinstance(rpe, Rpe) else build(Rpe, dict(rpe) if isinstance(rpe, tuple) else rpe, "rpe")
         self.n_mhca, self.rpe = n_mhca, rpe
         for block in self.blocks[:n_mhca]:
             plain = block.attn

@@ -117,7 +117,8 @@ def test_what_no_list_can_hold_is_named(tmp_path, kind):
         said = r"a/3\.png is a link to nothing \(3 in all\); fetch"
     elif kind == "circle":
         (tmp_path / "a/loop.png").symlink_to("loop.png")
-        said = r"a/loop\.png: cannot be read \(Too many levels of symbolic links\)"
+        (tmp_path / "a/self").symlink_to("self")
+        said = r"a/loop\.png is a link to nothing \(2 in all\); fetch"
     else:
         odd = {"latin-1": b"Stra\xdfe.png", "line break": b"a\nb.png", "separator": "a\u2028b.png".encode()}[kind]
         shutil.copy(tmp_path / "a/0.png", os.fsencode(tmp_path / "a") + b"/" + odd)

@@ -390,6 +390,11 @@ def test_a_users_own_cnn_and_class_names(own):
     assert other["seed"] == 1 and other["archive_sha256"] != made["archive_sha256"]
 
 
+def test_a_file_of_class_names_may_come_from_any_editor(tmp_path):
+    (tmp_path / "names").write_bytes("\ufeffcat\r\n\r\n dög \r\n".encode())
+    assert invert.class_names(str(tmp_path / "names")) == ["cat", "dög"]
+
+
 def test_a_half_made_set_is_not_thrown_away_for_another(own):
     Checkpoints(Path("out/images")).save(1, {"identity": "of another recipe"})
     status, said, _ = own()

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from dearkd import record
 from dearkd.__main__ import main
 from dearkd.data import datasets
+from dearkd.jobs import fetch
 from dearkd.jobs.evaluate import evaluate_run
 from dearkd.jobs.subset import list_subsets
 from dearkd.jobs.train import train_stage
@@ -257,6 +258,12 @@ def test_what_is_missing_is_listed_with_the_command_that_brings_it(monkeypatch, 
     assert (
         "LPIPS trunk alex" in said and "LPIPS trunk vgg" in said and "[python -m dearkd fetch --scale imagenet]" in said
     )
+
+
+def test_only_data_that_a_run_sees_is_asked_for(monkeypatch):
+    monkeypatch.setenv("IMAGENET", "nowhere")
+    named = {need.name for need in fetch.needs(experiments.load("first"))}
+    assert "data main" in named and not [name for name in named if name.startswith("data ") and name != "data main"]
 
 
 def test_without_internet_fetch_says_so_once_and_at_once(monkeypatch, tmp_path, capsys):

@@ -197,6 +197,7 @@ def test_value_identity():
     [
         ({"n_mhca": 9}, "n_mhca 9 is more than the 4 blocks"),
         ({"rpe": {"drp": 0.1}}, "did you mean 'drop'"),
+        ({"rpe": 3}, "rpe: expected a mapping, got 3"),
         ({"num_heads": 7}, "divisible"),
     ],
 )
