@@ -197,13 +197,17 @@ def test_value_identity():
     [
         ({"n_mhca": 9}, "n_mhca 9 is more than the 4 blocks"),
         ({"rpe": {"drp": 0.1}}, "did you mean 'drop'"),
-        ({"rpe": 3}, "rpe: expected a mapping, got 3"),
         ({"num_heads": 7}, "divisible"),
     ],
 )
 def test_bad_arguments_name_the_model_and_the_key(args, message):
     with pytest.raises(InputError, match=message):
         small(**args)
+
+
+def test_knobs_that_are_no_mapping_are_named():
+    with pytest.raises(InputError, match="rpe: expected a mapping, got 3"):
+        timm.create_model("dearkd_tiny_patch16_224", rpe=3)
 
 
 def test_unknown_model():
