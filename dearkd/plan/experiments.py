@@ -119,7 +119,7 @@ class _Reader:
 
     def trains(self, student: object) -> bool:
         """Whether the scale may train this student: not one of the paper's sizes that it does not define."""
-        return student in self.scale.students or student not in STUDENTS
+        return not isinstance(student, str) or student in self.scale.students or student not in STUDENTS
 
     def trains_any(self, table: Table) -> bool:
         """Whether a table is more than quotations: False where all its rows are of sizes that the scale lacks.

@@ -57,6 +57,7 @@ def small_scale():
     values["teachers"]["again"] = {**values["teachers"]["main"], "training": None}
     values["peers"]["ResNet-18"]["training"] = None
     values["quoted"], values["only"], values["transfer"]["targets"] = {"t1": ["a"]}, [], ["parity"]
+    values["transfer"]["titles"] = {"parity": "odd or even"}
     return values
 
 
