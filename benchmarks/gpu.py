@@ -1,7 +1,7 @@
-"""python -m benchmarks.gpu: what one GPU does, in images/s and memory, one line of JSON a measurement as it is made.
+"""python -m benchmarks.gpu measures one GPU in images/s and memory and writes a line of JSON for each measurement.
 
-`gpu_work.py` says what is measured. Measurements stand in the order of their worth: where `--seconds` run out, the last
-ones are missing. `--only` measures those whose name has a word in it. On a CPU it rehearses at a tiny size.
+`gpu_work.py` has the measurements, the most important first. When `--seconds` run out, the last ones are missing.
+`--only` measures those whose name has a word in it. On a CPU it rehearses at a tiny size.
 """
 
 import argparse

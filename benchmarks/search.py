@@ -210,7 +210,7 @@ def _read(images: Data) -> datasets.Images:
 
 
 def _teacher(task: Task, stage: Stage) -> tuple[teachers.TeacherNetwork | None, tuple[FeatureShape, ...]]:
-    """The committed teacher, and the shapes of the features that the stage wants of it."""
+    """The committed teacher, and the shapes of its features that the stage needs."""
     if stage.teacher is None:
         return None, ()
     paths = Paths(task.teachers)
@@ -247,7 +247,7 @@ def _lines(path: Path) -> list[dict[str, str]]:
 def _append(path: Path, line: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     earlier = _lines(path)
-    columns = [*earlier[0]] if earlier else COLUMNS  # a file that is older than a column goes on without it
+    columns = [*earlier[0]] if earlier else COLUMNS  # a file that is older than a column continues without it
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n", extrasaction="ignore")
         if not earlier:

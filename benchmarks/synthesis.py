@@ -1,8 +1,8 @@
 """An iteration of DeepInversion: ours against NVlabs' loop on the same network, images and terms.
 
 Given a checkout (`git clone https://github.com/NVlabs/DeepInversion`, `--deepinversion PATH`), the peer's statistics
-and image prior are theirs; otherwise the same written plainly. Their loop needs a GPU, so its iteration is written
-out here as it stands there: the network's weights take gradients, which nobody uses, and the best images are kept.
+and image prior are theirs; otherwise the same written plainly. Their loop needs a GPU, so its iteration is copied here:
+the network's weights take gradients, which are not used, and the best images are kept.
 Both sides start from the same images; their losses are compared before anything is timed.
 """
 

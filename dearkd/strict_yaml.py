@@ -50,7 +50,7 @@ def read(path: Path) -> dict[Any, Any]:
 
 
 def _measure(node: yaml.Node, path: Path, known: dict[int, int], above: tuple[int, ...]) -> int:
-    """How many values a node stands for, aliases written out; InputError where it must not be read."""
+    """Number of values of a node with its aliases expanded. Raises InputError if it must not be read."""
     if id(node) in known:
         return known[id(node)]
     line = f"{path}: line {node.start_mark.line + 1}"

@@ -250,7 +250,7 @@ def moments(teacher: stage.Teacher, net: nn.Module, channels: int) -> Moments | 
             )
         return teacher.mean, teacher.std
     tag = hub.description(net)
-    # timm adds a first layer's weights up for grey images, so what it wants of them is the channels' average.
+    # timm sums a first layer's weights for grey images, so the input must be the channels' average.
     mean, std = (tuple(m) if len(m) == channels else (sum(m) / len(m),) * channels for m in (tag["mean"], tag["std"]))
     return mean, std
 

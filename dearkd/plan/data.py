@@ -6,7 +6,7 @@ from dearkd.ranges import Part, Whole, Within
 from dearkd.schema import InputError, spec
 
 IN_FILES = ("folder", "flowers102", "cars")
-"""Kinds of data that are image files, decoded anew in each epoch."""
+"""Kinds of data that are image files, which are decoded again in each epoch."""
 
 REAL = "real"
 """The value of `images` for real images, those of the scale's main data set."""

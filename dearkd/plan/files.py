@@ -102,7 +102,7 @@ def _leads_nowhere(entry: os.DirEntry[str], kind: str) -> bool:
 
 
 def _listable(name: str) -> bool:
-    """Whether a name can stand on a line of a UTF-8 file."""
+    """Whether a name fits on one line of a UTF-8 file."""
     try:
         name.encode()
     except UnicodeEncodeError:

@@ -1,7 +1,7 @@
 """Methods as data: a row of a table becomes a tuple of stages, which one training loop runs.
 
-A function here is a method; its keyword arguments after `fraction` are the method's own switches and
-may stand in a row of `workflow/experiments.yaml`, as may any dotted field of the scale (`rpe.drop: 0.2`).
+A function here is a method. Its keyword arguments after `fraction` are the method's switches. A row of
+`workflow/experiments.yaml` may set them, and any dotted field of the scale (`rpe.drop: 0.2`).
 """
 
 import dataclasses

@@ -96,7 +96,7 @@ class Peer:
 
 @spec
 class Throughput:
-    """Forward images/s of the architectures of Table 3, at random weights and each one's own input size."""
+    """Forward images/s of the architectures of Table 3, with random weights, each at its input size."""
 
     batch: Count = 128
     warmup: Whole = 10

@@ -50,7 +50,7 @@ def _places(values: Mapping[Any, Any], above: tuple[str, ...] = ()) -> Iterator[
 def _path(name: Any, where: str) -> Path:
     if not isinstance(name, str) or not name:
         raise InputError(f"{where}: expected the name of a scale or a .yaml file, got {shown(name)}")
-    own = Path(name.removesuffix(".yaml") + ".yaml")  # records and errors call a file of one's own by its scale's name
+    own = Path(name.removesuffix(".yaml") + ".yaml")  # records and errors call the user's file by its scale's name
     path = own if name.endswith(".yaml") else SCALES / own
     found = next((p for p in (path, SHIPPED / path, own) if _is_file(p)), None)
     if found is None:

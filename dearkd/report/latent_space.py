@@ -115,7 +115,7 @@ def latent_space(
     """Draw Figure 6, one panel a set. A line joins each image to its easiest positive; shading shows where classes are.
 
     A place belongs to the class of most images near it in all sets, so regions are the same in all panels. A class's
-    number stands where no set has an image. `embedded` and `classes` are those of `embed`; the first axes have the
+    number is placed where no set has an image. `embedded` and `classes` are those of `embed`; the first axes have the
     handles of a legend. names: of classes, for the legend; a class without a name is a number there.
     """
     everything = pd.concat(embedded.values())
@@ -153,7 +153,7 @@ def latent_space(
 def _free_places(
     vote: KNeighborsClassifier, region: Int[np.ndarray, "high wide"], axes: tuple[np.ndarray, np.ndarray]
 ) -> dict[int, tuple[float, float]]:
-    """By class: the place of its region that lies furthest from every image and from the region's border."""
+    """By class: the point of its region that is furthest from every image and from the region's border."""
     x, y = axes
     nearest, _ = vote.kneighbors(np.stack(np.meshgrid(x, y), -1).reshape(-1, 2), 1)
     from_images = nearest.reshape(region.shape) / (x[1] - x[0])
@@ -202,7 +202,7 @@ def image_grid(axes: Iterable[Axes], sheets: Mapping[str, np.ndarray], side: int
 
 
 def _called(label: int, names: Mapping[int, str]) -> str:
-    """The number of a class, as it stands in the plane, and its name where that is another."""
+    """The number of a class, as the plane shows it, and its name if that differs."""
     name = names.get(label, str(label))
     return str(label) if name == str(label) else f"{label} {_short(name)}"
 

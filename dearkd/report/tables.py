@@ -95,7 +95,7 @@ def tidy(table: Table, values: pd.DataFrame) -> pd.DataFrame:
 
     source: measured (from our records), pretrained (weights of others, evaluated by us), quoted (only the paper's
     number) or empty (no number). A metric of `also` that no record has is left out. Every row but the reference also
-    has the metric `gap` (how much it falls short of `gap_to`) or `delta` (how much it lies above `delta_to`), paired by
+    has the metric `gap` (how much it falls short of `gap_to`) or `delta` (how much it is above `delta_to`), paired by
     seed.
     """
     lines = []

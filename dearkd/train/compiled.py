@@ -57,6 +57,6 @@ class SkippedPath(nn.Module):
 def share_cache(folder: Path) -> None:
     """Keep compiled code in a folder that all jobs see, unless the environment names another (`CACHE`).
 
-    torch's default is a temporary folder of each machine, so that each node of a cluster would compile anew.
+    torch's default is a temporary folder of each machine, so that each node of a cluster would compile again.
     """
     os.environ.setdefault(CACHE, str(folder.absolute()))

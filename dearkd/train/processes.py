@@ -33,7 +33,7 @@ class Processes:
             torch.use_deterministic_algorithms(True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # by NaN, to debug
         if count > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if count <= cards else "gloo")  # NCCL wants a card for each process
+            dist.init_process_group("nccl" if count <= cards else "gloo")  # NCCL needs a GPU for each process
         return cls(device, rank, count)
 
     def meet(self) -> None:

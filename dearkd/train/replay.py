@@ -34,7 +34,7 @@ class Replayed:
 
     A step calls each of `works` once, in order, with tensors of the same shapes. One may leave gradients to the
     next; none are left at the end of a step. A work returns nothing, waits for nothing, and uses the device alone. The
-    key stands for what a graph holds as a constant (the learning rate); a new key captures new graphs.
+    key identifies what a graph holds as a constant (the learning rate); a new key captures new graphs.
     """
 
     def __init__(self, *works: Callable[..., None]) -> None:
