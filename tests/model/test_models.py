@@ -205,11 +205,6 @@ def test_bad_arguments_name_the_model_and_the_key(args, message):
         small(**args)
 
 
-def test_knobs_that_are_no_mapping_are_named():
-    with pytest.raises(InputError, match="rpe: expected a mapping, got 3"):
-        timm.create_model("dearkd_tiny_patch16_224", rpe=3)
-
-
 def test_unknown_model():
     with pytest.raises(InputError, match="deit_tinny"):
         networks.create(Model(name="deit_tinny"), seed=0)
