@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=60.0, help="after which nothing is started or continued")
     parser.add_argument("--seeds", default="", help="comma-separated, of the scale's; default: all of them")
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)  # targets may come after options
     arithmetic.ask()
     try:
         return study(given.scale, given.targets, given.seeds, given.processes, time.time() + 60 * given.minutes)

@@ -52,18 +52,44 @@ def test_the_page_says_what_the_search_found():
     )
 
 
-def test_the_page_says_what_was_found_on_a_tenth():
-    with Path("results/converged/search/tenth.csv").open(newline="") as file:
-        lines = list(csv.DictReader(file))
-    (table,) = blocks(PAGE.read_text(), "trial")
-    for row, trial, cell in table[2:]:
-        assert cell == middle([line for line in lines if (line["row"], line["trial"]) == (row, trial)]), (row, trial)
-    assert {(row, trial) for row, trial, _ in table[2:]} == {(line["row"], line["trial"]) for line in lines}
+def found(*names):
+    return [line for name in names for line in csv.DictReader(Path(f"results/converged/search/{name}.csv").open())]
 
 
-def test_the_page_on_fast_synthesis_says_what_its_search_found():
-    with Path("results/converged/search/fast.csv").open(newline="") as file:
-        found = {f"{float(line['validation_top1']):.1f}" for line in csv.DictReader(file)}
-    page = Path("docs/data-free.md").read_text().partition("## Fast synthesis")[2]
-    shown = re.findall(r"^\| [^|]+ \| [\d,]+ \| [^|]+ \| (\d+\.\d) \|$", page, re.MULTILINE)
-    assert len(shown) >= 4 and set(shown) <= found
+def test_the_page_says_what_each_trial_gave():
+    trials = [line for table in blocks(PAGE.read_text(), "trial") for line in table[2:]]
+    lines = found("tenth", "peers")
+    assert {(row, trial) for row, trial, *_ in trials} == {(line["row"], line["trial"]) for line in lines}
+    before = {line["row"]: line for line in found("doubling") if line["trial"] == "the recipe"}
+    for row, trial, cell, *change in trials:
+        mine = [line for line in lines if (line["row"], line["trial"]) == (row, trial)]
+        assert cell == middle(mine), (row, trial)
+        if change and mine[0]["epochs"] == before[row]["epochs"]:
+            assert change[0] == difference(doubled(row, "the recipe"), mine), (row, trial)
+
+
+def doubled(row, trial):
+    return [line for line in found("doubling") if (line["row"], line["trial"]) == (row, trial)]
+
+
+def difference(first, second):
+    mean = [statistics.mean(float(line["validation_top1"]) for line in lines) for lines in (first, second)]
+    change = round(mean[1] - mean[0], 1) + 0.0
+    return "0.0" if not change else f"{'+' if change > 0 else '−'} {abs(change):.1f}"
+
+
+def test_the_page_says_what_twice_the_epochs_gave():
+    """A change of a point or more is printed in bold."""
+    (table,) = blocks(PAGE.read_text(), "epochs")
+    assert {row.split(",")[0] for row, *_ in table[2:]} == {line["row"].split(",")[0] for line in found("doubling")}
+    for row, epochs, once, twice, change, _ in table[2:]:
+        row = row.removesuffix(", without augmentation")
+        first = doubled(row, "the recipe") or [line for line in found("tenth") if line["epochs"] == epochs]
+        first = [line for line in first if line["row"] == row]
+        second = [line for line in found("doubling") if line["row"] == row and line["trial"] != "the recipe"]
+        assert {int(line["epochs"]) for line in second} == {2 * int(epochs)} and first[0]["epochs"] == epochs, row
+        assert (once, twice) == (middle(first), middle(second)), row
+        expected = difference(first, second)
+        assert change == (
+            f"**{expected}**" if abs(float(expected.replace("− ", "-").replace("+ ", ""))) >= 1 else expected
+        )

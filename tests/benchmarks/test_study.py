@@ -28,7 +28,7 @@ def test_mistakes_are_one_sentence_and_what_is_left_out_is_said(project, capsys)
     for arguments, said in (
         (["smokee"], "unknown scale 'smokee'; did you mean 'smoke'"),
         (["smoke", "tabel1"], "did you mean 'table1'"),
-        (["smoke", "table1", "--seeds", "7"], "--seeds 7: scale smoke has (0,)"),
+        (["smoke", "--seeds", "7", "table1"], "--seeds 7: scale smoke has (0,)"),
     ):
         assert study.main(arguments) == 2
         err = capsys.readouterr().err
