@@ -49,7 +49,7 @@ def refuse_nothing(plan: Plan, target: str, *tables: str) -> None:
     paths += [plan.paths.throughput] if plan.architectures_of(*tables) else []
     if paths and not any(path.is_file() for path in paths):
         raise InputError(
-            f"{target}: scale {plan.scale.name} has no record to show in it yet; train and write it with "
+            f"scale {plan.scale.name} has no record to show in {target} yet; train and write it with "
             f"`{commands.target(plan, target)}`"
         )
 
