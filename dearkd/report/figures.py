@@ -88,7 +88,7 @@ def lines_against_data(ax: Axes, frame: pd.DataFrame, value: str, spread: str | 
     ax.set_xscale("log")
     ax.set_xticks(fractions, [f"{f} %" for f in fractions])
     ax.minorticks_off()
-    ax.set_xlabel("share of the real training images")
+    ax.set_xlabel("fraction of the real training images")
     ax.set_ylabel("top-1 (%)")
     return ax
 

@@ -282,7 +282,7 @@ def test_a_trained_project_gets_its_page_and_figure(project, capsys):
     page = (project / "results/smoke/claims.md").read_text()
     hold = len(claims) - len(FAIL)
     assert f"Of {len(claims)} claims {len(claims)} are not measured." in page
-    assert f"{hold} hold and {len(FAIL)} fail ({', '.join(sorted(FAIL))})" in page
+    assert f"{hold} hold, {len(FAIL)} fail ({', '.join(sorted(FAIL))})" in page
     assert all(f"| {line['id']} |" in page for line in inconsistencies)
     rows = [line for line in page.splitlines() if re.match(r"\| [CI]\d\d ", line)]
     assert len(rows) == len(claims) + len(inconsistencies) and {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {

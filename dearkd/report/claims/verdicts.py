@@ -25,12 +25,13 @@ PLACES = {"LPIPS": 4}
 """Decimal places of a margin; all others have two."""
 PAPERS = ("paper_verdict", "paper_margin", "paper_unit")
 COUNTED = {
-    HOLDS: "hold",
-    FAILS: "fail",
-    NOISE: "are within noise",
-    ONE_SEED: "have one seed",
-    NOT_MEASURED: "are not measured",
+    HOLDS: ("holds", "hold"),
+    FAILS: ("fails", "fail"),
+    NOISE: ("is within noise", "are within noise"),
+    ONE_SEED: ("has one seed", "have one seed"),
+    NOT_MEASURED: ("is not measured", "are not measured"),
 }
+"""What one claim does and what several do."""
 MARKS = {
     HOLDS: ("C0", "o", "black"),
     NOISE: ("C3", "s", "black"),
@@ -116,7 +117,7 @@ def to_markdown(plan: Plan, judged: pd.DataFrame) -> str:
         f"# The paper's claims at the scale `{plan.scale.name}`",
         "",
         f"The data here are {text(plan.scale.summary)}. Of {len(judged)} claims {counted(here)}. On the paper's own "
-        f"numbers, of ImageNet, {there.get(HOLDS, 0)} hold and {there.get(FAILS, 0)} fail ({text(failing)}).",
+        f"numbers, of ImageNet, {counted(there)} ({text(failing)}).",
         "",
         *_table(
             ["", "tables", "the paper says", "here", "margin (seeds)", "p (Holm)", "paper's margin", "on its numbers"],
@@ -136,7 +137,13 @@ def to_markdown(plan: Plan, judged: pd.DataFrame) -> str:
 
 def counted(verdicts: pd.Series) -> str:
     """The number of claims with each verdict, in words. verdicts: counts by verdict."""
-    return ", ".join(f"{verdicts[verdict]} {words}" for verdict, words in COUNTED.items() if verdict in verdicts)
+    return ", ".join(with_verdict(verdicts[verdict], verdict) for verdict in COUNTED if verdict in verdicts)
+
+
+def with_verdict(number: int, verdict: str) -> str:
+    """A number of claims with their verdict: "1 holds", "2 hold"."""
+    one, more = COUNTED[verdict]
+    return f"{number} {one if number == 1 else more}"
 
 
 def statistics(judged: pd.DataFrame) -> list[str]:
@@ -152,7 +159,7 @@ def statistics(judged: pd.DataFrame) -> list[str]:
     return [
         STATISTICS.format(
             claims=len(tested),
-            firm=" and ".join(f"{firm.get(v, 0)} {COUNTED[v]}" for v in (HOLDS, FAILS)),
+            firm=" and ".join(with_verdict(firm.get(v, 0), v) for v in (HOLDS, FAILS)),
             seeds=low if low == high else f"{low} to {high}",
             same=len(tested) - len(other),
             others=f" (not on {', '.join(map(escaping.markdown, other))})" if len(other) else "",
