@@ -36,10 +36,10 @@ def distil(images: Path, model: str, weights: str, student: str, out: Path, epoc
     """
     if student not in STUDENTS:
         raise InputError(unknown(student, STUDENTS, "student", "--student"))
-    out.mkdir(parents=True, exist_ok=True)
     made = _made(images)
     folder = images.resolve() if images.is_dir() else _unpacked(images, out / "images").resolve()
     values = _scale(folder, made, model, weights, student, out.resolve(), epochs, seed)
+    out.mkdir(parents=True, exist_ok=True)
     scale = single.written(out, values, "distil")
     top1 = single.trained(scale, student, seed, out / "student")["metrics"]["top1"]
     print(
@@ -67,6 +67,7 @@ def _unpacked(archive: Path, folder: Path) -> Path:
                         f"{archive}: {name!r} is no PNG in the folder of a class; make the archive again, or unpack it "
                         f"and name the folder"
                     )
+            for name in members.namelist():
                 disk.write(folder / name, memoryview(members.read(name)))
     except (zipfile.BadZipFile, OSError) as error:
         raise InputError(f"{archive}: not a whole archive ({error}); make it again") from None
