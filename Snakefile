@@ -22,3 +22,4 @@ rule all:
         FIGURES.values(),
         SAVINGS,
         CLAIMS,
+        map(records_of, [*TABLES, *FIGURES]),

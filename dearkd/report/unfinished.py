@@ -56,7 +56,7 @@ def tables(plan: Plan) -> str:
         lacking, planned = (sum(of) for of in zip((0, 0), *counts(plan, name).values(), strict=True))
         if lacking and any(cell.paper is not None for row in table.rows for cell in row.cells):
             parts.append(f"{lacking} of {planned} results of {name}")
-    return f"Missing: {'; '.join(parts)}. {_way(plan, 'claims')}" if parts else ""
+    return f"Missing: {'; '.join(parts)}. {_way(plan, 'all')}" if parts else ""
 
 
 def _way(plan: Plan, target: str) -> str:

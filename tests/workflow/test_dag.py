@@ -144,6 +144,13 @@ def test_without_a_target_everything_is_made(committed, tmp_path_factory):
     assert jobs(without)["train"] > 50, "and from nothing that is something"
 
 
+def test_an_unfinished_table_is_not_taken_for_a_finished_one(committed):
+    """`dearkd table` writes what is there, so the table's file says nothing about its records."""
+    (committed / "results/digits/runs/deit-Ti-fraction~10/seed0/metrics.json").unlink()
+    for target in ("table2", "figure1", "all"):
+        assert jobs(snakemake("-n", "--", target, cwd=committed))["evaluate"] == 1, target
+
+
 def test_what_status_calls_stale_is_what_snakemake_makes_again(committed):
     """It asks Snakemake's own graph to force a job (`workflow.dag.forcefiles`): here one sees when that moves."""
 

@@ -14,13 +14,15 @@ localrules:
     notebooks,
 
 
-def figure_inputs(wildcards):
-    """Return the records that a figure reads: diversity, metrics, stages (for their curves) or teachers."""
-    figure, runs = PLAN.figures[wildcards.figure], PLAN.runs_of(wildcards.figure)
+def records_of(name):
+    """Return the records that a table or figure reads: diversity, metrics, stages (for their curves), teachers, sizes."""
+    if name in PLAN.tables:
+        return metrics_of(name) + diversity_of(name) + architectures_of(name)
+    figure, runs = PLAN.figures[name], PLAN.runs_of(name)
     if figure.reads == "diversity":
-        return diversity_of(wildcards.figure)
+        return diversity_of(name)
     if figure.reads == "metrics":
-        return metrics_of(wildcards.figure)
+        return metrics_of(name)
     if figure.reads == "curves":
         return [PATHS.stage(run.name, seed, s.name) for run in runs for seed in run.seeds for s in run.stages]
     return [PATHS.teacher(name) for run in runs for name in run.teachers]
@@ -39,7 +41,7 @@ CLAIMS = [PATHS.results / "claims.md"] if PLAN.tables else []
 
 rule table:
     input:
-        lambda w: metrics_of(w.table) + diversity_of(w.table) + architectures_of(w.table),
+        lambda w: records_of(w.table),
     output:
         multiext(str(PATHS.results / "tables/{table}"), ".csv", ".tex"),
         report(
@@ -59,7 +61,7 @@ rule table:
 
 rule figure:
     input:
-        figure_inputs,
+        lambda w: records_of(w.figure),
     output:
         PATHS.figures / "{figure}.pdf",
         report(
@@ -159,6 +161,8 @@ for _name, _path in (TABLES | FIGURES).items():
     rule:
         name:
             _name
+        # The records too: an unfinished table or figure is a file as well, and Snakemake would find nothing to do.
         input:
             _path,
+            records_of(_name),
         localrule: True
