@@ -21,6 +21,7 @@ from dearkd import disk
 from dearkd.plan import commands, plan, verify
 from dearkd.report import decimals, diagrams, records, tables
 from dearkd.report import latent_space as latent
+from dearkd.report.lines import lines_against_data
 from dearkd.schema import InputError, unknown
 
 STYLE = Path(__file__).with_name("paper.mplstyle")
@@ -51,7 +52,7 @@ def save(whole: plan.Plan, name: str, drawn: Figure, numbers: pd.DataFrame | Non
 
 
 def accuracy_against_data(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, pd.DataFrame]:
-    """Draw Figure 1: top-1 against the share of real training images, ours and the paper's."""
+    """Draw Figure 1: top-1 against the fraction of real training images, ours and the paper's."""
     records.refuse_nothing(whole, figure.name, figure.table)
     table = whole.tables[figure.table]
     frame = tables.tidy(table, tables.values_of(whole, figure.table))
@@ -76,21 +77,6 @@ def counted_seeds(frame: pd.DataFrame) -> str:
 def _seeds(counts: Collection[int]) -> str:
     counts = sorted(counts)
     return f"{' to '.join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))} seed{'s' * (counts[-1] != 1)}"
-
-
-def lines_against_data(ax: Axes, frame: pd.DataFrame, value: str, spread: str | None) -> Axes:
-    """Draw a line per method over the share of images (log scale), with error bars of one standard deviation."""
-    for label, rows in frame.groupby("row", sort=False):
-        rows = rows.dropna(subset=[value])
-        shown = f" {label}" if str(label).startswith("_") else str(label)  # matplotlib's legends leave such labels out
-        ax.errorbar(rows["fraction"], rows[value], rows[spread] if spread else None, label=shown)
-    fractions = sorted(frame["fraction"].unique())
-    ax.set_xscale("log")
-    ax.set_xticks(fractions, [f"{f} %" for f in fractions])
-    ax.minorticks_off()
-    ax.set_xlabel("fraction of the real training images")
-    ax.set_ylabel("top-1 (%)")
-    return ax
 
 
 # ---------------------------------------------------------------------------------------------- Figure 4

@@ -226,6 +226,8 @@ def to_markdown(plan: Plan, table: Table, shown: pd.DataFrame, dirty: bool) -> s
     ]
     if differences:
         notes += f" {differences[0]} is the difference in points, paired by seed."
+    if any("-long~yes" in cell.run for row in table.rows for cell in row.cells):
+        notes += f" Rows named *long* or *1000* train for {plan.scale.long[0]} epochs here."
     if table.note:
         notes += " " + _filled(table.note, plan)
     verifier = plan.scale.synthesis.verifier

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 from conftest import PROJECT, copy_project
 from hostile import HOSTILE, Read, typeset
@@ -205,6 +206,18 @@ def test_figures_draw_names_as_they_are(there, name):
             figure.savefig(buffer := io.BytesIO())
             plt.close(figure)
             assert buffer.getvalue().startswith(b"\x89PNG")
+
+
+def test_no_two_lines_of_figure_1_look_alike():
+    """Seven rows and five styles; a row that varies another keeps its colour."""
+    names = ["a", "b", "c", "a, long", "d", "e", "f"]
+    frame = pd.DataFrame({"row": names, "fraction": 10, "mean": range(7), "sd": 1.0})
+    with plt.style.context(figures.STYLE):
+        drawn, ax = plt.subplots()
+        lines = [bars[0] for bars in figures.lines_against_data(ax, frame, "mean", "sd").containers]
+        plt.close(drawn)
+    looks = [(line.get_color(), line.get_marker(), line.get_markerfacecolor()) for line in lines]
+    assert len(set(looks)) == 7 and looks[0][:2] == looks[3][:2]
 
 
 def test_the_page_opens_with_the_tables_and_what_holds(there):
