@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 
 from dearkd import disk
 from dearkd.plan import commands, plan, verify
-from dearkd.report import decimals, diagrams, records, tables
+from dearkd.report import decimals, diagrams, records, tables, unfinished
 from dearkd.report import latent_space as latent
 from dearkd.report.lines import lines_against_data
 from dearkd.schema import InputError, unknown
@@ -53,7 +53,7 @@ def save(whole: plan.Plan, name: str, drawn: Figure, numbers: pd.DataFrame | Non
 
 def accuracy_against_data(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, pd.DataFrame]:
     """Draw Figure 1: top-1 against the fraction of real training images, ours and the paper's."""
-    records.refuse_nothing(whole, figure.name, figure.table)
+    unfinished.refuse_nothing(whole, figure.name, figure.table)
     table = whole.tables[figure.table]
     frame = tables.tidy(table, tables.values_of(whole, figure.table))
     frame = frame[frame["metric"] == table.metric]

@@ -24,7 +24,6 @@ from dearkd.places import shipped
 from dearkd.plan import commands, verify
 from dearkd.plan.plan import Plan, Run
 from dearkd.report import decimals, unfinished
-from dearkd.report.records import refuse_nothing
 
 PAGE = Path(__file__).with_name("page.html")
 CAPTIONS = Path("workflow/report")
@@ -78,7 +77,7 @@ class Trained(NamedTuple):
 
 def write(plan: Plan) -> Path:
     """Write results/<scale>/report.html of what is there; returns its path. InputError where nothing is."""
-    refuse_nothing(plan, "report", *plan.tables, *plan.figures)
+    unfinished.refuse_nothing(plan, "report", *plan.tables, *plan.figures)
     page = plan.paths.results / "report.html"
     records = _records(plan)
     jobs: dict[str, list[dict[str, Any]]] = {"teachers": [], "students": [], "synthetic images": [], "labels": []}

@@ -9,9 +9,8 @@ import numpy as np
 import pandas as pd
 
 from dearkd import record
-from dearkd.plan import commands, verify
+from dearkd.plan import verify
 from dearkd.plan.plan import Plan, Run
-from dearkd.schema import InputError
 
 REFERENCE = re.compile(r"deit_(tiny|small|base)_patch16_224")
 """The models to whose throughput others are compared."""
@@ -36,22 +35,6 @@ def load(plan: Plan, runs: list[Run]) -> pd.DataFrame:
 def _right(plan: Plan, run: Run, seed: int) -> np.ndarray:
     predicted = pd.read_csv(plan.paths.metrics(run.name, seed).with_name("predictions.csv"), usecols=["label", "top1"])
     return (predicted["label"] == predicted["top1"]).to_numpy()
-
-
-def refuse_nothing(plan: Plan, target: str, *tables: str) -> None:
-    """Raise InputError with the command that makes `target` where nothing that these tables show has a record.
-
-    A table that quotes the paper alone needs none.
-    """
-    paths = [plan.paths.metrics(run.name, seed) for run in plan.runs_of(*tables) for seed in run.seeds]
-    paths += [plan.paths.diversity(name, seed) for name in plan.images_of(*tables) for seed in plan.scale.seeds]
-    paths += [plan.paths.pretrained(label) for label in plan.pretrained_of(*tables)]
-    paths += [plan.paths.throughput] if plan.architectures_of(*tables) else []
-    if paths and not any(path.is_file() for path in paths):
-        raise InputError(
-            f"scale {plan.scale.name} has no record to show in {target} yet; train and write it with "
-            f"`{commands.target(plan, target)}`"
-        )
 
 
 def pretrained(plan: Plan, labels: list[str]) -> pd.DataFrame:

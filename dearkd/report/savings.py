@@ -16,7 +16,7 @@ import pandas as pd
 from dearkd import disk
 from dearkd.plan import verify
 from dearkd.plan.plan import Plan
-from dearkd.report import decimals, escaping, records, tables
+from dearkd.report import decimals, escaping, tables, unfinished
 from dearkd.report.inference import PERCENT, images_error, interval
 from dearkd.schema import InputError
 
@@ -48,7 +48,7 @@ def write(plan: Plan) -> str:
     """Write results/<scale>/savings.md; returns its text. InputError where Table 2 is missing or has no record."""
     if TABLE not in plan.tables:
         raise InputError(f"scale {plan.scale.name}: savings come from {TABLE}, which its `only` leaves out")
-    records.refuse_nothing(plan, "savings", TABLE)
+    unfinished.refuse_nothing(plan, "savings", TABLE)
     values = tables.values_of(plan, TABLE)
     lines = [*describe(plan, values), *_teacher(plan)]
     if not lines:

@@ -53,7 +53,7 @@ CONTROLS = {"blurred": "real images, blurred", "noisy": "real images, noisy"}
 
 def write(plan: Plan, name: str) -> None:
     """Write results/<scale>/tables/<name>.{csv,md,tex} from the records; InputError where it has none."""
-    records.refuse_nothing(plan, name, name)
+    unfinished.refuse_nothing(plan, name, name)
     values = values_of(plan, name)
     table = with_controls(plan.tables[name], values)
     frame = tidy(table, values)

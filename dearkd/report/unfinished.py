@@ -9,6 +9,7 @@ from pathlib import Path
 from dearkd.plan import commands
 from dearkd.plan.plan import Plan
 from dearkd.plan.tables import Row, Table
+from dearkd.schema import InputError
 
 
 def counts(plan: Plan, name: str) -> dict[str, tuple[int, int]]:
@@ -29,6 +30,22 @@ def lacks(plan: Plan, name: str) -> bool:
 def begun(plan: Plan, name: str) -> bool:
     """Whether a table or figure has a result."""
     return any(lacking < planned for lacking, planned in counts(plan, name).values())
+
+
+def refuse_nothing(plan: Plan, target: str, *tables: str) -> None:
+    """Raise InputError with the command that makes `target` where nothing that these tables show has a record.
+
+    A table that quotes the paper alone needs none.
+    """
+    paths = [plan.paths.metrics(run.name, seed) for run in plan.runs_of(*tables) for seed in run.seeds]
+    paths += [plan.paths.diversity(name, seed) for name in plan.images_of(*tables) for seed in plan.scale.seeds]
+    paths += [plan.paths.pretrained(label) for label in plan.pretrained_of(*tables)]
+    paths += [plan.paths.throughput] if plan.architectures_of(*tables) else []
+    if paths and not any(path.is_file() for path in paths):
+        raise InputError(
+            f"scale {plan.scale.name} has no record to show in {target} yet; train and write it with "
+            f"`{commands.target(plan, target)}`"
+        )
 
 
 def sentence(plan: Plan, name: str, escape: Callable[[str], str] = str) -> str:

@@ -68,7 +68,7 @@ def do_curves(args: Namespace) -> None:
 
 
 def do_claims(args: Namespace) -> None:
-    from dearkd.report import records, unfinished
+    from dearkd.report import unfinished
     from dearkd.report.claims import judge, verdicts
 
     plan = experiments.load(args.scale)
@@ -76,7 +76,7 @@ def do_claims(args: Namespace) -> None:
         raise InputError(
             f"scale {plan.scale.name}: claims compare rows of tables, and its `only` leaves all tables out"
         )
-    records.refuse_nothing(plan, "claims", *plan.tables)
+    unfinished.refuse_nothing(plan, "claims", *plan.tables)
     verdicts.write(plan, judge.frame(plan))
     _say(unfinished.tables(plan))
 

@@ -42,6 +42,7 @@ def test_a_package_that_is_missing_costs_one_measurement(monkeypatch):
     """A machine with a GPU may have no internet: `lpips` alone is then not measured."""
     monkeypatch.setitem(sys.modules, "lpips", None)
     monkeypatch.delitem(sys.modules, "dearkd.jobs.diversity", raising=False)
+    monkeypatch.delattr("dearkd.jobs.diversity", raising=False)  # `from dearkd.jobs import` looks here first
     importlib.reload(gpu_work)
     assert gpu.measure(gpu_work.lpips_pairs)["error"].startswith("ModuleNotFoundError")
     assert gpu.measure(lambda: gpu_work.attention("dense"))["images_per_s"] > 0

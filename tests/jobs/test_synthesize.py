@@ -382,7 +382,7 @@ def test_a_users_own_cnn_and_class_names(own):
     assert made["names"] == ["cat", "my dog/..", "bird"]
     assert not list(Path("out").rglob("step-*.pt")), "finished, it leaves no checkpoints"
     status, said, again = own(*named)
-    assert status == 0 and "made already" in said and again == made
+    assert status == 0 and "already made with this recipe" in said and again == made
     for other in (("--seed", "1"), ("--pick", "cat")):
         status, said, again = own(*named, *other)
         assert status == 2 and "out: has images of another CNN, recipe or seed" in said and again == made

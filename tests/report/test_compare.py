@@ -28,8 +28,9 @@ def test_a_result_is_judged_by_the_interval_of_one_more_seed(top1, others, verdi
 
 
 def test_the_same_weights_are_the_same_bits_and_other_recipes_are_not_compared(project, capsys):
-    assert main(["compare", "--scale", "smoke", "--to", "smoke"]) == 0
-    said = capsys.readouterr().out
+    assert main(["compare", "--scale", "smoke", "--to", "smoke"]) == 2
+    assert "this is the scale itself" in capsys.readouterr().err
+    said = compare.write(load("smoke"), load("smoke"))
     assert said.startswith("1 results of `smoke` beside the committed `smoke`: 1 same bits.")
     assert "| dearkd-Ti | 0 |" in said and (project / "results/smoke/comparison.md").read_text() == said
     with pytest.raises(InputError, match="no run of smoke is evaluated here and in digits by the same recipe"):

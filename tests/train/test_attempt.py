@@ -32,7 +32,7 @@ def saved(folder):
 
 def test_asked_to_stop_it_saves_and_the_next_attempt_goes_on(tmp_path):
     for stop in (2, 5):
-        with pytest.raises(Interrupted, match=rf"^count: stopped at step {stop} of 6 and saved; the same command goes"):
+        with pytest.raises(Interrupted, match=rf"^count: stopped at step {stop} of 6 and saved; the same command"):
             count(tmp_path, stop_at=stop)
         assert saved(tmp_path)[-1] == stop and not (tmp_path / "lease.json").exists()
     assert count(tmp_path) == (15, 1)
