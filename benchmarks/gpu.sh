@@ -9,8 +9,9 @@
 # `benchmarks/gpu.sh OUT` takes SECONDS_IN_ALL, 480 by default. What a step has found is in OUT when the step ends.
 # Needs the packages of `pip install -e ".[test]"`; a line names each that is missing, and what is not measured without.
 # Wheels carried along go into a folder that PYTHONPATH names. `fashion` needs Fashion-MNIST's files in
-# /usr/share/datasets/fashion-mnist. A step that fails is one line, and the next one starts. Without a GPU it rehearses: the same commands at sizes for a CPU. Results are packed in OUT: logs, gpu.jsonl, and an archive of
-# records, predictions and students. PROCESSES train side by side, 6 by default.
+# /usr/share/datasets/fashion-mnist. A step that fails is one line, and the next one starts. Without a GPU it rehearses: the
+# same commands at sizes for a CPU. Results are packed in OUT: logs, gpu.jsonl, and an archive of records, predictions and
+# students. PROCESSES train side by side, 6 by default.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=$(mkdir -p "$1" && cd "$1" && pwd) && shift
