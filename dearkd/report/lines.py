@@ -19,11 +19,11 @@ def _line_style(number: int) -> dict[str, Any]:
 def lines_against_data(ax: Axes, frame: pd.DataFrame, value: str, spread: str | None) -> Axes:
     """Draw a line per method over the fraction of images (log scale), with error bars of one standard deviation.
 
-    A row named after another, as "DeiT-Ti, long" after "DeiT-Ti", is hollow, in the other's colour, and a little aside.
+    No line crosses a fraction that was not measured. A row named after another, as "DeiT-Ti, long" after "DeiT-Ti", is
+    hollow, in the other's colour, and a little aside.
     """
     styles: dict[str, dict[str, Any]] = {}
     for label, rows in frame.groupby("row", sort=False):
-        rows = rows.dropna(subset=[value])
         shown = f" {label}" if str(label).startswith("_") else str(label)  # matplotlib's legends leave such labels out
         known = next((styles[row] for row in styles if str(label).startswith(f"{row}, ")), None)
         style = _line_style(len(styles)) if known is None else {**known, **HOLLOW}

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import PROJECT, copy_project
@@ -218,6 +219,15 @@ def test_no_two_lines_of_figure_1_look_alike():
         plt.close(drawn)
     looks = [(line.get_color(), line.get_marker(), line.get_markerfacecolor()) for line in lines]
     assert len(set(looks)) == 7 and looks[0][:2] == looks[3][:2]
+
+
+def test_no_line_crosses_a_fraction_without_a_number():
+    frame = pd.DataFrame({"row": "a", "fraction": [10, 25, 100], "mean": [1.0, np.nan, 3.0], "sd": 1.0})
+    drawn, ax = plt.subplots()
+    (line,) = (bars[0] for bars in figures.lines_against_data(ax, frame, "mean", "sd").containers)
+    plt.close(drawn)
+    drawn_at = np.asarray(line.get_ydata(), dtype=float)
+    assert np.isnan(drawn_at).tolist() == [False, True, False], "matplotlib breaks a line there"
 
 
 def test_the_page_opens_with_the_tables_and_what_holds(there):
