@@ -97,7 +97,7 @@ def _scale(
     data = spec["data"] or _data_of(next(file for file in classes[0].iterdir() if file.is_file()))
     training = sum(count - max(1, round(count * TEST_SHARE)) for count in counts)
     side, batch = data["image_size"], min(64, training)
-    built = _student(student, side)
+    built = sized_student(student, side)
     teacher = {"model": model or asked, "weights": weights, "training": None, "gate": "test"}
     if made:
         teacher |= {"sha256": made["state_sha256"], "outputs": made["classes"]}
@@ -141,7 +141,7 @@ def _data_of(image: Path) -> dict[str, Any]:
         raise InputError(f"{image}: not a readable image ({error}); take it out of the folder") from None
 
 
-def _student(name: str, side: int) -> dict[str, Any]:
+def sized_student(name: str, side: int) -> dict[str, Any]:
     """The paper's student for large images, or for small images a narrow one with small patches, as in `custom`."""
     size, heads = STUDENTS[name]
     if side >= LARGE and side % 16 == 0:

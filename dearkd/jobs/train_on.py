@@ -47,7 +47,7 @@ def train_on(
 
 def _scale(images: Path, out: Path, student: str, side: int, epochs: int, seed: int) -> dict[str, Any]:
     """The keys of the scale, which extends `custom`."""
-    looked, built = study.look(images), distil._student(student, side)
+    looked, built = study.look(images), distil.sized_student(student, side)
     data = {key: looked[key] for key in ("root", "classes", "validation")}
     share = {} if looked["split"] else {"test_share": 0.2}
     batch = min(64, looked["trained"])

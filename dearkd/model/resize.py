@@ -23,6 +23,7 @@ def resized(maps: Maps, size: tuple[int, int], resize: Callable[[Tensor, tuple[i
 
 
 def bilinear(maps: Maps, size: tuple[int, int]) -> Resized:
+    """Bilinear interpolation that aligns the edges of the maps, not the centres of their corner pixels."""
     return F.interpolate(maps, size, mode="bilinear", align_corners=False)
 
 

@@ -307,6 +307,18 @@ def test_both_stages_are_trained_and_evaluated(plan):
     assert 0 <= found["top1"] <= found["top5"] <= 100
 
 
+def killed_after_a_checkpoint(command, folder, state, environment=None):
+    """Start a training and end it by SIGKILL once it has a checkpoint, or after two minutes."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, cwd=folder, env=environment, **quiet)
+    for _ in range(2400):
+        if list(state.glob("step-*.pt")):
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
 @rehearsed
 def test_a_killed_run_ends_with_the_same_weights(plan, study, tmp_path):
     """SIGKILL in mid-run, on the GPU; the same command goes on."""
@@ -316,13 +328,7 @@ def test_a_killed_run_ends_with_the_same_weights(plan, study, tmp_path):
     shutil.rmtree(state)
     command = [sys.executable, "-m", "dearkd", "train", "dearkd-Ti", "--scale", "gpu.yaml", "--seed", "0"]
     command += ["--stage", "II", "--save-seconds", "0", "--wait"]
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for _ in range(2400):
-        if list(state.glob("step-*.pt")):
-            break
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    killed_after_a_checkpoint(command, folder, state)
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
     difference, same = apart(weights(plan, "II"), load_file(state / "student.safetensors"))
     print(f"killed and resumed: largest difference {difference:.2e}, same bits: {same}")
@@ -341,13 +347,7 @@ def test_with_sums_in_a_fixed_order_a_killed_run_ends_with_the_same_bits(plan, s
         state = folder / plan.paths.state("dearkd-Ti", 0, "I")
         shutil.rmtree(state)
         if killed:
-            process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
-            for _ in range(2400):
-                if list(state.glob("step-*.pt")):
-                    break
-                time.sleep(0.05)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+            killed_after_a_checkpoint(command, folder, state, environment)
         done = subprocess.run([*command, "--wait"], cwd=folder, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
         ends.append(load_file(state / "student.safetensors"))

@@ -101,7 +101,7 @@ def test_an_archive_cannot_write_beside_its_folder(folder, name):
 @pytest.mark.parametrize("student", ["Ti", "S", "B"])
 @pytest.mark.parametrize("side", [12, 28, 32, 64, 97, 100, 200, 224, 256])
 def test_a_student_fits_images_of_any_side(side, student):
-    values = distil._student(student, side)
+    values = distil.sized_student(student, side)
     args = values["args"]
     assert side % args["patch_size"] == 0 and (side // args["patch_size"]) ** 2 <= max(side**2, 256)
     assert args["embed_dim"] % values["deit_heads"] == args["embed_dim"] % values["dearkd_heads"] == 0
