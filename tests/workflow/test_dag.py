@@ -144,6 +144,13 @@ def test_without_a_target_everything_is_made(committed, tmp_path_factory):
     assert jobs(without)["train"] > 50, "and from nothing that is something"
 
 
+@pytest.mark.parametrize(("target", "near"), [("tabel2", "table2"), ("figur1", "figure1"), ("cliams", "claims")])
+def test_a_misspelt_target_gets_the_nearest_one(tmp_path, target, near):
+    done = snakemake("-n", "--config", "scale=smoke", "--", target, cwd=copy_project(tmp_path), check=False)
+    assert done.returncode
+    assert f"scale smoke: unknown target {target!r}; did you mean {near!r}?" in done.stdout + done.stderr
+
+
 def test_an_unfinished_table_is_not_taken_for_a_finished_one(committed):
     """`dearkd table` writes what is there, so the table's file says nothing about its records."""
     (committed / "results/digits/runs/deit-Ti-fraction~10/seed0/metrics.json").unlink()

@@ -15,7 +15,7 @@ from snakemake.io import IOFile
 from dearkd.fingerprint import fingerprint
 from dearkd.places import shipped
 from dearkd.plan import experiments, verify
-from dearkd.schema import InputError
+from dearkd.schema import InputError, unknown
 
 try:
     for key in config:
@@ -113,3 +113,9 @@ def architectures_of(*names):
 def diversity_of(*names):
     """Return the diversity records of all sets of images that tables or figures show."""
     return [PATHS.diversity(images, seed) for images in PLAN.images_of(*names) for seed in PLAN.scale.seeds]
+
+
+def refuse_target(wildcards):
+    """Raise the sentence for a target that no rule makes."""
+    targets = [rule.name for rule in workflow.rules if not rule.has_wildcards()]
+    raise WorkflowError(unknown(wildcards.target, targets, "target", f"scale {PLAN.scale.name}"))
