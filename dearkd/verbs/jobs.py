@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -204,11 +205,13 @@ def do_diversity(args: Namespace) -> None:
 
 
 def do_warm(args: Namespace) -> int:
-    if not args.command or shutil.which(args.command[0]) is None:
-        raise InputError(
-            f"{' '.join(args.command[:1]) or 'no command'}: name a command to run, as in `warm snakemake -c2 all`"
-        )
-    return forkserver.run(args.command, args.main)
+    if not args.command:
+        raise InputError("no command: name one to run, as in `warm snakemake -c2 all`")
+    name, *rest = args.command
+    command = shutil.which(name) or shutil.which(name, path=Path(sys.executable).parent)  # a venv that is not activated
+    if command is None:
+        raise InputError(f"{name}: no such command on PATH; name one to run, as in `warm snakemake -c2 all`")
+    return forkserver.run([command, *rest], args.main)
 
 
 def _unchanged(planned: str, current: str, run: str) -> None:

@@ -57,6 +57,15 @@ def test_a_mistake_has_its_sentence_and_status():
     assert done.stderr == "dearkd subset: scale smoke: unknown data set 'man'; did you mean 'main'?\n"
 
 
+def test_a_command_may_lie_beside_the_interpreter_of_an_environment_that_is_not_activated():
+    warm = [sys.executable, "-m", "dearkd", "warm"]
+    bare = {"env": {"PATH": "/usr/bin:/bin"}, "capture_output": True, "text": True, "timeout": 60, "check": False}
+    assert re.fullmatch(r"\d+\.\d+\.\d+\n?", subprocess.run([*warm, "snakemake", "--version"], **bare).stdout)
+    done = subprocess.run([*warm, "snakemaek", "-c2"], **bare)
+    assert done.returncode == 2
+    assert done.stderr.startswith("dearkd warm: snakemaek: no such command on PATH; name one to run")
+
+
 def test_jobs_do_not_import_torch_again(project):
     done = run(f"{JOB} evaluate dearkd-Ti --scale smoke --seed 0", PYTHONPROFILEIMPORTTIME="1")
     assert done.returncode == 0 and len(re.findall(r"\|\s+torch$", done.stderr, re.MULTILINE)) == 1
