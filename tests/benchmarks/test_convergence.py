@@ -57,15 +57,24 @@ def found(*names):
 
 
 def test_the_page_says_what_each_trial_gave():
-    trials = [line for table in blocks(PAGE.read_text(), "trial") for line in table[2:]]
+    trials = [
+        dict(zip(table[0], line, strict=True)) for table in blocks(PAGE.read_text(), "trial") for line in table[2:]
+    ]
     lines = found("tenth", "peers")
-    assert {(row, trial) for row, trial, *_ in trials} == {(line["row"], line["trial"]) for line in lines}
-    before = {line["row"]: line for line in found("doubling") if line["trial"] == "the recipe"}
-    for row, trial, cell, *change in trials:
+    assert {(cells["row"], cells["trial"]) for cells in trials} == {(line["row"], line["trial"]) for line in lines}
+    for cells in trials:
+        row, trial = cells["row"], cells["trial"]
         mine = [line for line in lines if (line["row"], line["trial"]) == (row, trial)]
-        assert cell == middle(mine), (row, trial)
-        if change and mine[0]["epochs"] == before[row]["epochs"]:
-            assert change[0] == difference(doubled(row, "the recipe"), mine), (row, trial)
+        assert cells["validation top-1"] == middle(mine), (row, trial)
+        epochs, rate = int(mine[0]["epochs"]), mine[0]["lr"]
+        if "epochs" in cells:  # the change is against half of them, at the same rate
+            before = [line for line in found("doubling", "peers") if line["row"] == row and line["lr"] == rate]
+            half = [line for line in before if 2 * int(line["epochs"]) == epochs and trial == "twice the epochs"]
+            assert cells["epochs"] == str(epochs)
+            assert cells["change"] == (difference(half, mine) if half else ""), (row, trial)
+            assert half or trial != "twice the epochs"
+        elif "change" in cells and doubled(row, "the recipe")[0]["epochs"] == str(epochs):
+            assert cells["change"] == difference(doubled(row, "the recipe"), mine), (row, trial)
 
 
 def doubled(row, trial):
