@@ -126,7 +126,7 @@ def unknown(key: str, known: Sequence[str] | Mapping[str, Any], kind: str, where
     """
     key = key if len(key) <= 60 else f"{key[:57]}..."
     near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.4)
-    shown = [*sorted(known)[:12], *(["..."] if len(known) > 12 else [])]
+    shown = [repr(name) if "," in name else name for name in sorted(known)[:12]] + ["..."] * (len(known) > 12)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(shown) or 'none'}"
     return f"{where}: unknown {kind} {key!r}; {hint}"
 

@@ -68,8 +68,8 @@ def read(data: Data) -> dict[str, Images]:
             for split, files in lists.items()
         }
     raise InputError(
-        f"{root}: {data.kind} is missing, it has no folder {binary.folder} or {theirs.base_folder}; on a machine with "
-        f"internet run `python -m dearkd fetch` for this scale"
+        f"{root}: {data.kind} is missing, because there is no folder {binary.folder} or {theirs.base_folder}; run "
+        f"`python -m dearkd fetch` for this scale on a machine with internet"
     )
 
 

@@ -57,11 +57,13 @@ def read(data: Data) -> dict[str, Images]:
     sets = {split: _in_channels(images, data.channels) for split, images in readers[data.kind](data).items()}
     for split, images in sets.items():
         if len(images) == 0:
-            raise InputError(f"{data.root or data.kind}: no {split} images")
+            raise InputError(
+                f"{data.root or data.kind}: has no {split} images; add some, or correct `root` in the scale"
+            )
         if images.labels.min() < 0 or images.labels.max() >= data.classes:
             raise InputError(
                 f"{data.root or data.kind}: {split} labels run from {images.labels.min()} to "
-                f"{images.labels.max()}, but the scale says classes: {data.classes}"
+                f"{images.labels.max()}, but the scale says classes: {data.classes}; correct `classes`"
             )
     return {**sets, "train": noisy(sets["train"], data)}
 
@@ -150,11 +152,11 @@ def _idx(data: Data) -> dict[str, Images]:
         pixels = _read_idx(Path(data.root), f"{prefix}-images-idx3-ubyte")[..., None]
         labels = _read_idx(Path(data.root), f"{prefix}-labels-idx1-ubyte").astype(np.int64)
         if len(pixels) != len(labels):
-            raise InputError(f"{data.root}: {len(pixels)} {split} images but {len(labels)} labels")
+            raise InputError(f"{data.root}: has {len(pixels)} {split} images but {len(labels)} labels; fetch it again")
         if pixels.shape[1:3] != (data.image_size, data.image_size):
             raise InputError(
                 f"{data.root}: images are {pixels.shape[1]} x {pixels.shape[2]} pixels, "
-                f"but the scale says image_size: {data.image_size}"
+                f"but the scale says image_size: {data.image_size}; correct `image_size`"
             )
         sets[split] = Images([f"{split}-{i:05d}" for i in range(len(labels))], labels, pixels)
     return sets

@@ -58,7 +58,7 @@ def _split(root: Path, data: Data) -> tuple[dict[str, Images], dict[str, list[st
     if tested.keys() != classes.keys():
         only = {"train": sorted(classes.keys() - tested.keys()), name: sorted(tested.keys() - classes.keys())}
         lone = [f"only {split}/ has {', '.join(names[:5])}" for split, names in only.items() if names]
-        raise InputError(f"{root}: train/ and {name}/ have other classes: {'; '.join(lone)}; rename or add folders")
+        raise InputError(f"{root}: train/ and {name}/ differ in classes: {'; '.join(lone)}; rename or add folders")
     sets = {
         "train": _labelled(root / "train", train, classes),
         "test": _labelled(root / name, found[name], tested),
@@ -89,7 +89,9 @@ def _shared(root: Path, data: Data) -> tuple[dict[str, Images], dict[str, list[s
         members = numpy_generator("test", name).permutation(np.flatnonzero(images.labels == label))
         held_out = max(1, round(len(members) * data.test_share))
         if held_out >= len(members):
-            raise InputError(f"{root / name}: {len(members)} images are too few to hold out a share as test images")
+            raise InputError(
+                f"{root / name}: {len(members)} images are too few to hold out a share as test images; add images"
+            )
         parts["test"].append(members[:held_out])
         parts["train"].append(members[held_out:])
     sets = {split: images.take(np.sort(np.concatenate(chosen))) for split, chosen in parts.items()}
@@ -129,8 +131,9 @@ def _labelled(place: Path, found: Found, classes: dict[str, str]) -> Images:
             of_class = {w: [n for n in out if n.startswith(f"{folder}/")] for w, out in found.left_out.items()}
             left_out = files.left_out({why: names for why, names in of_class.items() if names})
             raise InputError(
-                f"{place / folder}: no images of this class ({', '.join(EXTENSIONS)})"
+                f"{place / folder}: has no images of this class ({', '.join(EXTENSIONS)})"
                 + (f"; left out: {left_out}" if left_out else "")
+                + "; add images, or remove the folder"
             )
     labels = np.repeat(np.arange(len(classes)), [len(members[folder]) for folder in classes.values()])
     ordered = [name for folder in classes.values() for name in members[folder]]

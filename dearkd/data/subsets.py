@@ -42,7 +42,7 @@ def choose(
     fractions = tuple(dict.fromkeys(fractions))
     per_class, rest = divmod(data.validation, data.classes)
     if rest:
-        raise InputError(f"validation: {data.validation} is no multiple of classes: {data.classes}")
+        raise InputError(f"validation: {data.validation} is no multiple of classes: {data.classes}; change it")
     chosen: dict[str, list[np.ndarray]] = {"validation": []}
     left: dict[str, int] = {}
     for label in range(data.classes):
@@ -52,7 +52,7 @@ def choose(
             members = numpy_generator(seed, "subset", label).permutation(members)
         if per_class and len(members) <= per_class:
             raise InputError(
-                f"class {name} has {len(members)} training images, too few for validation: {data.validation}"
+                f"class {name} has {len(members)} training images, too few for validation: {data.validation}; lower it"
             )
         chosen["validation"].append(members[:per_class])
         others = members[per_class:]
@@ -95,7 +95,9 @@ def read(images: Images, folder: Path, name: str) -> tuple[Images, str]:
     try:
         return images.take([position[line] for line in text.splitlines()]), hashlib.sha256(text.encode()).hexdigest()
     except KeyError as error:
-        raise InputError(f"{path}: lists {error.args[0]!r}, which the data set does not have") from None
+        raise InputError(
+            f"{path}: lists {error.args[0]!r}, which the data set lacks; restore the image, or write the list again"
+        ) from None
 
 
 # ------------------------------------------------------------------------------------------------ the files

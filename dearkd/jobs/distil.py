@@ -43,8 +43,8 @@ def distil(images: Path, model: str, weights: str, student: str, out: Path, epoc
     scale = single.written(out, values, "distil")
     top1 = single.trained(scale, student, seed, out / "student")["metrics"]["top1"]
     print(
-        f"top-1 {top1:.1f} % on the tenth of these images that was held out; on real images a student of synthetic "
-        f"images has less"
+        f"The student has a top-1 of {top1:.1f} % on the tenth of these images that was held out. On real images a "
+        f"student of synthetic images has less."
     )
     return out / "student"
 
@@ -81,7 +81,7 @@ def _scale(
     spec = made.get("spec", {"teacher": {}, "data": {}})
     asked = spec["teacher"].get("model", "")
     if not (model or asked):
-        raise InputError("--teacher: name a CNN of timm, because there is no images.json that names one")
+        raise InputError("--teacher: no images.json beside the images names a CNN; name one of timm")
     if model and asked and model != asked:
         raise InputError(f"--teacher {model}: these images were made from {asked}; take that CNN")
     weights = weights or spec["teacher"].get("weights", "")
@@ -91,8 +91,8 @@ def _scale(
     counts = [sum(1 for file in path.iterdir() if file.is_file()) for path in classes]
     if len(classes) < 2 or min(counts) < 2:
         raise InputError(
-            f"{folder}: {len(classes)} class folders, the smallest with {min(counts, default=0)} images; "
-            f"at least two classes of two images are needed"
+            f"{folder}: has {len(classes)} class folders, the smallest with {min(counts, default=0)} images; "
+            f"add images until there are two classes of two images"
         )
     data = spec["data"] or _data_of(next(file for file in classes[0].iterdir() if file.is_file()))
     training = sum(count - max(1, round(count * TEST_SHARE)) for count in counts)

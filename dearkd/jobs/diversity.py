@@ -40,7 +40,7 @@ def pairs(labels: Int[np.ndarray, " n"], per_class: int, *key: object) -> Int[np
         if len(every) < per_class:
             raise InputError(
                 f"class {label} has {len(members)} images, which make {len(every)} pairs, too few for "
-                f"diversity.pairs: {per_class}"
+                f"diversity.pairs: {per_class}; lower it"
             )
         chosen.append(members[random.choice(every, per_class, replace=False)])
     return np.concatenate(chosen)

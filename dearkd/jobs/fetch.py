@@ -90,7 +90,7 @@ def _weights(model: str, weights: str) -> Need:
             ).is_file()
         except InputError as error:
             return Need(f"weights {model}", str(error), None)
-        return Need(f"weights {model}", "" if there else f"{weights} is not there; copy it", None)
+        return Need(f"weights {model}", "" if there else f"{weights} is missing; copy it", None)
     config = hub.pretrained_cfg(model)
     repository = config.hf_hub_id and (config.hf_hub_id + model if config.hf_hub_id.endswith("/") else config.hf_hub_id)
     cached = repository and any(
@@ -111,7 +111,7 @@ def _trunk(plan: Plan) -> Iterator[Need]:
         return
     for net in (spec.net, *spec.also):
         path = Path(home(spec.trunk)) if spec.trunk else lpips_trunks.path(net)
-        missing = "" if path.is_file() else f"{path} is not there"
+        missing = "" if path.is_file() else f"{path} is missing"
         yield Need(f"LPIPS trunk {net}", missing, None if spec.trunk else functools.partial(lpips_trunks.fetch, net))
 
 
@@ -126,7 +126,7 @@ def fetch(plan: Plan, check: bool) -> None:
     offline = not check and any(n.missing and n.from_hub for n in listed) and not hub.reachable()
     if offline:
         print(
-            f"{constants.ENDPOINT} does not answer: fetch its weights where there is internet, and copy the folder "
+            f"{constants.ENDPOINT} does not answer; fetch its weights where there is internet, and copy the folder "
             f"HF_HOME (~/.cache/huggingface) here",
             flush=True,
         )
@@ -149,7 +149,7 @@ def fetch(plan: Plan, check: bool) -> None:
             )
             missing.append(f"  {need.name}: {reason} [{command}]")
         else:
-            pinned = f"; to pin these very weights, sha256: {need.pin()}" if need.pin and not check else ""
-            print(f"{need.name}: there{pinned}", flush=True)
+            pinned = f"; to pin these weights, write sha256: {need.pin()}" if need.pin and not check else ""
+            print(f"{need.name}: present{pinned}", flush=True)
     if missing:
-        raise InputError(f"scale {plan.scale.name} lacks {len(missing)}:\n" + "\n".join(missing))
+        raise InputError(f"scale {plan.scale.name} lacks {len(missing)} of its needs:\n" + "\n".join(missing))

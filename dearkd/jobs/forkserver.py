@@ -46,7 +46,7 @@ def ask(arguments: Sequence[str]) -> int | None:
             private = stat.S_ISDIR(folder.st_mode) and folder.st_uid == os.geteuid() and not folder.st_mode & 0o077
             connection.connect(str(path))
             if not private or _user(connection) != os.geteuid():
-                print(f"{SERVER}={path}: not a server of this user alone; the job runs by itself", file=sys.stderr)
+                print(f"{SERVER}={path}: other users can reach this server; the job starts without it", file=sys.stderr)
                 return None
             request = json.dumps({"arguments": list(arguments), **_surroundings()}).encode()
             socket.send_fds(connection, [f"{len(request):08d}".encode()], [0, 1, 2])
@@ -94,7 +94,7 @@ def run(command: Sequence[str], work: Callable[[list[str]], int]) -> int:
         if end_server is not None:
             end_server()
         with contextlib.suppress(OSError):
-            print("Stopped: running jobs have saved, the same command resumes from there.", file=sys.stderr, flush=True)
+            print("Stopped: running jobs have saved; the same command resumes from there.", file=sys.stderr, flush=True)
         return 128 + asked[0]
 
 

@@ -56,7 +56,7 @@ def in_order(outputs: Sequence[Any], classes: Sequence[str]) -> list[int]:
         if not places:
             raise InputError(unknown(name, named, "class folder", "teacher: outputs"))
         if len(places) > 1:
-            raise InputError(f"teacher: outputs: {name!r} names outputs {places}; give the other ones another name")
+            raise InputError(f"teacher: outputs: {name!r} names the outputs {places}; give each output its own name")
         found += places
     return found
 

@@ -66,16 +66,16 @@ def claimed(count: int | float, locks: Path | None = None) -> Iterator[None]:
     fewer are visible, and for a count above 1 that is not a whole number.
     """
     if not 0 <= count < math.inf:
-        raise InputError(f"--gpu {count:g}: 0 is the fewest")
+        raise InputError(f"--gpu {count:g}: write 0 or more")
     if count > 1 and count != int(count):
-        raise InputError(f"--gpu {count:g}: several GPUs are a whole number; a share of one is below 1, such as 0.25")
+        raise InputError(f"--gpu {count:g}: write a whole number of GPUs, or a share of one GPU below 1, such as 0.25")
     whole = math.ceil(count)
     names = [] if count == 0 or "RANK" in os.environ else visible()
     if whole > max(len(names), 1) and "RANK" not in os.environ:
-        found = f"{len(names)} visible ({', '.join(names)})" if names else "none visible"
+        found = f"{len(names)} are visible ({', '.join(names)})" if names else "none is visible"
         raise InputError(
-            f"{whole} GPUs asked for, {found}: lower `gpu` under `resources` in the scale, or --gpu; results do not "
-            f"depend on the number beyond rounding"
+            f"the job needs {whole} GPUs, and {found}; lower `gpu` under `resources` in the scale, or --gpu. Results "
+            f"do not depend on the number beyond rounding"
         )
     if not names or (len(names) == whole and any(name in os.environ for name in SCHEDULED)):
         yield

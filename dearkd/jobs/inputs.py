@@ -179,7 +179,7 @@ def trained_weights(plan: Plan, run: Run, seed: int) -> tuple[Path, dict[str, An
     if not _is(weights, trained["weights_sha256"]):
         what = f"is not the file that {plan.paths.stage(run.name, seed, stage.name)} describes"
         if not weights.is_file():
-            what = "missing, though its record is there (its weights are not committed)"
+            what = "missing, though its record is there, because its weights are not committed"
         others = sorted(path.parts[-5] for path in kept.parents[4].glob("/".join(("*", *kept.parts[-4:]))))
         here = f"take --scale {' or '.join(others)}, whose weights are here, or " if others else ""
         raise InputError(f"{weights}: {what}; {here}make it again: {' && '.join(commands.run(plan, run, seed))}")

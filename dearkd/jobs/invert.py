@@ -68,8 +68,8 @@ def invert(
     """
     if competes(method):
         raise InputError(
-            f"{method}: its images compete with a student in training, which only a scale has (docs/data-free.md); "
-            f"for a CNN alone take df_dearkd or deepinversion"
+            f"{method}: its images compete with a student in training, which only a scale has (docs/data-free.md). "
+            f"Take df_dearkd or deepinversion for a CNN alone"
         )
     largest = max(phase.size for phase in recipe.phases) if recipe else 0
     data = _data_of(teacher, len(classes), image_size or largest)
@@ -139,13 +139,15 @@ def _data_of(teacher: Teacher, named: int, side: int) -> Data:
         channels = channels if first is None else first.shape[1]
     if named not in (0, outputs):
         raise InputError(
-            f"--classes names {named} classes, but {teacher.weights or teacher.model} has {outputs} outputs"
+            f"--classes names {named} classes, but {teacher.weights or teacher.model} has {outputs} outputs; name each"
         )
     mean, std = teacher.mean or config.mean, teacher.std or config.std
     if len(mean) != channels and not teacher.mean:
         mean, std = ((sum(values) / len(values),) * channels for values in (mean, std))
     if len(mean) != channels:
-        raise InputError(f"--mean has {len(mean)} values, but {teacher.model} takes images of {channels} channels")
+        raise InputError(
+            f"--mean has {len(mean)} values, but {teacher.model} takes {channels} channels; give one value a channel"
+        )
     return Data(
         kind="folder",
         classes=outputs,
@@ -182,7 +184,9 @@ def _recipe(method: str, recipe: Synthesis | None, side: int, images: int, class
     halves = (Phase(size=max(side // 2, 1), iterations=2000, lr=0.5), Phase(size=side, iterations=2000, lr=0.01))
     recipe = recipe or Synthesis(phases=halves, jitter=max(round(30 * side / 224), 1))
     if any(phase.size > side for phase in recipe.phases):
-        raise InputError(f"phases: {max(p.size for p in recipe.phases)} pixels are more than the image size, {side}")
+        raise InputError(
+            f"phases: {max(p.size for p in recipe.phases)} pixels are more than --image-size {side}; raise it"
+        )
     recipe = recipe_of(recipe, method, side)
     if quick and recipe.fast:
         recipe = dataclasses.replace(
@@ -209,7 +213,7 @@ def _is_made(out: Path, identity: str) -> bool:
         there = identity if not path.is_file() or checkpoints.kept(identity, path) else "another"
     if there != identity:
         raise InputError(
-            f"{out}: has images of another CNN, recipe or seed; name another folder with --out, or delete it"
+            f"{out}: has images of another CNN, recipe or seed; name another folder with --out, or delete this one"
         )
     return path.is_file() and disk.sha256(path) == made.get("archive_sha256")
 

@@ -41,9 +41,11 @@ def label_shard(
     spec, epochs = plan.labels[name], plan.scale.label_epochs
     readers = [s for run in plan.runs.values() for s in run.stages if plan.labels_of(s) == spec]
     if index not in (wanted := {shard for stage in readers for shard in plan.label_shards(stage)}):
-        raise InputError(f"{name} has shards {min(wanted)} to {max(wanted)}, not {index}")
+        raise InputError(f"--shard {index}: {name} has the shards {min(wanted)} to {max(wanted)}; name one of them")
     if spec.data.classes > LARGEST:
-        raise InputError(f"label_epochs: two bytes hold {LARGEST:,} classes, not {spec.data.classes:,}; set it to 0")
+        raise InputError(
+            f"label_epochs: labels of two bytes hold {LARGEST:,} classes, not {spec.data.classes:,}; set it to 0"
+        )
     torch.set_num_threads(plan.resources("labels").threads)
     torch.set_flush_denormal(True)
     device = available_device()

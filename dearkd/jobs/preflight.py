@@ -45,5 +45,5 @@ def _pairs(stage: Stage, plan: Plan, shapes: dict[str, list[tuple[int, int, int]
         if not -count <= index < count:
             raise InputError(
                 f"distillation.pairs: [{block}, {index}] names teacher stage {index}, but {stage.teacher.model} has "
-                f"stages 0 to {count - 1}"
+                f"stages 0 to {count - 1}; name one of them"
             )

@@ -35,7 +35,7 @@ def written(out: Path, values: dict[str, Any], verb: str) -> Scale:
     if path.read_text() != text if path.is_file() else results.exists():
         there = path if path.is_file() else results
         raise InputError(
-            f"{there}: belongs to a student with other settings; name another folder with --out, or delete it"
+            f"{there}: belongs to a student with other settings; name another folder with --out, or delete this one"
         )
     disk.write(path, text)
     return load_scale(path.as_posix())

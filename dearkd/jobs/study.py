@@ -35,7 +35,7 @@ def init(folder: Path, images: Path | None = None) -> Path:
     """
     name = build(_Named, {"name": folder.absolute().name}, str(folder)).name
     if name in (path.stem for path in all_shipped(SCALES, "*.yaml")):
-        raise InputError(f"{name} is a scale of the package already; give the folder another name")
+        raise InputError(f"{folder}: the package has a scale named {name}; give the folder another name")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: exists and is not empty; name a new folder")
     looked = look(images.absolute()) if images else {}
@@ -55,16 +55,18 @@ def look(root: Path) -> dict[str, Any]:
     trained: at least so many images are trained on. Raises InputError where there are not two folders with images.
     """
     if not root.is_dir():
-        raise InputError(f"--images {root}: no such folder")
+        raise InputError(f"--images {root}: no such folder; correct the path")
     split = (root / "train").is_dir() and any(path.is_dir() for path in (root / "train").iterdir())
     place = root / "train" if split else root
     sizes = collections.Counter(n.partition("/")[0] for n in files.walk(place).images if "/" in n)
     if len(sizes) < 2:
-        raise InputError(f"{place}: {len(sizes)} folders with images; put the images of each class into its own")
+        raise InputError(
+            f"{place}: has {len(sizes)} folders with images; put the images of each class into a folder of their own"
+        )
     trained = min(sizes.values()) * (1.0 if split else 0.8)
     if trained < 2:
         least = min(sizes, key=lambda name: sizes[name])
-        raise InputError(f"{place / least}: {sizes[least]} images are too few for training, validation and test images")
+        raise InputError(f"{place / least}: {sizes[least]} images are too few to train, validate and test; add some")
     validation = max(1, min(int(trained / 10), MOST // len(sizes)))
     fractions = [f for f in FRACTIONS if (trained - validation) * f / 100 >= 2]
     return {

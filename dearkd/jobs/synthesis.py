@@ -35,7 +35,7 @@ def synthesise_shard(
     """
     source = plan.sources[name]
     if not 0 <= index < source.recipe.shards:
-        raise InputError(f"{name} has shards 0 to {source.recipe.shards - 1}, not {index}")
+        raise InputError(f"--shard {index}: {name} has the shards 0 to {source.recipe.shards - 1}; name one of them")
     torch.set_num_threads(plan.resources("synthesize").threads)
     torch.set_flush_denormal(True)
     found, weights = teacher_weights(plan, source.teacher_name)
@@ -79,7 +79,7 @@ def synthesise_shard(
     if target.is_file():
         disk.write(listed, manifest)  # a damaged one would make the record beside it unreadable
     if _is_recorded(target, described):
-        print(f"{path}: made again, with the same bits; {target} stays as it is")
+        print(f"{path}: the images were made again with the same bits, so {target} is kept")
     else:
         record.write(target, described, {listed.name: manifest})
 

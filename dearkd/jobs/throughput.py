@@ -79,7 +79,9 @@ def _rates(name: str, spec: Throughput, device: torch.device) -> dict[str, Rate]
             try:
                 found[precision + suffix] = _rate(net, spec, device, half)
             except torch.OutOfMemoryError:
-                raise InputError(f"throughput.batch: {spec.batch} images of {name} do not fit; lower it") from None
+                raise InputError(
+                    f"throughput.batch: {spec.batch} images do not fit into the GPU's memory with {name}; lower it"
+                ) from None
             if cuda and spec.largest and not suffix:
                 batch = _largest(net, spec.batch, device, half)
                 # as many images as at the usual batch: a pass over a whole GPU's memory takes seconds

@@ -30,7 +30,7 @@ def train_on(
     if student not in distil.STUDENTS:
         raise InputError(unknown(student, distil.STUDENTS, "student", "--student"))
     if side < 8:
-        raise InputError(f"--image-size {side}: at least 8 pixels")
+        raise InputError(f"--image-size {side}: write 8 pixels or more")
     values = _scale(images.absolute(), out.absolute(), student, side, epochs, seed)
     for setting in settings:
         _set(values, setting)
@@ -38,9 +38,9 @@ def train_on(
     tested = single.trained(scale, student, seed, out / "student")
     taught = record.read(Paths(scale.name).teacher("main"))["top1"]
     print(
-        f"top-1 {tested['metrics']['top1']:.1f} % on {tested['data']['images']} test images, one seed; its teacher has "
-        f"{taught:.1f} % on the validation images\n"
-        f"Beside DeiT, on parts of the images too: dearkd warm snakemake -c2 --config scale={out}/scale.yaml -- table2"
+        f"The student has a top-1 of {tested['metrics']['top1']:.1f} % on {tested['data']['images']} test images (one "
+        f"seed). Its teacher has {taught:.1f} % on the validation images.\n"
+        f"Compare it with DeiT: dearkd warm snakemake -c2 --config scale={out}/scale.yaml -- table2"
     )
     return out / "student"
 
@@ -89,5 +89,5 @@ def _set(values: dict[str, Any], setting: str) -> None:
     for key in keys[:-1]:
         below = below.setdefault(key, {})
         if not isinstance(below, dict):
-            raise InputError(f"--set {setting}: {key} has no keys of its own")
+            raise InputError(f"--set {setting}: {key} has no keys below it; set {key} itself")
     below[keys[-1]] = value

@@ -134,7 +134,7 @@ class MHCA(Attention):
             return "explicit"
         if knobs.path == "folded" and single_entries:
             raise InputError(
-                "rpe.path: folded cannot drop single elements of the bias; take drop_mode query, key or head"
+                "rpe.path: folded cannot drop single elements of the bias; set rpe.drop_mode to query, key or head"
             )
         by_image = self.rpe.drops and knobs.per_sample
         dropout = self.training and self.attn_drop.p > 0

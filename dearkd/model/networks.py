@@ -49,7 +49,9 @@ def _from_timm(model: Model) -> nn.Module:
     try:
         return timm.create_model(model.name, **_arguments(model))
     except (RuntimeError, TypeError, AssertionError, ValueError, LookupError, AttributeError) as error:
-        raise InputError(f"model {model.name}: {' '.join(str(error).split())[:300]}") from None
+        raise InputError(
+            f"model {model.name}: timm cannot build it ({' '.join(str(error).split())[:300]}); correct its args"
+        ) from None
 
 
 def _arguments(model: Model) -> dict[str, Any]:

@@ -57,7 +57,9 @@ class DearKD(VisionTransformer):
         _refuse(n_mhca, kwargs)
         super().__init__(*args, **{**kwargs, "weight_init": "skip"})
         if not 0 <= n_mhca <= len(self.blocks):
-            raise InputError(f"n_mhca {n_mhca} is more than the {len(self.blocks)} blocks of the model, or less than 0")
+            raise InputError(
+                f"n_mhca is {n_mhca}, but the model has {len(self.blocks)} blocks; take 0 to {len(self.blocks)}"
+            )
         rpe = rpe if isinstance(rpe, Rpe) else build(Rpe, dict(rpe) if isinstance(rpe, tuple) else rpe, "rpe")
         self.n_mhca, self.rpe = n_mhca, rpe
         for block in self.blocks[:n_mhca]:
@@ -116,12 +118,15 @@ class DearKD(VisionTransformer):
         if moved:
             with contextlib.suppress(RuntimeError):  # weights of no grid: torch names what differs
                 state_dict = checkpoint_filter_fn(dict(state_dict), self)
-                warnings.warn(f"{', '.join(moved)}: resampled to {self.patch_embed.grid_size} patches", stacklevel=2)
+                warnings.warn(
+                    f"{', '.join(moved)}: the weights were resampled to {self.patch_embed.grid_size} patches",
+                    stacklevel=2,
+                )
         positions = {name: value for name, value in own.items() if ".rpe." in name}
         if positions and not positions.keys() & state_dict.keys():
             state_dict = {**state_dict, **positions}
             warnings.warn(
-                f"weights of a plain ViT: alpha and Delta of the {self.n_mhca} MHCA blocks keep the values they have",
+                f"the weights are a plain ViT's, so alpha and Delta of the {self.n_mhca} MHCA blocks keep their values",
                 stacklevel=2,
             )
         return super().load_state_dict(state_dict, strict, assign)
@@ -137,7 +142,9 @@ _RESAMPLED = ("pos_embed", "patch_embed.proj.weight")
 def _refuse(n_mhca: int, kwargs: Mapping[str, Any]) -> None:
     """Raise InputError for an argument of timm's VisionTransformer that MHCA cannot serve."""
     if kwargs.get("dynamic_img_size"):
-        raise InputError("dynamic_img_size: the position encoding is built for one grid; call set_input_size instead")
+        raise InputError(
+            "dynamic_img_size: MHCA's position encoding is built for one grid; call set_input_size instead"
+        )
     if not n_mhca:
         return
     if kwargs.get("patch_drop_rate"):
@@ -146,9 +153,9 @@ def _refuse(n_mhca: int, kwargs: Mapping[str, Any]) -> None:
             "leave it at 0, or set n_mhca: 0"
         )
     if kwargs.get("attn_layer", "attn") not in ("", "attn", Attention):
-        raise InputError("attn_layer: MHCA is the first blocks' attention; leave it out, or set n_mhca: 0")
+        raise InputError("attn_layer: the first blocks attend by MHCA; leave attn_layer out, or set n_mhca: 0")
     if kwargs.get("block_fn", Block) not in (Block, ResPostBlock):
-        raise InputError("block_fn: MHCA takes the place of a block's attn; use timm's Block or ResPostBlock")
+        raise InputError("block_fn: MHCA replaces the attribute `attn` of a block; take timm's Block or ResPostBlock")
 
 
 def _dearkd(size: str, pretrained: bool, **kwargs: Any) -> nn.Module:

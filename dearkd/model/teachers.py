@@ -178,7 +178,7 @@ def probe(model: stage.Model, side: int, channels: int) -> list[tuple[int, int, 
         taken = next((larger for larger in range(side + 1, PROBED) if stages(larger)), None)
         raise InputError(
             f"teacher {model.name}: this CNN cannot take the scale's images of {side} pixels"
-            + (f", it needs {taken} or more" if taken else "")
+            + (f" and needs {taken} or more" if taken else "")
             + "; change image_size, or take a CNN for small images, such as resnet18"
         )
     return found
@@ -219,7 +219,7 @@ def build(
     known = None if weights else hub.pretrained_cfg(teacher.model).num_classes
     if known not in (None, classes):
         raise InputError(
-            f"teacher {teacher.model}: its weights have {known} outputs, but {classes} classes are asked for; "
+            f"teacher {teacher.model}: its weights have {known} outputs, but the data have {classes} classes; "
             f"fine-tune them (start: timm, and a training), or name each of its `outputs`"
         )
     net = hub.create(teacher.model, weights is None, args, "weights")
@@ -228,7 +228,7 @@ def build(
     if teacher.sha256 and theirs and weights_sha256(net) != teacher.sha256:
         raise InputError(
             f"teacher {teacher.model}: its weights have sha256 {weights_sha256(net)}, but the scale expects "
-            f"{teacher.sha256}; fetch the right ones, or correct sha256 in the scale"
+            f"{teacher.sha256}; fetch the right weights, or correct sha256 in the scale"
         )
     if (teacher.image_size or data.image_size) >= CHANNELS_LAST:
         net = net.to(memory_format=torch.channels_last)

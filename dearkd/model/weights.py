@@ -45,8 +45,8 @@ def load_weights(
     if missing or extra or shapes:
         example = (missing or extra or shapes)[0]
         raise InputError(
-            f"{path}: weights of another network ({len(missing)} names missing, {len(extra)} unknown, "
-            f"{len(shapes)} of another shape, for example {example})"
+            f"{path}: has the weights of another network ({len(missing)} names are missing, {len(extra)} unknown, "
+            f"{len(shapes)} of another shape, for example {example}); name the right file or the right model"
         )
     net.load_state_dict(state, strict=not but)
 
@@ -63,14 +63,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             else torch.load(path, map_location="cpu", weights_only=True)
         )
     except FileNotFoundError:
-        raise InputError(f"{path}: weights are missing") from None
+        raise InputError(f"{path}: the weights are missing; correct the path, or bring the file here") from None
     except (SafetensorError, RuntimeError, EOFError, OSError) as error:
         raise InputError(
             f"{path}: not a whole weights file ({' '.join(str(error).split())[:120]}); fetch or train it again"
         ) from None
     except Exception as error:  # weights_only raises UnpicklingError, which torch does not export
         raise InputError(
-            f"{path}: refused, it holds more than tensors ({type(error).__name__}); save its tensors as safetensors "
+            f"{path}: holds more than tensors ({type(error).__name__}) and is refused; save its tensors as safetensors "
             "(docs/paper-scale.md has a program for T2T-ViT's)"
         ) from None
     return clean_state_dict(next((state[k] for k in ("state_dict_ema", "model", "state_dict") if k in state), state))

@@ -195,7 +195,7 @@ def estimate(
 def _figure(figures: Figures, name: str, what: str) -> int | float:
     name = name.partition(".")[0]
     if name not in figures:
-        raise InputError(f"cost: no {what} given for {name}; given are {', '.join(sorted(figures)) or 'none'}")
+        raise InputError(f"cost: the {what} of {name} is unknown; known: {', '.join(sorted(figures)) or 'none'}")
     return figures[name]
 
 

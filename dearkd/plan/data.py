@@ -52,12 +52,16 @@ class Data:
 
     def __post_init__(self) -> None:
         if self.presize and self.presize < self.image_size:
-            raise InputError(f"presize {self.presize} is smaller than image_size {self.image_size}; 0 turns it off")
+            raise InputError(
+                f"presize {self.presize} is smaller than image_size {self.image_size}; raise it, or set presize: 0"
+            )
         if self.presize and self.kind not in IN_FILES:
-            raise InputError(f"presize is for data sets of image files, and {self.kind} is none; 0 turns it off")
+            raise InputError(f"presize works on image files, and {self.kind} has none; set presize: 0")
         if self.channels == 2:
-            raise InputError("channels is 2; images are grey (1) or RGB (3)")
+            raise InputError("channels is 2; write 1 for grey images or 3 for RGB")
         for name in ("mean", "std"):
             values = getattr(self, name)
             if len(values) != self.channels:
-                raise InputError(f"{name} has {len(values)} values but channels is {self.channels}")
+                raise InputError(
+                    f"{name} has {len(values)} values, but channels is {self.channels}; write one value a channel"
+                )

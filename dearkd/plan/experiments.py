@@ -78,7 +78,9 @@ def _across(entry: Across | None, scale: Scale, where: str) -> _Over:
     values = entry.values if isinstance(entry.values, dict | list) else [entry.values]
     pairs = list(values.items()) if isinstance(values, dict) else [(v, v) for v in values]
     if not pairs or not all(isinstance(v, str | int | float) for pair in pairs for v in pair):
-        raise InputError(f"{where}: across: values: expected our values and the paper's, got {shown(values)}")
+        raise InputError(
+            f"{where}: across: values: expected a list or a mapping from our values to the paper's, got {shown(values)}"
+        )
     if entry.key == "target":
         targets = scale.transfer.targets
         quoted = tuple(v for v, _ in pairs if v not in targets)
@@ -130,7 +132,7 @@ class _Reader:
             return True
         if table.name in self.scale.only:
             raise InputError(
-                f"scale {self.scale.name}: only names {table.name}, all of whose students are missing under `students`"
+                f"scale {self.scale.name}: `only` names {table.name}, but `students` has none of its students; add one"
             )
         return False
 
@@ -141,7 +143,7 @@ class _Reader:
             return True
         if name in self.scale.only:
             raise InputError(
-                f"scale {self.scale.name}: only names {name}, all of whose students are missing under `students`"
+                f"scale {self.scale.name}: `only` names {name}, but `students` has none of its students; add one"
             )
         return entry.table not in self.entries.tables if entry.table else False
 
@@ -165,14 +167,16 @@ class _Reader:
             else:
                 rows.append(self._row(row, entry.columns, across, entry.paper, here, row["label"] not in quoted))
         if not rows:
-            named = f"scale {self.scale.name}: only names {name}, whose rows are all extra; name some in extra.{name}"
+            named = (
+                f"scale {self.scale.name}: `only` names {name}, whose rows are all extra; list some under extra.{name}"
+            )
             raise InputError(named if whole else f"{where}: rows is empty; write at least one row")
         for key in ("gap_to", "delta_to"):
             if getattr(entry, key) and getattr(entry, key) not in labels:
                 raise InputError(unknown(getattr(entry, key), [row.label for row in rows], "row", f"{where}: {key}"))
         for column in entry.columns:
             if all(dict(row.columns).get(column) is None for row in rows):
-                raise InputError(f"{where}: columns: no row has {column!r}; name a switch of its rows")
+                raise InputError(f"{where}: columns: no row sets {column!r}; name an argument of its rows' method")
         titles = self._titles(entry.across, rows[0], where)
         same = ("title", "metric", "also", "note", "reads", "columns", "gap_to", "delta_to")
         return Table(
@@ -188,7 +192,9 @@ class _Reader:
         printed = {value: own.get(value, entry.titles.get(value, value)) for value in values}
         for value, other in itertools.combinations(values, 2):
             if printed[value] == printed[other]:
-                raise InputError(f"{where}: {value} and {other} are both called {printed[value]!r}; change a title")
+                raise InputError(
+                    f"{where}: {value} and {other} both have the title {printed[value]!r}; change one of them"
+                )
         return freeze({value: title for value, title in printed.items() if title != value})
 
     def _named(self, key: Literal["extra", "quoted"], table: str, rows: list[Entry]) -> tuple[str, ...]:
@@ -204,7 +210,7 @@ class _Reader:
         if entry.table and entry.table not in tables:
             if entry.table in self.entries.tables:
                 raise InputError(
-                    f"scale {self.scale.name}: only names {name}, which needs {entry.table}; name that too"
+                    f"scale {self.scale.name}: `only` names {name}, which needs {entry.table}; add that too"
                 )
             raise InputError(unknown(entry.table, tables, "table", where))
         rows = tables[entry.table].rows if entry.table else ()
@@ -217,7 +223,7 @@ class _Reader:
             elif self.scale.students or not competes(str(row.get("images", ""))):
                 rows = (*rows, self._images_row(row, None, here))
         if not rows:
-            raise InputError(f"{where}: it has neither rows nor a table; write one of them")
+            raise InputError(f"{where}: the figure has neither `rows` nor `table`; write one of them")
         return Figure(name=name, title=entry.title, kind=entry.kind, reads=entry.reads, rows=rows, table=entry.table)
 
     # ------------------------------------------------------------------------------------------ rows

@@ -135,7 +135,8 @@ def root_of(root: str) -> str:
     expanded = os.path.expandvars(root)
     if "$" in expanded:
         raise InputError(
-            f"root: {root}: set this environment variable to the folder of the data, or write the folder in the scale"
+            f"root: {root}: the environment variable is not set; set it to the folder of the data, or write the folder "
+            f"in the scale"
         )
     return home(expanded)
 
@@ -218,7 +219,8 @@ def verified(path: Path) -> str:
     raw = path.read_bytes()
     if f"{hashlib.sha256(raw).hexdigest()}  {path.name}" not in sums(path.parent):
         raise InputError(
-            f"{path}: differs from its sha256 in SHA256SUMS; delete the folder and write the subsets again"
+            f"{path}: differs from its sha256 in SHA256SUMS; delete the folder, then run "
+            f"`python -m dearkd subset {data} --scale {scale}`"
         )
     return raw.decode()
 

@@ -75,9 +75,9 @@ class Matrix:
     def __post_init__(self) -> None:
         for name in (*self.tables, *self.figures):
             if name in RULES:
-                raise InputError(f"{name} is a rule of the workflow; give the table or figure another name")
+                raise InputError(f"{name} is the name of a rule of the workflow; give the table or figure another name")
             if name in self.tables and name in self.figures:
-                raise InputError(f"{name} is a table and a figure; give one of them another name")
+                raise InputError(f"{name} names both a table and a figure; give one of them another name")
 
 
 @spec

@@ -67,7 +67,9 @@ def dearkd(
         teacher = scale.synthesis.teacher
         scale = dataclasses.replace(scale, distillation=dataclasses.replace(scale.distillation, teacher=teacher))
     if two_stage and not (hidden or distill):
-        raise InputError("two_stage: true needs hidden or distill; without a teacher both stages are the same")
+        raise InputError(
+            "two_stage: true needs hidden or distill, else both stages are the same; set one, or two_stage: false"
+        )
     knobs, training = scale.distillation, scale.training
     model = _student(scale, student, "dearkd", mhca)
     losses = [("ce", knobs.alpha if distill else 1.0)]
@@ -120,7 +122,7 @@ def _depth(model: Model) -> int:
     """Blocks of a student; InputError for a model that is none of the paper's."""
     shape = geometry(model)
     if shape is None:
-        raise InputError(f"model: {model.name} is none of the paper's students: its number of blocks is unknown")
+        raise InputError(f"model: {model.name} has an unknown number of blocks; take one of the paper's students")
     return shape["depth"]
 
 
@@ -234,7 +236,9 @@ def _stage(
 ) -> Stage:
     """A stage without a teacher that covers all epochs."""
     if images != REAL and fraction != 100:
-        raise InputError(f"fraction: {fraction} is a share of the real images; it cannot go with images: {images}")
+        raise InputError(
+            f"fraction: {fraction} is a share of the real images, but the row has images: {images}; leave one out"
+        )
     # first_epoch and last_epoch have the switch, so a run without one does not depend on it.
     training = dataclasses.replace(training or scale.training, **UNSWITCHED)
     return Stage(

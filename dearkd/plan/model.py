@@ -49,13 +49,13 @@ class Rpe:
 
     def __post_init__(self) -> None:
         if self.mix == "gated" and self.path in ("folded", "flex"):
-            raise InputError(f"rpe.path: {self.path} cannot compute the two softmaxes of rpe.mix: gated; take auto")
+            raise InputError(f"path: {self.path} cannot compute the two softmaxes of mix: gated; write path: auto")
         if self.positive and not self.alpha:
-            raise InputError("rpe.positive keeps alpha above 0, so set rpe.alpha above 0 or rpe.positive: no")
+            raise InputError("positive keeps alpha above 0, but alpha is 0; raise alpha, or set positive: false")
         if self.per_sample and self.drop_mode not in ("query", "key", "head"):
             raise InputError(
-                f"rpe.per_sample needs drop_mode query, key or head, not {self.drop_mode}: element would store "
-                f"batch x heads x tokens^2 numbers"
+                f"per_sample needs drop_mode query, key or head, not {self.drop_mode}; change drop_mode, or set "
+                f"per_sample: false"
             )
 
 
@@ -88,10 +88,15 @@ def fits(shape: dict[str, Any], where: str) -> None:
     for name in ("embed_dim", "depth", "num_heads", "patch_size", "img_size"):
         value = shape[name]
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 65536:
-            raise InputError(f"{where}: {name} is {shown(value)}; a number from 1 to 65,536")
+            raise InputError(f"{where}: {name} is {shown(value)}; write a whole number from 1 to 65,536")
     if shape["embed_dim"] % shape["num_heads"]:
-        raise InputError(f"{where}: embed_dim {shape['embed_dim']} is no multiple of its {shape['num_heads']} heads")
+        raise InputError(
+            f"{where}: embed_dim {shape['embed_dim']} is no multiple of its {shape['num_heads']} heads; "
+            f"change embed_dim, or the student's deit_heads or dearkd_heads"
+        )
     if shape["img_size"] % shape["patch_size"]:
-        raise InputError(f"{where}: image_size {shape['img_size']} is no multiple of patch_size {shape['patch_size']}")
+        raise InputError(
+            f"{where}: image_size {shape['img_size']} is no multiple of patch_size {shape['patch_size']}; change one"
+        )
     if shape["n_mhca"] > shape["depth"]:
-        raise InputError(f"{where}: n_mhca {shape['n_mhca']} is more than its {shape['depth']} blocks")
+        raise InputError(f"{where}: n_mhca {shape['n_mhca']} is more than depth {shape['depth']}; change one")

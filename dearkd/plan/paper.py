@@ -36,9 +36,13 @@ class PaperNumbers:
                 raise InputError(unknown(key, lines[0], "column", f"{where}: {paper.file}"))
         found = [line for line in lines if all(line[k] == str(v) for k, v in selector.items())]
         if len(found) > 1:
-            raise InputError(f"{where}: {len(found)} lines of {PAPER / paper.file} match {dict(selector)}")
+            raise InputError(
+                f"{where}: {len(found)} lines of {PAPER / paper.file} match {dict(selector)}; name more of its columns"
+            )
         text = found[0][paper.value] if found else ""
         try:
             return float(text) if text else None
         except ValueError:
-            raise InputError(f"{where}: {paper.file} has {text!r} in {paper.value}, which is no number") from None
+            raise InputError(
+                f"{where}: {PAPER / paper.file} has {text!r} in the column {paper.value}; write a number or nothing"
+            ) from None

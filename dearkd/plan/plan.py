@@ -36,13 +36,19 @@ class Run:
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]
         if not names or len(set(names)) < len(names):
-            raise InputError(f"method {self.method}: its stages are called {', '.join(names)}; use each name once")
+            raise InputError(
+                f"method {self.method}: its stages are called {', '.join(names) or 'nothing'}; give each its own name"
+            )
         for stage in self.stages:
             for loss, _ in stage.losses:
                 if LOSSES[loss].teacher and stage.teacher is None:
-                    raise InputError(f"method {self.method}, stage {stage.name}: the loss {loss} needs a teacher")
+                    raise InputError(
+                        f"method {self.method}, stage {stage.name}: the loss {loss} needs a teacher; give it one"
+                    )
                 if LOSSES[loss].knobs and stage.distillation is None:
-                    raise InputError(f"method {self.method}, stage {stage.name}: the loss {loss} needs a Distillation")
+                    raise InputError(
+                        f"method {self.method}, stage {stage.name}: the loss {loss} needs a Distillation; give it one"
+                    )
 
     @property
     def teachers(self) -> tuple[str, ...]:

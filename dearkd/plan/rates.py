@@ -89,7 +89,9 @@ def gpu_hours(plan: Plan, run: Run) -> tuple[float, str]:
     Raises InputError where a throughput is not known.
     """
     if not cost.papers(plan):
-        raise InputError("cost: throughputs are known only for the paper's architectures, not for this scale's")
+        raise InputError(
+            f"cost: images/s are known only for the paper's architectures, and {plan.scale.name} has others"
+        )
     found = rates(plan)
     return cost.run_seconds(plan, run, found.figures) / 3600, found.origin
 

@@ -92,7 +92,9 @@ class Runs:
         """Keep a run: one for equal stages, whatever their settings are called, and never two of one name."""
         name = self.names.setdefault(run.stages, run.name)
         if name in self.runs and self.runs[name].stages != run.stages:
-            raise InputError(f"{where}: another row's run is called {name} already, and it has other stages")
+            raise InputError(
+                f"{where}: another row has a run named {name} with other stages; change a setting of this row"
+            )
         return self.runs.setdefault(name, dataclasses.replace(run, name=name))
 
     def take_images(self, name: str, where: str) -> None:
@@ -102,7 +104,7 @@ class Runs:
         try:
             source = methods.source(self.scale, name)
         except InputError as error:
-            raise InputError(f"{where}: {error}") from None
+            raise InputError(f"{where}, at scale {self.scale.name}: {error}") from None
         self.sources[name] = source
         found = []
         for round in range(source.recipe.rounds) if source.student else ():
@@ -132,7 +134,8 @@ class _Recipe:
         for key in settings:
             if key.startswith("synthesis."):
                 raise InputError(
-                    f"{self.where}: {key}: all rows share the scale's synthetic images; set it in the scale"
+                    f"{self.where}: {key} cannot be set for a row, because rows share the scale's synthetic images; "
+                    f"set it in the scale"
                 )
         scale = self._scale(settings)
         try:
@@ -145,7 +148,7 @@ class _Recipe:
                 for stage in stages
             )
         except InputError as error:
-            raise InputError(f"{self.where}: {error}") from None
+            raise InputError(f"{self.where}, at scale {self.scale.name}: {error}") from None
 
     def same(self, settings: Mapping[str, Any], stages: methods.Stages) -> bool:
         """Whether these settings give these stages. Settings that contradict each other give none."""

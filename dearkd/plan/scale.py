@@ -56,9 +56,11 @@ class Diversity:
 
     def __post_init__(self) -> None:
         if self.also and self.trunk not in ("", "random"):
-            raise InputError(f"trunk is a file, which has weights of {self.net} alone; leave out `also`, or `trunk`")
+            raise InputError(
+                f"trunk is a file, which has the weights of {self.net} alone; leave out `also`, or `trunk`"
+            )
         if self.net in self.also:
-            raise InputError(f"also names {self.net}, which `net` has already; leave it out")
+            raise InputError(f"`also` names {self.net}, which `net` has already; take it out of `also`")
 
 
 @spec
@@ -75,7 +77,7 @@ class Transfer:
 
     def __post_init__(self) -> None:
         if self.targets and self.recipe not in self.recipes:
-            raise InputError(unknown(self.recipe, self.recipes, "recipe", "transfer.recipe"))
+            raise InputError(unknown(self.recipe, self.recipes, "value", "recipe"))
 
 
 @spec
@@ -119,7 +121,7 @@ class Resources:
 
     def __post_init__(self) -> None:
         if self.gpu > 1 and self.gpu != int(self.gpu):
-            raise InputError(f"gpu is {self.gpu:g}; several GPUs are a whole number, and a share of one is below 1")
+            raise InputError(f"gpu is {self.gpu:g}; write a whole number of GPUs, or a share of one GPU below 1")
 
 
 @spec
@@ -172,18 +174,22 @@ class Scale:
 
     def __post_init__(self) -> None:
         if "main" not in self.data:
-            raise InputError("data: missing key 'main', the images of everything but transfer")
+            raise InputError("data: missing key 'main', the images that all runs but transfers use")
         if self.subset_draw == "seed" and self.data["main"].order == "first":
-            raise InputError("subset_draw: seed and data.main.order: first exclude each other; leave one out")
+            raise InputError(
+                "subset_draw: seed draws other images a seed, and data.main.order: first draws none; leave one out"
+            )
         for kind in self.resources:
             if kind not in JOBS:
                 raise InputError(unknown(kind, JOBS, "kind of job", "resources"))
         if self.long[1] > self.long[0]:
-            raise InputError(f"long is {list(self.long)}; write [epochs, stage1_epochs], the larger one first")
+            raise InputError(
+                f"long is {list(self.long)}; write [epochs, stage1_epochs], stage1_epochs being at most epochs"
+            )
         if self.label_epochs and max(self.training.epochs, self.long[0]) > MOST_SHARDS * self.label_epochs:
             raise InputError(f"label_epochs: {self.label_epochs} makes more than {MOST_SHARDS:,} jobs; raise it")
         if PurePath(self.checkpoints).parts[:1] in (("results",), ("figures",)):
-            raise InputError(f"checkpoints: {self.checkpoints} is inside a folder that git keeps; take another one")
+            raise InputError(f"checkpoints: {self.checkpoints} is inside a folder that git tracks; name another folder")
         folded: dict[str, str] = {}
         for label in self.peers:
             if (other := folded.setdefault(slug(label.replace("/", "-")), label)) != label:

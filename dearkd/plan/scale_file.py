@@ -68,14 +68,18 @@ def _is_file(path: Path) -> bool:
 
 def _merged(path: Path, below: tuple[Path, ...]) -> dict[Any, Any]:
     if path in below:
-        raise InputError(f"{path}: extends itself through {' -> '.join(p.as_posix() for p in below)}")
+        raise InputError(
+            f"{path}: extends itself through {' -> '.join(p.as_posix() for p in below)}; change one `extends`"
+        )
     values = strict_yaml.read(path)
     if "extends" not in values:
         return values
     base = _path(values.pop("extends"), f"{path}: extends")
     merged = _merge(_merged(base, (*below, path)), values)
     if not below and "name" not in values:
-        raise InputError(f"{path}: missing key 'name'; without a name of its own it would overwrite what {base} made")
+        raise InputError(
+            f"{path}: missing key 'name'; write a name of its own, else its results would overwrite those of {base}"
+        )
     return merged
 
 

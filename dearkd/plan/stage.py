@@ -132,23 +132,31 @@ class Stage:
 
     def __post_init__(self) -> None:
         if self.name in RESERVED:
-            raise InputError(f"stage {self.name}: a file beside its record has that name; give the stage another one")
+            raise InputError(
+                f"stage {self.name}: a file beside the stage's record has this name; give the stage another name"
+            )
         for loss, _ in self.losses:
             if loss not in LOSSES:
                 raise InputError(unknown(loss, LOSSES, "loss", f"stage {self.name}"))
         if not self.losses or not self.first_epoch <= self.last_epoch:
-            raise InputError(f"stage {self.name}: it needs a loss, and epochs that do not end before they begin")
+            raise InputError(
+                f"stage {self.name}: it needs at least one loss, and a last_epoch that is not below first_epoch"
+            )
         if len(both := [loss for loss, _ in self.losses if LOSSES[loss].aligner]) > 1:
             raise InputError(f"stage {self.name}: {both[0]} and {both[1]} each need an aligner; leave one of them out")
         if "bce" in dict(self.losses) and self.training.augment.smoothing:
-            raise InputError(f"stage {self.name}: with bce every class above 0 counts as right; set smoothing: 0")
+            raise InputError(
+                f"stage {self.name}: the loss bce takes every class with a label above 0 for right; set smoothing: 0"
+            )
         shape = geometry(self.model)
         if shape is None:
             return
         fits(shape, f"stage {self.name}: {self.model.name}")
         for block, _ in self.pairs:
             if block > shape["depth"]:
-                raise InputError(f"distillation.pairs names block {block}, but the student has {shape['depth']}")
+                raise InputError(
+                    f"distillation.pairs names block {block}, but the student has blocks 1 to {shape['depth']}"
+                )
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
@@ -186,12 +194,11 @@ class Source:
         for phase in self.recipe.phases:
             if phase.size > self.data.image_size:
                 raise InputError(
-                    f"synthesis.phases: size {phase.size} is more than image_size {self.data.image_size}; "
-                    f"images are made at image_size and made smaller for a phase"
+                    f"synthesis.phases: size {phase.size} is more than image_size {self.data.image_size}; lower it"
                 )
         if self.student and not 0 < self.recipe.rounds <= self.recipe.shards:
             raise InputError(
-                f"synthesis.rounds: {self.recipe.rounds} is not between 1 and {self.recipe.shards}, which is all shards"
+                f"synthesis.rounds: {self.recipe.rounds} is not between 1 and {self.recipe.shards}, the shards"
             )
 
         for label in self.recipe.classes:
@@ -200,7 +207,7 @@ class Source:
         classes = len(self.recipe.classes) or self.data.classes
         if self.recipe.batch_classes > classes:
             raise InputError(
-                f"synthesis.batch_classes is {self.recipe.batch_classes}, but only {classes} classes exist"
+                f"synthesis.batch_classes is {self.recipe.batch_classes}, but there are {classes} classes; lower it"
             )
 
     def round(self, shard: int) -> int:

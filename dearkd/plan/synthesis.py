@@ -133,11 +133,13 @@ class Synthesis:
 
     def __post_init__(self) -> None:
         if not self.phases:
-            raise InputError("phases is empty; write at least one")
+            raise InputError("phases is empty; write at least one phase")
         if self.shards > MOST_SHARDS:
             raise InputError(f"images makes {self.shards:,} shards, more than {MOST_SHARDS:,}; raise shard_batches")
         if self.easy_positive and self.per_class < 2:
-            raise InputError("per_class: easy positives need at least 2 images of a class in a batch")
+            raise InputError(
+                "per_class is 1, but easy positives are pairs of one class; raise per_class, or set easy_positive: 0"
+            )
 
     @property
     def batch(self) -> int:

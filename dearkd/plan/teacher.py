@@ -36,7 +36,9 @@ class Distillation:
     def __post_init__(self) -> None:
         blocks = [block for block, _ in self.pairs]
         if len(set(blocks)) < len(blocks):
-            raise InputError(f"pairs: {[list(p) for p in self.pairs]} name one student block twice; it has one aligner")
+            raise InputError(
+                f"pairs: {[list(p) for p in self.pairs]} name one student block twice; leave one of its pairs out"
+            )
 
 
 @spec
@@ -76,12 +78,12 @@ class Teacher:
         self._check_pixels()
         if self.training is not None and self.weights:
             raise InputError(
-                f"teacher {self.model} has weights and training; name weights that its training starts from `start`, "
-                f"or set training: null"
+                f"teacher {self.model} has both weights and training; set training: null, or write the weights under "
+                f"`start` if its training starts from them"
             )
         if self.start and self.training is None:
             raise InputError(
-                f"teacher {self.model} has start but no training; weights that need no training belong in `weights`"
+                f"teacher {self.model} has start but no training; write `training`, or `weights` instead of start"
             )
 
     def _check_pixels(self) -> None:
@@ -93,9 +95,11 @@ class Teacher:
                 f"workflow trains it on the scale's own images; delete {own[0]}, or set training: null"
             )
         if len(self.mean) != len(self.std):
-            raise InputError("mean and std are given together, a value for each channel")
+            raise InputError("mean and std need the same number of values; write both, one value a channel")
         if self.channels not in (0, 1, 3) or (self.mean and self.channels and len(self.mean) != self.channels):
-            raise InputError(f"channels is {self.channels}; it is 1 or 3, as many as mean has values")
+            raise InputError(f"channels is {self.channels}; write 1 or 3, the number of values of mean")
         for output in self.outputs:
             if not isinstance(output, str | int) or isinstance(output, bool):
-                raise InputError(f"outputs: {output!r} is no text to YAML; put the name of the class in quotes")
+                raise InputError(
+                    f"outputs: YAML reads {output!r}, which is no text; put the name of the class in quotes"
+                )

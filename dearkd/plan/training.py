@@ -54,10 +54,10 @@ class Augment:
         smallest, largest = self.crop_scale
         if not 0 < smallest <= largest:
             raise InputError(
-                f"crop_scale is {list(self.crop_scale)}; write the smallest share, above 0, then the largest"
+                f"crop_scale is {list(self.crop_scale)}; write the smallest share, which is above 0, then the largest"
             )
         if self.finish == "device" and self.kind != "timm":
-            raise InputError(f"augment.finish: device is for kind timm; images of kind {self.kind} are whole batches")
+            raise InputError(f"finish: device needs kind: timm, but kind is {self.kind}; leave finish out")
 
 
 @spec
@@ -104,11 +104,15 @@ class Training:
 
     def __post_init__(self) -> None:
         if self.batch % self.micro_batch:
-            raise InputError(f"batch {self.batch} is no multiple of micro_batch {self.micro_batch}")
+            raise InputError(f"batch {self.batch} is no multiple of micro_batch {self.micro_batch}; change one of them")
         if not 0 <= self.stage1_epochs <= self.epochs:
-            raise InputError(f"stage1_epochs {self.stage1_epochs} is not between 0 and epochs {self.epochs}")
+            raise InputError(
+                f"stage1_epochs {self.stage1_epochs} is not between 0 and epochs {self.epochs}; change one of them"
+            )
         if self.augment.mixup + self.augment.cutmix > 0 and self.micro_batch % 2:
-            raise InputError(f"mixup and cutmix mix images in pairs, so micro_batch {self.micro_batch} must be even")
+            raise InputError(
+                f"micro_batch {self.micro_batch} is odd, but mixup and cutmix mix images in pairs; make it even"
+            )
 
     @property
     def peak_lr(self) -> float:

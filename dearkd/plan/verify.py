@@ -50,7 +50,7 @@ def _joined(
     path = plan.paths.stage(run.name, seed, stage.name)
     _same_data(plan, path, stage, seed, values["data"])
     if before and values["previous_sha256"] != before["weights_sha256"]:
-        raise stale(plan, path, f"it continued from other weights than {before['stage']}.json describes")
+        raise stale(plan, path, f"its training continued from other weights than {before['stage']}.json describes")
     if stage.teacher_name:
         taught_by = teacher(plan, stage.teacher_name)["weights_sha256"]
         if values["teacher"]["weights_sha256"] != taught_by:
@@ -60,7 +60,7 @@ def _joined(
         if values["initial"]["weights_sha256"] != stages(plan, start, seed)[-1]["weights_sha256"]:
             raise stale(plan, path, f"{start.name}, from which it starts, has other weights now")
     if stage.source and values["data"]["images_sha256"] != images_sha256(plan, stage, seed):
-        raise stale(plan, path, f"the images of {stage.source.name} are others now")
+        raise stale(plan, path, f"the images of {stage.source.name} have changed")
 
 
 def _same_data(plan: Plan, path: Path, stage: Stage, seed: int, seen: dict[str, Any]) -> None:
@@ -71,7 +71,7 @@ def _same_data(plan: Plan, path: Path, stage: Stage, seed: int, seen: dict[str, 
         return
     digest = disk.sha256(listed)
     if seen["images_sha256"] not in (digest, disk.sha256_of(digest + seen["sha256"]["train"])):
-        raise stale(plan, path, f"the images of {stage.data_name} are others now")
+        raise stale(plan, path, f"the images of {stage.data_name} have changed")
 
 
 def _seen(plan: Plan, path: Path, name: str, sha256: dict[str, str] | None) -> None:
@@ -81,7 +81,7 @@ def _seen(plan: Plan, path: Path, name: str, sha256: dict[str, str] | None) -> N
         return
     now = record.read(listed)["sha256"]
     if any(now[split] != digest for split, digest in sha256.items()):
-        raise stale(plan, path, f"the images of {name} are others now")
+        raise stale(plan, path, f"the images of {name} have changed")
 
 
 def evaluation(plan: Plan, run: Run, seed: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -103,14 +103,14 @@ def _counted(plan: Plan, path: Path, values: dict[str, Any]) -> None:
     """Refuse an accuracy that does not follow from its predictions."""
     lines = rows(path.with_name("predictions.csv"))
     if len(lines) != values["data"]["images"]:
-        raise stale(plan, path, f"it tells of {values['data']['images']} images, its predictions.csv of {len(lines)}")
+        raise stale(plan, path, f"it counts {values['data']['images']} images, but predictions.csv has {len(lines)}")
     counts = {"top1": sum(line["label"] == line["top1"] for line in lines)}
     if "in_top5" in lines[0]:
         counts["top5"] = sum(line["in_top5"] == "1" for line in lines)
     for name, count in counts.items():
         top = 100 * count / len(lines)
         if not _is_near(values["metrics"][name], top):
-            raise stale(plan, path, f"it says {name} {values['metrics'][name]:.4f}, its predictions.csv {top:.4f}")
+            raise stale(plan, path, f"its {name} is {values['metrics'][name]:.4f}, but predictions.csv gives {top:.4f}")
 
 
 def _is_near(said: float, counted: float) -> bool:
@@ -126,7 +126,7 @@ def teacher(plan: Plan, name: str) -> dict[str, Any]:
         _unchanged(plan, path, Teacher, values["spec"], plan.scale.teachers[name])
         _seen(plan, path, "main", values.get("data_sha256"))
         if not abs(values["top1"] - plan.scale.teachers[name].top1) <= plan.scale.teachers[name].tolerance:
-            raise stale(plan, path, f"its top-1 {values['top1']} is outside the scale's gate")
+            raise stale(plan, path, f"its top-1 {values['top1']} is further than `tolerance` from the scale's top1")
     return values
 
 
@@ -159,7 +159,7 @@ def labels(plan: Plan, name: str, seed: int, index: int) -> dict[str, Any]:
         _at_home(plan, path, values, labels=name, seed=seed, shard=index)
         _unchanged(plan, path, Labels, values["spec"], spec)
         if values["epochs"] != [index * each, (index + 1) * each]:
-            raise stale(plan, path, f"its shards have {values['epochs'][1] - values['epochs'][0]} epochs")
+            raise stale(plan, path, f"it covers epochs {values['epochs']}, but label_epochs is {each}")
         if values["teacher"]["weights_sha256"] != teacher(plan, spec.teacher_name)["weights_sha256"]:
             raise stale(plan, path, f"its teacher {spec.teacher_name} has other weights now")
     return values
@@ -190,7 +190,7 @@ def diversity(plan: Plan, name: str, seed: int) -> dict[str, Any]:
         if source:
             shards = range(source.recipe.shards)
             if values["images_sha256"] != over(shard(plan, name, seed, i)[0]["archive_sha256"] for i in shards):
-                raise stale(plan, path, f"the images of {name} are others now")
+                raise stale(plan, path, f"the images of {name} have changed")
     return values
 
 
@@ -213,7 +213,7 @@ def architectures(plan: Plan, names: list[str]) -> dict[str, Any]:
         _at_home(plan, path, values)
         _unchanged(plan, path, Throughput, values["spec"], plan.scale.throughput)
         if missing := [n for n in names if n not in values["architectures"]]:
-            raise stale(plan, path, f"it lacks {', '.join(missing[:3])}")
+            raise stale(plan, path, f"it has no {', '.join(missing[:3])}")
     return values
 
 
@@ -227,7 +227,7 @@ def described(plan: Plan, name: str, path: Path, verb: str) -> dict[str, Any]:
             same = False
         if not same:
             again = f"python -m dearkd {verb} {name} --scale {plan.scale.name}"
-            raise Stale(f"{path}: stale record (the scale describes data.{name} otherwise now); make it again: {again}")
+            raise Stale(f"{path}: stale record (data.{name} of the scale has changed); make it again: {again}")
     return values
 
 
@@ -268,12 +268,12 @@ def _at_home(plan: Plan, path: Path, values: dict[str, Any], **place: Any) -> No
     place = place if "teacher" in place else {"scale": plan.scale.name, **place}
     for key, expected in place.items():
         if values[key] != expected:
-            raise stale(plan, path, f"it is of {key} {values[key]}, not {expected}")
+            raise stale(plan, path, f"its {key} is {values[key]}, not {expected}")
 
 
 def _as_planned(plan: Plan, path: Path, recorded: list[Any], planned: tuple[Stage, ...]) -> None:
     if len(recorded) != len(planned):
-        raise stale(plan, path, f"{len(recorded)} stages recorded, {len(planned)} planned")
+        raise stale(plan, path, f"it has {len(recorded)} stages, and the plan has {len(planned)}")
     for one, other in zip(recorded, planned, strict=True):
         _unchanged(plan, path, Stage, one, other)
 

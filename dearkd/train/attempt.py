@@ -98,7 +98,7 @@ class Attempt:
         """The values that `keep` noted of the file at `path`, if an attempt was killed before the file's record."""
         made = self.checkpoints.kept(self.lease.identity, path)
         if made is not None:
-            print(f"{self.title}: made already, only its record is written", flush=True)
+            print(f"{self.title}: it was finished before, and only its record is written now", flush=True)
         return made
 
     def keep(self, path: Path, values: dict[str, Any]) -> None:

@@ -74,7 +74,7 @@ class Checkpoints:
             if hashlib.sha256(raw).hexdigest()[:16] == found.sha256:
                 yield torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
             else:
-                print(f"{found.path}: damaged, passed over", file=sys.stderr, flush=True)
+                print(f"{found.path}: the checkpoint is damaged and is skipped", file=sys.stderr, flush=True)
 
     def discard(self, step: int | None = None) -> None:
         """Remove all checkpoints, or only that of a step."""

@@ -85,7 +85,9 @@ def attended(model: VisionTransformer) -> list[tuple[Block, Attention]]:
     found = [(block, block.attn) for block in model.blocks if isinstance(block, Block)]
     usual = [(block, attention) for block, attention in found if isinstance(attention, Attention)]
     if len(usual) < len(model.blocks):
-        raise InputError(f"attention: {type(model).__name__} has blocks that are not timm's `Block` with `Attention`")
+        raise InputError(
+            f"attention: {type(model).__name__} has other blocks than timm's with `Attention`; set attention_images: 0"
+        )
     return usual
 
 

@@ -62,7 +62,9 @@ class Lease:
         try:
             self._wait_or_refuse()
         except OSError as error:
-            raise InputError(f"{self.path}: cannot be read or written ({error.strerror}); run again") from None
+            raise InputError(
+                f"{self.path}: cannot be read or written ({error.strerror}); run the command again"
+            ) from None
         self._sweep()
         self.ledger.begin(me)
         threading.Thread(target=self._beat, daemon=True).start()
@@ -82,12 +84,12 @@ class Lease:
         except OSError as error:
             raise InputError(
                 f"{self.path}: cannot be read ({error.strerror}), so another job may have taken this run over; "
-                f"checkpoints before this one are kept, run again"
+                f"its earlier checkpoints are kept; run the command again"
             ) from None
         if not mine:
             raise InputError(
                 f"{self.folder}: another job has taken this run over, because this one gave no sign of life for "
-                f"{LEASE_SECONDS:.0f} seconds; it stops and leaves the other's checkpoints alone"
+                f"{LEASE_SECONDS:.0f} seconds; this job stops and changes none of the other's checkpoints"
             )
 
     def _sweep(self) -> None:

@@ -244,7 +244,9 @@ def _teacher(model: nn.Module | str, student: VisionTransformer, stages: tuple[i
     if not hasattr(net, "forward_intermediates"):
         raise InputError(f"teacher_model: {type(net).__name__} has no forward_intermediates; take a CNN of timm")
     if net.num_classes != classes:
-        raise InputError(f"teacher_model has {net.num_classes} classes, the student {classes}; give both the same")
+        raise InputError(
+            f"teacher_model has {net.num_classes} classes, and the student has {classes}; give both the same number"
+        )
     return TeacherNetwork(net, stages, _moments(student, channels), _moments(net, channels))
 
 
@@ -278,7 +280,7 @@ def _features(
     for block, stage in pairs:
         if not (0 < block <= depth and 0 <= stage < len(shapes)):
             raise InputError(
-                f"pairs: {block, stage} is not a block of 1 to {depth} of the student and a stage of 0 to "
-                f"{len(shapes) - 1} of the teacher"
+                f"pairs: {block, stage} does not exist; take a block of the student from 1 to {depth} and a stage of "
+                f"the teacher from 0 to {len(shapes) - 1}"
             )
     return tuple(shapes[stage] for _, stage in pairs)

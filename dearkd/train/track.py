@@ -71,7 +71,9 @@ class Hosted:
         try:
             start(project=to.place, name=name, resume="allow", **own)
         except Exception as error:  # each library has errors of its own, of accounts and of networks
-            raise InputError(f"--track {to.kind}: {' '.join(str(error).split())}") from error
+            raise InputError(
+                f"--track {to.kind}: it refuses ({' '.join(str(error).split())}); log in, or leave --track out"
+            ) from error
 
     def add(self, entry: dict[str, Any]) -> None:
         """Send an epoch's line of the curve."""

@@ -94,7 +94,7 @@ def test_idx_files_and_their_faults(tmp_path):
 
 def test_a_root_from_the_environment(folder, monkeypatch):
     spec = Data(**{**folder.__dict__, "root": "$SOME_IMAGES"})
-    with pytest.raises(InputError, match=r"\$SOME_IMAGES: set this environment variable"):
+    with pytest.raises(InputError, match=r"\$SOME_IMAGES: the environment variable is not set"):
         datasets.read(spec)
     monkeypatch.setenv("SOME_IMAGES", folder.root)
     assert len(datasets.read(spec)["train"]) == 6
@@ -120,7 +120,7 @@ def test_a_damaged_image_is_named(folder, damage, workers):
 def test_empty_class_and_wrong_number_of_classes(folder):
     for path in (datasets.Path(folder.root) / "val/n1").iterdir():
         path.unlink()
-    with pytest.raises(InputError, match="val/n1: no images of this class"):
+    with pytest.raises(InputError, match="val/n1: has no images of this class"):
         datasets.read(folder)
     with pytest.raises(InputError, match="2 class folders, but the scale says classes: 3"):
         datasets.read(Data(**{**folder.__dict__, "classes": 3}))

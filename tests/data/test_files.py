@@ -225,7 +225,7 @@ def test_a_class_of_other_files_says_what_they_are(tmp_path):
     classes(tmp_path)
     for i in range(8):
         (tmp_path / f"b/{i}.png").rename(tmp_path / f"b/{i}.heic")
-    with pytest.raises(InputError, match=r"b: no images of this class \(.*\); left out: 8 \.heic \(b/0\.heic\)"):
+    with pytest.raises(InputError, match=r"b: has no images of this class \(.*\); left out: 8 \.heic \(b/0\.heic\)"):
         datasets.read(spec(tmp_path, test_share=0.25))
 
 
@@ -242,7 +242,7 @@ def test_a_home_folder_in_a_scales_other_paths(tmp_path, monkeypatch):
     plan = experiments.load(override(experiments.load("smoke").scale, {"checkpoints": "~/scratch"}, "test"))
     assert plan.paths.state("deit-Ti", 0, "I") == tmp_path / "scratch/smoke/deit-Ti/seed0/I"
     given = Teacher(model="convnet_micro", top1=1.0, weights="~/cnn.safetensors")
-    with pytest.raises(InputError, match=f"{tmp_path}/cnn.safetensors: weights are missing"):
+    with pytest.raises(InputError, match=f"{tmp_path}/cnn.safetensors: the weights are missing"):
         teachers.build(given, spec(""))
     (tmp_path / "cnn.safetensors").touch()
     assert not fetch._weights("convnet_micro", "~/cnn.safetensors").missing
@@ -366,7 +366,7 @@ def test_no_job_uses_a_folder_that_has_changed(mine, change, capsys):
         list_subsets(mine, "main")
         assert set(alone(mine)["test"]) <= {n.removeprefix("mine/") for n in map(str, Path("mine").rglob("*.png"))}
         standing = status.standings(mine, [run], set())[0]
-        assert standing.state == "stale" and "the images of main are others now" in standing.note
+        assert standing.state == "stale" and "the images of main have changed" in standing.note
 
 
 def trained(plan):
@@ -451,7 +451,7 @@ def test_after_new_subsets_what_learned_from_the_old_ones_is_not_used(mine, caps
     classes(Path("mine"), count=14, first=1000)
     list_subsets(mine, "main")
     for use in (lambda: evaluate_run(mine, run, 0), lambda: trained_student(mine, run, 0)):
-        with pytest.raises(InputError, match=r"seed0/I\.json: stale record \(the images of main are others now"):
+        with pytest.raises(InputError, match=r"seed0/I\.json: stale record \(the images of main have changed"):
             use()
     after, tested = trained_and_tested()
     assert not tested & {*alone(mine)["train"]} and after["weights_sha256"] != before["weights_sha256"]

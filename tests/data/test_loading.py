@@ -301,7 +301,7 @@ def test_erasing_on_the_device_depends_on_the_micro_batch_alone():
 
 def test_what_finishes_on_the_device_is_a_recipe_of_its_own():
     assert fingerprint(Augment(finish="loader")) == fingerprint(Augment()) != fingerprint(Augment(finish="device"))
-    with pytest.raises(InputError, match=r"augment\.finish: device is for kind timm"):
+    with pytest.raises(InputError, match=r"augment: finish: device needs kind: timm"):
         Augment(kind="affine", finish="device")
 
 
@@ -436,7 +436,7 @@ def test_the_workflow_makes_the_copy_before_it_trains_on_it(copied):
     "given, message",
     [
         ({"presize": 32}, "presize 32 is smaller than image_size 64"),
-        ({"presize": 128, "kind": "cifar10"}, "presize is for data sets of image files, and cifar10 is none"),
+        ({"presize": 128, "kind": "cifar10"}, "presize works on image files, and cifar10 has none"),
     ],
 )
 def test_a_copy_that_cannot_be_is_refused(given, message):

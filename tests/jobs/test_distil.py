@@ -68,9 +68,9 @@ def pictures(folder, counts, side=24):
 @pytest.mark.parametrize(
     "counts, arguments, message",
     [
-        ({"a": 2}, ["--teacher", "resnet10t"], "1 class folders, the smallest with 2 images; at least two classes"),
+        ({"a": 2}, ["--teacher", "resnet10t"], "1 class folders, the smallest with 2 images; add images"),
         ({"a": 2, "b": 1}, ["--teacher", "resnet10t"], "2 class folders, the smallest with 1 images"),
-        ({"a": 2, "b": 2}, [], "--teacher: name a CNN of timm, because there is no images"),
+        ({"a": 2, "b": 2}, [], "--teacher: no images.json beside the images names a CNN"),
         ({"a": 2, "b": 2}, ["--student", "M"], "unknown student 'M'; known: B, S, Ti"),
         ({}, ["--teacher", "resnet10t"], "no such archive or folder"),
     ],

@@ -189,10 +189,10 @@ def spoilt(weights, kind, folder):
 @pytest.mark.parametrize(
     "kind, sentence",
     [
-        ("missing", "weights are missing"),
+        ("missing", "the weights are missing"),
         ("truncated", "not a whole weights file"),
-        ("other", "weights of another network"),
-        ("code", "refused, it holds more than tensors"),
+        ("other", "the weights of another network"),
+        ("code", "holds more than tensors"),
     ],
 )
 def test_a_wrong_trunk_file_is_named(kind, sentence, weights, tmp_path):
@@ -337,7 +337,7 @@ def test_another_or_damaged_file_in_the_cache_is_refused(network, tmp_path, monk
     path.parent.mkdir(parents=True)
     path.write_bytes(save(network.features.state_dict()))
     with pytest.raises(
-        InputError, match=r"lpips-alex\.safetensors: other weights than LPIPS was trained with; delete it"
+        InputError, match=r"lpips-alex\.safetensors: has other weights than LPIPS was trained with; delete it"
     ):
         Lpips(Diversity())
     path.write_bytes(path.read_bytes()[:1000])
@@ -381,7 +381,7 @@ def test_controls_take_details_away_or_add_noise_of_the_scales_size():
     "values, message",
     [
         ({"also": ("vgg",), "trunk": "alexnet.pth"}, "leave out `also`"),
-        ({"also": ("alex",)}, "also names alex, which `net` has already"),
+        ({"also": ("alex",)}, "`also` names alex, which `net` has already"),
     ],
 )
 def test_a_net_beside_is_another_one_with_weights_of_its_own(values, message):

@@ -284,7 +284,7 @@ def test_classes_of_ones_own_are_named_in_the_order_of_the_outputs(tmp_path, mon
 def test_every_block_of_code_in_the_documentation_runs(traceable):
     page = Path("docs/model.md").read_text()
     names = {}
-    with pytest.warns(UserWarning, match="pos_embed: resampled to"):
+    with pytest.warns(UserWarning, match="pos_embed: the weights were resampled to"):
         for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
             exec(block, names)
     assert names["logits"].shape == (1, 1000) and [m.shape for m in names["maps"]] == [(1, 192, 14, 14)] * 2

@@ -71,7 +71,7 @@ def test_a_checkpoint_cut_at_any_byte_is_passed_over(tmp_path, capsys):
     for place in chance.sample(range(len(raw)), 300):
         newest.write_bytes(raw[:place] + bytes([raw[place] ^ 1 << chance.randrange(8)]) + raw[place + 1 :])
         assert checkpoints.load()["step"] == 1
-    assert "damaged, passed over" in capsys.readouterr().err
+    assert "the checkpoint is damaged and is skipped" in capsys.readouterr().err
     newest.write_bytes(raw)
     assert checkpoints.load()["step"] == 2
 
@@ -277,7 +277,7 @@ def test_the_reader_of_a_list_may_leave(verb):
 
 def test_gpus_on_a_machine_without_any(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    refused(train("--gpu", "8"), "8 GPUs asked for, none visible", "or --gpu")
+    refused(train("--gpu", "8"), "the job needs 8 GPUs, and none is visible", "or --gpu")
 
 
 def test_windows_is_refused_in_a_sentence():
@@ -342,10 +342,10 @@ def test_a_finished_shard_is_not_made_again_when_its_record_is_lost(made_images)
     with small_disk(made_images / "results/smoke/images", 100, "ro"):
         refused(dearkd("synthesize", "deepinversion", "--scale", "smoke"), "results/smoke/images", "Read-only")
     done = dearkd("synthesize", "deepinversion", "--scale", "smoke")
-    assert "made already, only its record is written" in done.stdout
+    assert "it was finished before, and only its record is written now" in done.stdout
     assert record.read(path) == made and archived.stat().st_mtime_ns == kept
     archived.write_bytes(archived.read_bytes()[:-1])
-    assert "made already" not in dearkd("synthesize", "deepinversion", "--scale", "smoke").stdout
+    assert "it was finished before" not in dearkd("synthesize", "deepinversion", "--scale", "smoke").stdout
     assert record.read(path)["archive_sha256"] == made["archive_sha256"], "a damaged archive is made again"
 
 

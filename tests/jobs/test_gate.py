@@ -177,12 +177,12 @@ def test_outputs_that_do_not_fit_the_folders(outputs, message):
 @pytest.mark.parametrize(
     "said, message",
     [
-        ({"mean": [0.5]}, "mean and std are given together"),
+        ({"mean": [0.5]}, "mean and std need the same number of values"),
         ({"mean": [0.5], "std": [0]}, "std is 0.0; above 0"),
         ({"channels": 2}, "channels is 2; it is 1 or 3"),
-        ({"channels": 1, "mean": [0.5] * 3, "std": [0.5] * 3}, "as many as mean has values"),
+        ({"channels": 1, "mean": [0.5] * 3, "std": [0.5] * 3}, "write 1 or 3, the number of values of mean"),
         ({"image_size": -1}, "image_size is -1"),
-        ({"outputs": [True, False]}, "outputs: True is no text to YAML"),
+        ({"outputs": [True, False]}, "outputs: YAML reads True, which is no text"),
         ({"outputs": ["numeric"], "training": {}}, "outputs, which says how weights from elsewhere"),
         ({"mean": [0.5], "std": [0.5], "training": {}}, "mean, which says how weights from elsewhere"),
     ],
@@ -282,5 +282,5 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_says_so_in_one_sentence(mo
 
 
 def test_a_tag_of_another_number_of_classes_does_not_get_a_random_classifier():
-    with pytest.raises(InputError, match=r"its weights have 1000 outputs, but 12 classes are asked for; fine-tune"):
+    with pytest.raises(InputError, match=r"its weights have 1000 outputs, but the data have 12 classes; fine-tune"):
         teachers.build(stage.Teacher(model="resnet10t.c3_in1k", top1=50.0), DATA)

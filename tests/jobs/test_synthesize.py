@@ -193,7 +193,7 @@ def test_a_student_learns_from_synthetic_images_and_its_record_knows_which(proje
     assert len(records.load(whole, [run])) == 1
     path = whole.paths.shard("df_dearkd", 0, 1)
     record.write(path, {**record.read(path), "archive_sha256": "0"})
-    with pytest.raises(InputError, match=r"stale record .the images of df_dearkd are others now"):
+    with pytest.raises(InputError, match=r"stale record .the images of df_dearkd have changed"):
         records.load(whole, [run])
 
 
@@ -409,11 +409,11 @@ def test_a_half_made_set_is_not_thrown_away_for_another(own):
         (("--classes", "cat,dog,bird", "--pick", "cta"), "did you mean 'cat'"),
         (("--classes", "cat,dog,cat", "--pick", "cat"), "'cat' is the name of outputs 0, 2; pick one by its number"),
         (("--recipe", "nowhere.yaml"), "nowhere.yaml: no such file"),
-        (("--image-size", "16"), "phases: 32 pixels are more than the image size, 16"),
+        (("--image-size", "16"), "phases: 32 pixels are more than --image-size 16"),
         (("--images", "0"), "at least one image"),
         (("--mean", "0.5,x"), "--mean 0.5,x: give numbers separated by commas"),
-        (("--mean", "0.5", "--std", "0.5"), "--mean has 1 values, but resnet10t takes images of 3 channels"),
-        (("--mean", "0.5,0.5,0.5"), "mean and std are given together"),
+        (("--mean", "0.5", "--std", "0.5"), "--mean has 1 values, but resnet10t takes 3 channels"),
+        (("--mean", "0.5,0.5,0.5"), "mean and std need the same number of values"),
     ],
 )
 def test_arguments_that_do_not_fit_the_cnn(own, arguments, message):

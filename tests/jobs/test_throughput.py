@@ -97,7 +97,9 @@ def test_the_largest_batch_is_the_last_doubling_that_fits():
 
 def test_a_batch_that_does_not_fit_is_the_settings_fault(monkeypatch):
     monkeypatch.setattr(throughput, "_build", lambda name, path: Counting(most=4))
-    with pytest.raises(InputError, match=r"throughput.batch: 8 images of resnet18 do not fit; lower it"):
+    with pytest.raises(
+        InputError, match=r"throughput.batch: 8 images do not fit into the GPU's memory with resnet18; lower it"
+    ):
         throughput.measure(["resnet18"], Throughput(batch=8), CPU)
 
 

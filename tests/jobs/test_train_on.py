@@ -35,7 +35,7 @@ def test_from_a_folder_to_a_model_that_knows_its_classes(folder, capsys):
     small += ["--set", "teachers.main.training.stage1_epochs=1", "--set", "teachers.main.training.warmup_epochs=0"]
     assert main([*command, *small]) == 0
     said = capsys.readouterr().out
-    assert "% on 4 test images, one seed; its teacher has" in said and "images/s]" in said and "lr " in said
+    assert "% on 4 test images (one seed). Its teacher has" in said and "images/s]" in said and "lr " in said
     student = timm.create_model("local-dir:out/student", pretrained=True).eval()
     assert student(torch.zeros(1, 3, 16, 16)).shape == (1, 2)
     assert (
@@ -55,10 +55,10 @@ def test_from_a_folder_to_a_model_that_knows_its_classes(folder, capsys):
     [
         (["--set", "training.epoch=3"], "training: unknown key 'epoch'; did you mean 'epochs'?"),
         (["--set", "training.lr"], "--set training.lr: write a key of the scale and its value"),
-        (["--set", "seeds.x=1"], "--set seeds.x=1: seeds has no keys of its own"),
+        (["--set", "seeds.x=1"], "--set seeds.x=1: seeds has no keys below it"),
         (["--set", "seeds=[1"], "is no YAML"),
         (["--set", "name=digits"], "digits is the name of"),
-        (["--image-size", "0"], "--image-size 0: at least 8 pixels"),
+        (["--image-size", "0"], "--image-size 0: write 8 pixels or more"),
         (["--student", "M"], "unknown student 'M'"),
         (["--epochs", "0"], "epochs is 0; at least 1"),
     ],
@@ -80,5 +80,5 @@ def test_a_setting_reaches_its_place_and_no_other(folder):
 def test_a_class_of_one_image_is_named(folder):
     (folder / "my $photos" / "lonely").mkdir()
     Image.new("RGB", (16, 16)).save(folder / "my $photos/lonely/1.png")
-    with pytest.raises(InputError, match="lonely: 1 images are too few for training, validation and test images"):
+    with pytest.raises(InputError, match="lonely: 1 images are too few to train, validate and test"):
         train_on.train_on(folder / "my $photos", Path("out"), "Ti", 16, 2, 0)

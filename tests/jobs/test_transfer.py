@@ -250,7 +250,7 @@ def test_what_is_missing_is_listed_with_the_command_that_brings_it(monkeypatch, 
     monkeypatch.setattr("dearkd.jobs.fetch.try_to_load_from_cache", lambda repository, file: None)
     assert main(["fetch", "--check", "--scale", "imagenet"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("dearkd fetch: scale imagenet lacks 21:")
+    assert said.startswith("dearkd fetch: scale imagenet lacks 21 of its needs:")
     lines = said.splitlines()[1:]
     assert len(lines) == 21 and all(line.endswith("]") for line in lines)
     assert f"data main: {tmp_path}/imagenet: no such folder" in said
@@ -292,7 +292,7 @@ def test_weights_that_are_there_are_named_with_what_pins_them(monkeypatch, tmp_p
     scale.write_text(text.format(tmp_path / "cnn.safetensors", ""))
     main(["fetch", "--scale", str(scale)])
     pin = re.search(
-        r"weights convnet_micro: there; to pin these very weights, (sha256: \w{64})", capsys.readouterr().out
+        r"weights convnet_micro: present; to pin these weights, write (sha256: \w{64})", capsys.readouterr().out
     )
     scale.write_text(text.format(tmp_path / "cnn.safetensors", f", {pin[1]}"))
     teacher = experiments.load_scale(str(scale)).teachers["main"]
@@ -305,4 +305,4 @@ def test_weights_that_are_there_are_named_with_what_pins_them(monkeypatch, tmp_p
 
 def test_nothing_is_missing_at_the_laptops_scale(capsys):
     assert main(["fetch", "--check", "--scale", "digits"]) == 0
-    assert "data left_of_two: there" in capsys.readouterr().out
+    assert "data left_of_two: present" in capsys.readouterr().out

@@ -165,7 +165,7 @@ def test_another_users_socket_learns_nothing_and_answers_nothing(listener, capsy
         pytest.skip("only root can pretend to be somebody else")
     listen(mode, user)
     assert forkserver.ask(["train"]) is None
-    assert "not a server of this user alone; the job runs by itself" in capsys.readouterr().err
+    assert "other users can reach this server; the job starts without it" in capsys.readouterr().err
     time.sleep(0.1)
     assert arrived == [b""]
 

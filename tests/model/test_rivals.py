@@ -52,7 +52,9 @@ def test_binary_loss_is_timms_with_the_threshold_of_deit_three():
 def test_binary_loss_refuses_smoothed_labels():
     (stage,) = methods.deit3(load_scale("digits"), "Ti")
     smooth = dataclasses.replace(stage.training.augment, smoothing=0.1)
-    with pytest.raises(InputError, match="stage I: with bce every class above 0 counts as right; set smoothing: 0"):
+    with pytest.raises(
+        InputError, match="stage I: the loss bce takes every class with a label above 0 for right; set smoothing: 0"
+    ):
         dataclasses.replace(stage, training=dataclasses.replace(stage.training, augment=smooth))
 
 
@@ -229,5 +231,5 @@ def test_gated_blocks_stand_in_the_place_of_mhca():
     assert torch.allclose(first, weights / weights.sum(-1, keepdim=True), atol=1e-5)
     net(images).sum().backward()
     assert all(p.grad is not None for p in net.parameters())
-    with pytest.raises(InputError, match=r"rpe\.path: folded cannot compute the two softmaxes"):
+    with pytest.raises(InputError, match=r"path: folded cannot compute the two softmaxes"):
         Rpe(mix="gated", path="folded")

@@ -318,7 +318,7 @@ def test_weights_of_a_deit_and_of_another_size_are_taken_over_and_said(name, way
         ("deit_tiny_patch16_224", {"class_token": False, "global_pool": "avg"}, "cls_token"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:weights of a plain ViT", "ignore:pos_embed")
+@pytest.mark.filterwarnings("ignore:the weights are a plain ViT's", "ignore:pos_embed")
 def test_weights_of_another_network_are_torchs_error(name, changes, said):
     other = timm.create_model(name, **{**{k: v for k, v in SHAPE.items() if k != "n_mhca"}, **changes})
     with pytest.raises(RuntimeError, match=said):

@@ -135,9 +135,9 @@ def test_a_run_waits_for_the_teacher_that_is_trained_and_the_run_that_it_starts_
 @pytest.mark.parametrize(
     "speed, images, size, message",
     [
-        ({"dearkd_tiny_patch16_224": 1.0}, MILLION, SIZE, "no images/s given for regnety_160; given are dearkd_tiny"),
-        (SPEED, {}, SIZE, "no number of images given for main; given are none"),
-        (SPEED, MILLION, {}, "no number of parameters given for dearkd_tiny_patch16_224"),
+        ({"dearkd_tiny_patch16_224": 1.0}, MILLION, SIZE, "the images/s of regnety_160 is unknown; known: dearkd_tiny"),
+        (SPEED, {}, SIZE, "the number of images of main is unknown; known: none"),
+        (SPEED, MILLION, {}, "the number of parameters of dearkd_tiny_patch16_224 is unknown"),
     ],
 )
 def test_what_has_no_figure_is_named(plan, speed, images, size, message):

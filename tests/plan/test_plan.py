@@ -140,7 +140,7 @@ def test_changing_stage_two_leaves_stage_ones_fingerprint():
         (lambda v: v["tables"]["table2"]["rows"][2].update({"name.drop": 1}), r"name has no fields"),
         (
             lambda v: v["tables"]["table1"]["rows"][0].update(two_stage=True),
-            r"table1, row 1: two_stage: true needs hidden or distill",
+            r"table1, row 1, at scale digits: two_stage: true needs hidden or distill",
         ),
         (
             lambda v: v["tables"]["table1"].update(colums=[]),
@@ -183,7 +183,7 @@ def test_mistakes_in_the_matrix(matrix, edit, message):
         ("training: {batch: 0}", r"training: batch is 0; at least 1"),
         ("training: {batch: 100, micro_batch: 33}", r"training: batch 100 is no multiple of micro_batch 33"),
         ("training: {stage1_epochs: 70}", r"stage1_epochs 70 is not between 0 and epochs 40"),
-        ("data: {main: {mean: [0.1, 0.2]}}", r"data.main: mean has 2 values but channels is 1"),
+        ("data: {main: {mean: [0.1, 0.2]}}", r"data.main: mean has 2 values, but channels is 1"),
         ("data: {main: {kind: digit}}", r"data.main: kind: unknown value 'digit'; did you mean 'digits'"),
         ("distillation: {teacher: mian}", r"distillation.teacher: unknown teacher 'mian'; did you mean 'main'"),
         ("rpe: {drop_mode: rows}", r"rpe: drop_mode: unknown value 'rows'"),
@@ -193,7 +193,7 @@ def test_mistakes_in_the_matrix(matrix, edit, message):
         ("resources: {trian: {gpu: 1}}", r"unknown kind of job 'trian'; did you mean 'train'"),
         (
             "resources: {train: {gpu: 1.5}}",
-            r"gpu is 1.5; several GPUs are a whole number, and a share of one is below 1",
+            r"gpu is 1.5; write a whole number of GPUs, or a share of one GPU below 1",
         ),
         ("seeds: 3", r"seeds: expected a list, got 3; write \[3\]$"),
         ("synthesis: {flip: false}", r"synthesis: flip: expected float, got False; write 0$"),
@@ -253,7 +253,7 @@ def test_a_scale_without_main_data_is_refused(tmp_path):
 def test_a_figure_without_its_table_says_which_to_add(tmp_path):
     path = tmp_path / "own.yaml"
     path.write_text("extends: digits\nname: own\nonly: [figure1]\n")
-    with pytest.raises(InputError, match="scale own: only names figure1, which needs table2; name that too"):
+    with pytest.raises(InputError, match="scale own: `only` names figure1, which needs table2; add that too"):
         load(str(path))
 
 
@@ -402,7 +402,7 @@ def test_names_are_paths_and_different_values_have_different_ones(texts):
     [
         (
             lambda v: v.pop("name"),
-            "missing key 'name'; .* would overwrite what .*digits.yaml",
+            "missing key 'name'; .* would overwrite those of .*digits.yaml",
         ),
         (lambda v: v.update(name="digits"), "name: digits is the name of workflow/scales/digits.yaml too"),
         (lambda v: v.update(name="twice"), "name: twice is the name of .*other.yaml too"),
@@ -499,5 +499,5 @@ def test_a_row_cannot_change_the_images_of_all(project):
     matrix = project / "workflow/experiments.yaml"
     line = "      - {label: another, method: dearkd, images: adi, synthesis.tv: 0}\n"
     matrix.write_text(matrix.read_text().replace("  table6:\n", line + "  table6:\n", 1))
-    with pytest.raises(InputError, match=r"synthesis\.tv: all rows share the scale's synthetic images"):
+    with pytest.raises(InputError, match=r"synthesis\.tv cannot be set for a row"):
         load("smoke")

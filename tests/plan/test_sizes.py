@@ -33,9 +33,9 @@ def test_rows_of_other_sizes_are_the_papers_alone(sizes):
 
 
 def test_a_table_that_is_named_needs_one_of_its_students():
-    with pytest.raises(InputError, match="only names table2, all of whose students are missing under `students`"):
+    with pytest.raises(InputError, match="`only` names table2, but `students` has none of its students; add one"):
         experiments.load(of("S", only=["table2"]))
-    with pytest.raises(InputError, match="only names figure2, all of whose students are missing under `students`"):
+    with pytest.raises(InputError, match="`only` names figure2, but `students` has none of its students; add one"):
         experiments.load(of("S", only=["figure2"]))
 
 

@@ -121,7 +121,7 @@ def seeds(project):
 def test_a_seed_copied_from_another_is_no_second_seed(project):
     seeds(project)
     whole = load("smoke")
-    with pytest.raises(InputError, match=r"seed1/I.json: stale record \(it is of seed 0, not 1\)"):
+    with pytest.raises(InputError, match=r"seed1/I.json: stale record \(its seed is 0, not 1\)"):
         records.load(whole, dearkd(whole))
 
 
@@ -134,7 +134,7 @@ def test_a_record_of_another_place_is_refused(project, name, key, wrong):
     """Sealed anew, as a copy from elsewhere would be."""
     edit(project / f"results/smoke/runs/dearkd-Ti/seed0/{name}.json", lambda v: v.update({key: wrong}))
     whole = load("smoke")
-    with pytest.raises(InputError, match=rf"{name}.json: stale record \(it is of {key} {wrong}, not "):
+    with pytest.raises(InputError, match=rf"{name}.json: stale record \(its {key} is {wrong}, not "):
         records.load(whole, dearkd(whole))
 
 
@@ -220,7 +220,7 @@ def test_every_committed_record_fits_its_plan_and_its_files(scale):
 def test_data_written_down_anew_refuses_what_was_trained_before(project):
     edit(project / "results/smoke/subsets/main/data.json", lambda v: v["sha256"].update(test="0"))
     whole = load("smoke")
-    with pytest.raises(InputError, match=r"I.json: stale record \(the images of main are others now"):
+    with pytest.raises(InputError, match=r"I.json: stale record \(the images of main have changed"):
         records.load(whole, dearkd(whole))
 
 
@@ -369,7 +369,7 @@ def test_a_target_is_printed_by_its_title_and_kept_by_its_key():
     "titles, message",
     [
         ({"paritty": "odd"}, "unknown data set 'paritty'; did you mean 'parity'"),
-        ({"parity": "textured"}, "parity and textured are both called 'textured'; change a title"),
+        ({"parity": "textured"}, "parity and textured both have the title 'textured'; change one"),
         ({"parity": "two\nlines"}, "a text of one line"),
         ({"parity": ""}, "a text of one line"),
     ],

@@ -102,7 +102,7 @@ def test_a_finished_file_is_known_again_and_only_while_it_is_whole(tmp_path, cap
                 attempt.keep(path, {"n": 1})
             else:
                 assert attempt.made(path) == found
-    assert capsys.readouterr().out.count("made already, only its record is written") == 1
+    assert capsys.readouterr().out.count("it was finished before, and only its record is written now") == 1
     path.write_bytes(b"cut off")
     with Attempt(tmp_path / "state", "job", "r", 0.0) as attempt:
         assert attempt.made(path) is None

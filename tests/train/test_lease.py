@@ -264,18 +264,18 @@ def test_jobs_on_one_machine_take_different_gpus_and_wait_for_free_ones(tmp_path
 
 def test_too_few_gpus_is_said_and_one_on_a_machine_without_is_a_cpu(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    said = r"8 GPUs asked for, 2 visible \(0, 1\): lower `gpu` under `resources`"
+    said = r"the job needs 8 GPUs, and 2 are visible \(0, 1\); lower `gpu` under `resources`"
     with pytest.raises(InputError, match=said), gpus.claimed(8):
         pass
     with gpus.claimed(2):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(InputError, match="8 GPUs asked for, none visible: lower"), gpus.claimed(8):
+    with pytest.raises(InputError, match="the job needs 8 GPUs, and none is visible; lower"), gpus.claimed(8):
         pass
-    for count, said in ((-1, "--gpu -1: 0 is the fewest"), (float("nan"), "--gpu nan"), (float("inf"), "--gpu inf")):
+    for count, said in ((-1, "--gpu -1: write 0 or more"), (float("nan"), "--gpu nan"), (float("inf"), "--gpu inf")):
         with pytest.raises(InputError, match=said), gpus.claimed(count):
             pass
-    with pytest.raises(InputError, match=r"--gpu 1\.5: several GPUs are a whole number"), gpus.claimed(1.5):
+    with pytest.raises(InputError, match=r"--gpu 1\.5: write a whole number of GPUs"), gpus.claimed(1.5):
         pass
     for count in (1, 0.25):
         with gpus.claimed(count):

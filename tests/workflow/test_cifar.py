@@ -108,7 +108,9 @@ def test_a_pickle_that_names_anything_but_arrays_is_refused_before_it_runs(tmp_p
 
 
 def test_what_is_wrong_with_the_files_is_said(tmp_path):
-    with pytest.raises(InputError, match="cifar100 is missing, it has no folder cifar-100-binary or cifar-100-python"):
+    with pytest.raises(
+        InputError, match="cifar100 is missing, because there is no folder cifar-100-binary or cifar-100-python"
+    ):
         datasets.read(spec("cifar100", tmp_path))
     folder = tmp_path / "cifar-100-binary"
     write_binary(folder, "cifar100", *generated(4, 100), ("train.bin",))

@@ -145,7 +145,7 @@ def test_a_study_without_images_is_a_plan_too(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "name, images, said",
     [
-        ("digits", None, "digits is a scale of the package"),
+        ("digits", None, "the package has a scale named digits"),
         ("a b", None, "letters, digits"),
         ("full", None, "full: exists and is not empty"),
         ("new", "nowhere", "nowhere: no such folder"),

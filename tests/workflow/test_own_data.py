@@ -129,18 +129,16 @@ def test_a_cnn_is_fine_tuned_from_weights_of_another_task(folder):
     missing = [need.name for need in fetch.needs(whole) if need.missing]
     Path("elsewhere.safetensors").unlink()
     assert [n.name for n in fetch.needs(whole) if n.missing] == [*missing, "weights resnet10t"]
-    with pytest.raises(InputError, match=r"elsewhere\.safetensors: weights are missing"):
+    with pytest.raises(InputError, match=r"elsewhere\.safetensors: the weights are missing"):
         train_stage(whole, whole.runs["teacher-main"], 1, "I")
     save_file({"conv1.weight": torch.zeros(2)}, "elsewhere.safetensors")
-    with pytest.raises(InputError, match=r"elsewhere\.safetensors: weights of another network"):
+    with pytest.raises(InputError, match=r"elsewhere\.safetensors: has the weights of another network"):
         train_stage(whole, whole.runs["teacher-main"], 1, "I")
 
 
 def test_what_weights_and_start_are_for_is_said():
     training = Training(epochs=2, stage1_epochs=2)
-    with pytest.raises(
-        InputError, match="has weights and training; name weights that its training starts from `start`"
-    ):
+    with pytest.raises(InputError, match="has both weights and training; set training: null"):
         Teacher(model="resnet10t", top1=50.0, weights="cnn.safetensors", training=training)
     with pytest.raises(InputError, match="has start but no training"):
         Teacher(model="resnet10t", top1=50.0, start="timm")
@@ -164,7 +162,7 @@ def test_the_test_images_are_a_share_of_each_class_and_stay_the_same(folder, ima
         ({"test_share": 0.0}, "has no train/.*set test_share"),
         ({"test_share": 0.995}, "nought: 60 images are too few to hold out"),
         ({"test_share": -0.2}, "test_share is -0.2; at least 0 and below 1"),
-        ({"root": "$NOWHERE"}, r"root: \$NOWHERE: set this environment variable"),
+        ({"root": "$NOWHERE"}, r"root: \$NOWHERE: the environment variable is not set"),
     ],
 )
 def test_a_scale_that_does_not_fit_the_folder_is_one_sentence(folder, values, said):
@@ -184,7 +182,7 @@ def test_an_empty_class_and_too_few_images_are_named(folder, tmp_path):
     mine["data"]["main"] |= {"root": str(tmp_path / "few"), "classes": 2, "validation": 2}
     mine["fractions"] = [100]
     Path("mine.yaml").write_text(yaml.safe_dump(mine))
-    with pytest.raises(InputError, match="few/b: no images of this class"):
+    with pytest.raises(InputError, match="few/b: has no images of this class"):
         datasets.read(load_scale("mine.yaml").data["main"])
     for i in range(3):
         Image.new("L", (8, 8)).save(tmp_path / "few/b" / f"{i}.png")

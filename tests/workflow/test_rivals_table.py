@@ -26,7 +26,7 @@ def test_the_table_is_only_of_scales_that_name_its_rows(tmp_path):
     assert "rivals" not in experiments.load("digits").tables
     path = tmp_path / "own.yaml"
     path.write_text("extends: digits\nname: own\nonly: [rivals]\n")
-    with pytest.raises(InputError, match="scale own: only names rivals, whose rows are all extra; name some in"):
+    with pytest.raises(InputError, match="scale own: `only` names rivals, whose rows are all extra; list some under"):
         experiments.load(str(path))
     path.write_text("extends: digits\nname: own\nextra: {rivals: [VkD, DearKD-Ti]}\n")
     own, base = experiments.load(str(path)), experiments.load("digits")
