@@ -1,7 +1,7 @@
 """timm's training transform one image at a time: crop, flip, RandAugment, normalisation, erasing.
 
-`Augment.decode` has two ways to make the crop. Both make the same random choices in the same order. Nothing is copied
-without need, because on ImageNet's JPEG files this transform takes as long as decoding (docs/paper-scale.md).
+`Augment.decode` has two ways to make the crop. Both make the same random choices in the same order. This module copies
+nothing without need, because on ImageNet's JPEG files this transform takes as long as decoding (docs/paper-scale.md).
 """
 
 from collections.abc import Callable

@@ -127,7 +127,7 @@ def training_loader(
 
 
 def _sound(made: Iterable[Any]) -> Iterator[Any]:
-    """What a loader made, unless it is an InputError."""
+    """What a loader made. Raises it where it is an InputError."""
     for item in made:
         if isinstance(item, InputError):
             raise item

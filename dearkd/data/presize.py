@@ -135,7 +135,7 @@ def _resized(original: Path, data: Data) -> bytes:
         # MPO is a camera's JPEG with a preview behind it; GIF would keep 256 colours
         name = {"MPO": "JPEG", "GIF": "PNG"}.get(image.format or "", image.format)
         buffer = io.BytesIO()
-        # of an array, so that EXIF's orientation is not saved with pixels that are upright
+        # an array has no EXIF, whose orientation would turn the upright pixels
         smaller = Image.fromarray(np.asarray(whole.resize(size, Image.Resampling.BICUBIC)))
         smaller.save(buffer, name, **SAVED.get(name or "", {}))
         return buffer.getvalue()

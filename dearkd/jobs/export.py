@@ -69,7 +69,7 @@ def export(plan: Plan, run: Run, seed: int, folder: Path, onnx: bool = False, so
     content[CARD] = f"{text}\n<!-- dearkd export wrote {json.dumps(sums)} -->\n"
     disk.write_all({folder / name: raw for name, raw in content.items()})
     if ONNX in own and not onnx:
-        (folder / ONNX).unlink()  # of other weights
+        (folder / ONNX).unlink()  # an earlier export's, of other weights
     return list(content)
 
 

@@ -48,7 +48,7 @@ class Start:
         data, random, self.fast = source.data, torch_generator(seed, "synthesis generator"), fast
         shape = (data.classes, data.image_size, data.mean, fast.code, fast.width, fast.class_code, fast.upsamplings)
         self.network = Generator(*shape, random).to(device)
-        rate = fast.lr * fast.iterations  # Fast-Datafree's
+        rate = fast.lr * fast.iterations  # as in Fast-Datafree
         self.optimiser = torch.optim.Adam(self.network.parameters(), rate, betas=source.recipe.betas)
         self.rehearsed = 0
 

@@ -1,5 +1,5 @@
-"""A server that has imported torch and forks a process for each job. On a laptop imports are half of a short job's
-time.
+"""A server that has imported torch and forks a process for each job. On a laptop, imports take half of a short
+job's time.
 
 `python -m dearkd warm snakemake -c2 …` runs a command in whose jobs `python -m dearkd …` only asks for a fork. Nothing
 else changes: a job has its own process, folder, environment, umask, limits, output and exit status, and receives

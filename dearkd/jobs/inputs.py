@@ -227,7 +227,7 @@ def real_images(plan: Plan, of: Stage | Labels, seed: int, train: Images | None 
         train = subsets.splits(plan, of.data_name)["train"]
     images, images_sha256 = subsets.read(train, plan.paths.subsets(of.data_name), of.subset(seed))
     described = data_record(plan, of.data_name)
-    if of.data.root:  # the list has names alone; of what a package ships, contents follow from the recipe
+    if of.data.root:  # the list has only names, and files may change; data that a package ships cannot
         images_sha256 = disk.sha256_of(images_sha256 + described["sha256"]["train"])
     if of.data.presize and not getattr(of, "source", None):
         images = presize.copy(plan, of.data_name, images)

@@ -201,7 +201,7 @@ def _recipe(method: str, recipe: Synthesis | None, side: int, images: int, class
 
 
 def _is_made(out: Path, identity: str) -> bool:
-    """Whether `out` has these very images. Raises InputError when it has other images, finished or half made."""
+    """Whether `out` has these images. Raises InputError when it has other images, finished or half made."""
     path, said = out / "images.zip", out / "images.json"
     checkpoints = Checkpoints(path.with_suffix(""))
     half, made = checkpoints.load(), record.read(said) if said.is_file() else {}

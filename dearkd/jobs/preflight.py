@@ -1,6 +1,6 @@
 """A check before anything is trained: every network of a plan is built once, without memory.
 
-The plan has only names and arguments; timm must say whether it can build them. Without this check a width that the
+The plan has only names and arguments. Only timm can say whether it can build them. Without this check a width that the
 heads do not divide, a missing teacher stage or a mistyped model would be found only after the teacher is trained.
 """
 

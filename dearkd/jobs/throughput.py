@@ -35,7 +35,7 @@ def size(name: str) -> dict[str, int | float]:
     for suffix, path in _paths(name).items():
         with torch.device("meta"):
             net = _build(name, path)
-        # of a second image: what a pass does once, whatever the batch, such as DearKD's bias, is no cost of an image
+        # the cost of a second image: what a pass does once for any batch, such as DearKD's bias, is not counted
         counts[f"gmacs{suffix}"] = (_flops(net, 2) - _flops(net, 1)) / 2e9
     *_, side = _input_size(net)
     return {"parameters": sum(p.numel() for p in net.parameters()), "input_size": side, **counts}
@@ -84,7 +84,7 @@ def _rates(name: str, spec: Throughput, device: torch.device) -> dict[str, Rate]
                 ) from None
             if cuda and spec.largest and not suffix:
                 batch = _largest(net, spec.batch, device, half)
-                # as many images as at the usual batch: a pass over a whole GPU's memory takes seconds
+                # as many images in all as at the usual batch, because a pass over a whole GPU's memory takes seconds
                 passes = max(3, spec.repeats * spec.batch // batch)
                 whole = dataclasses.replace(spec, batch=batch, warmup=1, repeats=passes)
                 found[f"{precision}_largest"] = _rate(net, whole, device, half)

@@ -128,7 +128,7 @@ class MHCA(Attention):
         """
         knobs, cpu = self.rpe.knobs, q.device.type == "cpu"
         learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.rpe.parameters())
-        learns = learns and not torch.jit.is_tracing()  # which records with gradients and checks without
+        learns = learns and not torch.jit.is_tracing()  # tracing records with gradients, checks without
         single_entries = self.rpe.drops and knobs.drop_mode == "element"
         if not self.fused_attn:
             return "explicit"

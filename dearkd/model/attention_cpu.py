@@ -1,6 +1,6 @@
-"""Attention that a CPU computes faster than by PyTorch's kernels: the numbers of `attention`, in another order of sums.
+"""Kernels of attention for a CPU, faster than PyTorch's. They give the numbers of `attention` up to the order of sums.
 
-None of this runs on a GPU, so none at the paper's scale. Timings: docs/performance.md.
+No GPU runs them, so they have no part in the paper's scale. docs/performance.md has timings.
 """
 
 from typing import Any

@@ -62,5 +62,5 @@ class GPSA(MHCA):
         return torch.cat([content[..., :first, :], patches], -2)
 
     def logits(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch heads tokens tokens"]:
-        """Logarithms of the weights, whose softmax over some of the keys are the weights among these."""
+        """Logarithms of the weights. Their softmax over some of the keys gives the weights among those keys."""
         return self.weights(*self.project(x)[:2]).log()

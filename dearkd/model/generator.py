@@ -20,10 +20,10 @@ class Generator(nn.Module):
 
     Args:
         classes: number of classes; each has a code of its own, which is added at every place.
-        side, mean: of the images, in pixels and as a share of white by channel. It draws `mean` at first.
+        side: of the images, in pixels. mean: of each channel, from 0 to 1, the colour that a fresh generator draws.
         code, width: channels of codes and of the network at the images' side; twice as many below.
         class_code: standard deviation of the classes' codes; that of the images' is 1.
-        upsamplings: how often the side doubles. Codes have the side of the images divided so often, rounded up.
+        upsamplings: how often the side doubles. A code's side is that of the images, halved as often and rounded up.
         random: draws the weights.
     """
 

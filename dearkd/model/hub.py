@@ -17,7 +17,11 @@ PATIENCE = 5.0
 
 
 def create(name: str, pretrained: bool, args: dict[str, Any], key: str) -> nn.Module:
-    """A network of timm, with its tag's weights if `pretrained`. Errors name the `key` that takes a local file."""
+    """A network of timm, with its tag's weights if `pretrained`.
+
+    Raises InputError when timm refuses the arguments, or when the weights cannot be had. It names the `key` of a scale
+    that takes a local file instead.
+    """
     try:
         with asked_once() if pretrained else contextlib.nullcontext():
             return timm.create_model(name, pretrained=pretrained, **args)
@@ -34,7 +38,10 @@ def create(name: str, pretrained: bool, args: dict[str, Any], key: str) -> nn.Mo
 
 
 def pretrained_cfg(model: str) -> Any:
-    """timm's description of a model's weights: input size, crop, interpolation, mean and std."""
+    """timm's description of a model's weights: input size, crop, interpolation, mean and std.
+
+    Raises InputError when timm has no such model or tag.
+    """
     try:
         config = timm.get_pretrained_cfg(model)
     except RuntimeError:  # a tag that the architecture has not

@@ -31,7 +31,7 @@ def hidden_loss(
 ) -> Float[Tensor, ""]:
     """L_hidden of Eq. 4: mean squared difference between aligned student tokens and the teacher's feature map.
 
-    In fp32, mean over everything; shapes must agree, since torch would broadcast silently.
+    The mean is over everything, in fp32. Raises ValueError when the shapes differ, which torch would broadcast.
     """
     if aligned.shape != feature.shape:
         raise ValueError(f"aligned {tuple(aligned.shape)} and teacher feature {tuple(feature.shape)} differ in shape")

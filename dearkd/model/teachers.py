@@ -200,8 +200,8 @@ def build(
 ) -> TeacherNetwork:
     """A teacher with its weights from a local file, or, when `weights` is None, from where its spec says.
 
-    Its outputs are then in the order of `teacher.outputs`; `weights` of ours are in that of the data's classes, as
-    `reorder` leaves them.
+    With weights from elsewhere the outputs have the order of `teacher.outputs`. `weights` that a job of ours wrote have
+    the order of the data's classes (`gate.reorder`).
     Raises InputError naming the file, package or tag when the weights are missing, damaged or of another network.
     """
     rename, theirs = None, weights is None

@@ -41,9 +41,10 @@ Figures = Mapping[str, int | float]
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """jobs: of training, labels and synthesis. gpu_hours: of one device, all jobs. longest_hours: jobs that wait for
-    each other, each on as many devices as the scale gives it; with a share of one, as slow as that share. Labels, made
-    side by side, are left out. disk_gb: checkpoints, labels and synthetic images, in 1e9 bytes."""
+    """jobs: number of jobs of training, labels and synthesis. gpu_hours: hours of one device for all jobs.
+    longest_hours: hours of the longest chain of jobs that wait for each other. Each job has as many devices as the
+    scale gives it; a job with a share of a device is as slow as that share. Labels are left out, because they are made
+    side by side. disk_gb: checkpoints, labels and synthetic images, in 1e9 bytes."""
 
     jobs: int
     gpu_hours: float

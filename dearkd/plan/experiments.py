@@ -37,7 +37,10 @@ __all__ = ["MATRIX", "PAPER", "RULES", "Plan", "load", "load_scale", "run_name"]
 
 
 def load(scale: object, matrix: Path = MATRIX) -> Plan:
-    """Resolve the matrix at a scale."""
+    """The plan of a scale: the matrix with each row resolved to its run.
+
+    Raises InputError naming file and key for every mistake in the scale or the matrix.
+    """
     scale = scale if isinstance(scale, Scale) else load_scale(scale)
     reader = _Reader(scale, shipped(matrix))
     tables = {name: reader.table(name, v) for name, v in reader.wanted(reader.entries.tables).items()}

@@ -69,6 +69,8 @@ class FigureEntry:
 
 @spec
 class Matrix:
+    """The tables and figures of a matrix file, by name. A name that is taken raises InputError."""
+
     tables: dict[Name, TableEntry] = dataclasses.field(default_factory=dict)
     figures: dict[Name, FigureEntry] = dataclasses.field(default_factory=dict)
 
@@ -101,7 +103,7 @@ def description(values: Entry, where: str) -> Description:
 
 
 def check_keys(values: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
-    """InputError with the nearest of `known` for the first key that is none of them."""
+    """Raise InputError with the nearest of `known` for the first key that is none of them."""
     for key in values:
         if key not in known:
             raise InputError(unknown(key, known, "key", where))

@@ -84,7 +84,7 @@ def geometry(model: Model) -> dict[str, Any] | None:
 
 
 def fits(shape: dict[str, Any], where: str) -> None:
-    """InputError where a student of this shape cannot be built."""
+    """Check a student's shape. Raises InputError, which begins with `where`, when such a student cannot be built."""
     for name in ("embed_dim", "depth", "num_heads", "patch_size", "img_size"):
         value = shape[name]
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 65536:

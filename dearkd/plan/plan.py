@@ -110,6 +110,8 @@ class Labels:
 
 @spec
 class Plan:
+    """All that a scale trains and shows, by name."""
+
     scale: Scale
     runs: dict[str, Run]
     sources: dict[str, Source]

@@ -83,10 +83,10 @@ def rates(plan: Plan, gpu: str = "") -> Rates:
 
 
 def gpu_hours(plan: Plan, run: Run) -> tuple[float, str]:
-    """(hours of one device that a seed of a run takes, without jobs that it waits for; where the throughputs come
-    from).
+    """(hours of one device for one seed of a run, the source of the throughputs). Jobs that the run waits for are not
+    counted.
 
-    Raises InputError where a throughput is not known.
+    Raises InputError when a throughput is not known.
     """
     if not cost.papers(plan):
         raise InputError(
@@ -161,7 +161,7 @@ def _published() -> dict[str, list[dict[str, str]]]:
 
 
 def _of_published(rows: list[dict[str, str]], ways: tuple[str, ...]) -> dict[str, Rate]:
-    """Forward rates: of training a third of an image's passes is one forward."""
+    """Forward rates. A rate of training counts three times, because the forward pass is a third of the work."""
     found = {}
     for way in reversed(ways):
         for row in (row for row in rows if row["way"] == way):

@@ -211,5 +211,5 @@ class Source:
             )
 
     def round(self, shard: int) -> int:
-        """The round that makes a shard."""
+        """The round (ADI) in which a shard is made, from 0."""
         return shard * self.recipe.rounds // self.recipe.shards if self.student else 0

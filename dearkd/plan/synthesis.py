@@ -59,7 +59,8 @@ class Fast:
     code: Count = 256
     """Channels of the random code of an image."""
     class_code: Weight = 1.0
-    """Standard deviation at the start of a class's code, which is added to the random one (of 1) at every place."""
+    """Standard deviation of a class's code at the start. The code is added at every place to the random one, whose
+    standard deviation is 1."""
     upsamplings: Annotated[int, Within(0, 8)] = 2
     """How often the generator doubles the side of its code."""
     images: Whole = 0
@@ -143,14 +144,17 @@ class Synthesis:
 
     @property
     def batch(self) -> int:
+        """Number of images in a batch."""
         return self.batch_classes * self.per_class
 
     @property
     def batches(self) -> int:
+        """Number of batches in the set."""
         return -(-self.images // self.batch)
 
     @property
     def shards(self) -> int:
+        """Number of shards in the set, each made by one job."""
         return -(-self.batches // self.shard_batches)
 
     def made(self, shards: int = 0) -> int:

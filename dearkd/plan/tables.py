@@ -51,6 +51,8 @@ class Cell:
 
 @spec
 class Row:
+    """A row of a table or figure: what describes it, and its cells."""
+
     label: str
     method: str
     student: str
@@ -63,6 +65,8 @@ class Row:
 
 @spec
 class Table:
+    """A table: its rows, and which numbers of their records it prints."""
+
     name: str
     title: str
     metric: Metric
@@ -87,6 +91,8 @@ class Table:
 
 @spec
 class Figure:
+    """A figure: the rows whose records it draws, and how."""
+
     name: str
     title: str
     kind: Kind

@@ -27,7 +27,7 @@ def compile_parts(trainee: Trainee, teacher: TeacherNetwork | None, backend: str
                 path = SkippedPath(getattr(block, name)).train(block.training)
                 setattr(block, name, path.to(next(block.parameters()).device))
     torch._functorch.config.backward_pass_autocast = "off"  # as the loop does: the bias has its gradient in fp32
-    torch._dynamo.config.recompile_limit = 64  # 8: kinds of block, in training and in evaluation, by size of the batch
+    torch._dynamo.config.recompile_limit = 64  # torch's 8 are fewer than kinds of block x modes x sizes of a batch
     for part in (*blocks, *trainee.auxiliary.children(), *(teacher.net.children() if teacher else ())):
         part.compile(backend=backend, dynamic=False)
 
@@ -35,8 +35,8 @@ def compile_parts(trainee: Trainee, teacher: TeacherNetwork | None, backend: str
 class SkippedPath(nn.Module):
     """timm's DropPath, or nothing where that is an identity, with its probability as a tensor.
 
-    A number is a constant of the compiled code. Each block has its own, so that no two blocks shared their code, and
-    torch.compile left all blocks after the eighth as they were.
+    As a number the probability would be a constant of the compiled code. Each block has another one, so no two blocks
+    would share their code, and torch.compile would leave all blocks after the eighth as they are.
     """
 
     keep: Tensor

@@ -81,7 +81,7 @@ def attention_maps(
 
 
 def attended(model: VisionTransformer) -> list[tuple[Block, Attention]]:
-    """The blocks of a transformer and their attention. Raises InputError if one is not a timm block with `attn`."""
+    """The blocks of a transformer and their attention. Raises InputError when timm's `Block` is not the type of all."""
     found = [(block, block.attn) for block in model.blocks if isinstance(block, Block)]
     usual = [(block, attention) for block, attention in found if isinstance(attention, Attention)]
     if len(usual) < len(model.blocks):

@@ -140,7 +140,7 @@ class Lease:
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):
-            # one failed access to a network file system must not end the beat
+            # the beat must survive a failed access to a network file system
             with contextlib.suppress(OSError):
                 if self._is_mine():
                     os.utime(self.path)

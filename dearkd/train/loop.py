@@ -112,7 +112,7 @@ class Learner:
         self.teacher = inputs.teacher and inputs.teacher.to(processes.device)
         self.rate = optimise.learning_rate(self.state.optimiser, stage)
         self.mixup = optimise.mixing(stage.training.augment, stage.data.classes)
-        # reading them at each step takes 3 % of a small step
+        # listing the parameters at each step would take 3 % of a small step
         self.parameters = list(self.state.trainee.parameters())
         self.squares: list[Tensor] = []
         if stage.training.compile == "blocks":
@@ -154,7 +154,7 @@ class Learner:
                 self._observe(seen)
                 outputs = self.parallel(images)
                 parts = objective(losses, outputs, targets, seen, state.scale, self.stage.distillation)
-            state.scaler.scale(parts["loss"] / self.share).backward()  # within, fp32 gradients would become bf16
+            state.scaler.scale(parts["loss"] / self.share).backward()  # autocast would round fp32 gradients to bf16
         state.meters.add(parts, self.share)
         if last:
             self._move()

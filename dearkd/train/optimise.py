@@ -29,7 +29,7 @@ def optimiser(trainee: Trainee, recipe: Training) -> torch.optim.Optimizer:
     if recipe.optimiser == "sgd":
         return torch.optim.SGD(groups, lr=recipe.peak_lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
     on_gpu = groups[0]["params"][0].device.type == "cuda"  # there a CUDA graph may hold the step (replay.py)
-    # torch says so in the first steps, which are launched singly
+    # torch warns in the first steps, because they are launched without a graph
     warnings.filterwarnings("ignore", "This instance was constructed with capturable=True", UserWarning)
     return torch.optim.AdamW(groups, lr=recipe.peak_lr, betas=recipe.betas, eps=1e-8, fused=True, capturable=on_gpu)
 

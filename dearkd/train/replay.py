@@ -77,10 +77,10 @@ class Replayed:
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         if not any(self.graphs):
-            torch.cuda.empty_cache()  # what the launched steps held; the graphs need as much again, of their own
+            torch.cuda.empty_cache()  # the launched steps held memory; the graphs need as much of their own
         try:
             with torch.cuda.stream(self.stream):
-                # other threads go on: the loader's copies batches to pinned memory meanwhile
+                # only this thread is captured: the loader's copies batches to pinned memory meanwhile
                 graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
                 try:
                     self.works[place](*self.inputs)
