@@ -301,7 +301,7 @@ def test_erasing_on_the_device_depends_on_the_micro_batch_alone():
 
 def test_what_finishes_on_the_device_is_a_recipe_of_its_own():
     assert fingerprint(Augment(finish="loader")) == fingerprint(Augment()) != fingerprint(Augment(finish="device"))
-    with pytest.raises(InputError, match=r"augment: finish: device needs kind: timm"):
+    with pytest.raises(InputError, match=r"finish: device needs kind: timm, but kind is affine"):
         Augment(kind="affine", finish="device")
 
 

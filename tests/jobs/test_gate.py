@@ -165,7 +165,7 @@ def test_numbers_count_as_numbers():
 @pytest.mark.parametrize(
     "outputs, message",
     [
-        (("cat", "cat", "dog"), r"'cat' names outputs \[0, 1\]"),
+        (("cat", "cat", "dog"), r"'cat' names the outputs \[0, 1\]"),
         (("cta", "dog"), "unknown class folder 'cat'; did you mean 'cta'"),
     ],
 )
@@ -179,7 +179,7 @@ def test_outputs_that_do_not_fit_the_folders(outputs, message):
     [
         ({"mean": [0.5]}, "mean and std need the same number of values"),
         ({"mean": [0.5], "std": [0]}, "std is 0.0; above 0"),
-        ({"channels": 2}, "channels is 2; it is 1 or 3"),
+        ({"channels": 2}, "channels is 2; write 1 or 3"),
         ({"channels": 1, "mean": [0.5] * 3, "std": [0.5] * 3}, "write 1 or 3, the number of values of mean"),
         ({"image_size": -1}, "image_size is -1"),
         ({"outputs": [True, False]}, "outputs: YAML reads True, which is no text"),

@@ -339,8 +339,8 @@ def test_part_of_the_position_encodings_missing_is_an_error():
         ({"patch_drop_rate": 0.5}, "patch_drop_rate"),
         ({"attn_layer": "diff"}, "attn_layer"),
         ({"block_fn": timm.models.vision_transformer.ParallelScalingBlock}, "block_fn"),
-        ({"n_mhca": 5}, "n_mhca 5"),
-        ({"n_mhca": -1}, "n_mhca -1"),
+        ({"n_mhca": 5}, "n_mhca is 5"),
+        ({"n_mhca": -1}, "n_mhca is -1"),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(arguments, said):

@@ -260,7 +260,7 @@ def test_a_figure_without_its_table_says_which_to_add(tmp_path):
 def test_more_classes_in_a_batch_than_there_are(tmp_path):
     path = tmp_path / "own.yaml"
     path.write_text("extends: digits\nname: own\nsynthesis: {batch_classes: 12}\n")
-    with pytest.raises(InputError, match=r"synthesis\.batch_classes is 12, but only 10 classes exist"):
+    with pytest.raises(InputError, match=r"synthesis\.batch_classes is 12, but there are 10 classes; lower it"):
         load(str(path))
 
 
