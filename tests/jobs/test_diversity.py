@@ -191,7 +191,7 @@ def spoilt(weights, kind, folder):
     [
         ("missing", "the weights are missing"),
         ("truncated", "not a whole weights file"),
-        ("other", "the weights of another network"),
+        ("other", "has the weights of another network"),
         ("code", "holds more than tensors"),
     ],
 )
