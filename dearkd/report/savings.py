@@ -16,7 +16,7 @@ import pandas as pd
 from dearkd import disk
 from dearkd.plan import verify
 from dearkd.plan.plan import Plan
-from dearkd.report import decimals, escaping, tables, unfinished
+from dearkd.report import decimals, escaping, schedules, tables, unfinished
 from dearkd.report.inference import PERCENT, images_error, interval
 from dearkd.schema import InputError
 
@@ -75,8 +75,10 @@ def describe(plan: Plan, values: pd.DataFrame) -> list[str]:
         it = escaping.markdown(label)
         tested = len(whole["right"].iloc[0])
         why = _incomparable(float(student[100]["top1"].mean()), float(whole["top1"].mean()), classes, tested)
-        said = f"Nothing can be said of {me} and {it}: {why}" if why else _sentence(student, whole, me, it)
-        lines.append(f"{said} ({_made_of(seeds, tested)}).")
+        said, least = _sentence(student, whole, me, it)
+        if why:
+            said, least = f"Nothing can be said of {me} and {it}: {why}", seeds
+        lines.append(f"{said} ({_made_of(least, tested)}).")
     return lines
 
 
@@ -98,6 +100,8 @@ def gaps(plan: Plan, values: pd.DataFrame) -> list[str]:
         f"{escaping.markdown(ours)} less each other method, points of top-1 [95 % interval] (seeds):",
         "",
         *lines,
+        "",
+        schedules.sentence(plan, plan.tables[TABLE]),
     ]
 
 
@@ -116,25 +120,30 @@ def _by_row(plan: Plan, values: pd.DataFrame) -> dict[str, dict[int, pd.DataFram
     }
 
 
-def _sentence(student: dict[int, pd.DataFrame], whole: pd.DataFrame, ours: str, other: str) -> str:
+def _sentence(student: dict[int, pd.DataFrame], whole: pd.DataFrame, ours: str, other: str) -> tuple[str, int]:
+    """The sentence, and the least number of seeds of the differences in it.
+
+    The fraction that is named is the smallest one that is enough with all fractions above it.
+    """
     found = {fraction: difference(student[fraction], whole) for fraction in sorted(student)}
-    if found[100].seeds == 1:
-        return f"{ours} and {other}, both on all images: {found[100]}, and one seed is no verdict"
-    better = [fraction for fraction, one in found.items() if one.low > 0]
-    if not better:
+    both, seeds = f"both on all images: {found[100]}", found[100].seeds
+    if seeds == 1:
+        return f"{ours} and {other}, {both}, and one seed is no verdict", 1
+    enough = [*itertools.takewhile(lambda fraction: found[fraction].low > 0, reversed(found))]
+    if not enough:
         if found[100].high < 0:
-            return f"{ours} does not reach {other}, both on all images: {found[100]}"
-        return f"{ours} and {other} cannot be told apart, both on all images: {found[100]}"
-    least = better[0]
+            return f"{ours} does not reach {other}, {both}", seeds
+        return f"{ours} and {other} cannot be told apart, {both}", seeds
+    least = enough[-1]
     said = f"{ours} on {least} % of the images beats {other} on all of them: {found[least]}"
-    unclear = [f"{fraction} %" for fraction, one in found.items() if fraction < least and one.low <= 0 <= one.high]
+    unclear = [fraction for fraction, one in found.items() if fraction < least and one.low <= 0 <= one.high]
     if unclear:
-        said += f"; on {' and '.join(unclear)} the two cannot be told apart"
+        said += f"; on {' and '.join(f'{fraction} %' for fraction in unclear)} the two cannot be told apart"
     accuracies = [float(student[fraction]["top1"].mean()) for fraction in found]
     equal = share(accuracies, [*found], float(whole["top1"].mean()))
     if equal > min(found):
         said += f"; straight lines between the means make them equal at {decimals.plain(equal, 0)} %"
-    return said
+    return said, min(found[fraction].seeds for fraction in (*enough, *unclear))
 
 
 def difference(ours: pd.DataFrame, others: pd.DataFrame) -> Difference:

@@ -13,7 +13,7 @@ import pandas as pd
 from dearkd import disk
 from dearkd.plan.data import REAL
 from dearkd.plan.plan import Cell, Plan, Row, Table
-from dearkd.report import decimals, escaping, records, unfinished
+from dearkd.report import decimals, escaping, records, schedules, unfinished
 
 UNITS = {"top1": "top-1 on test images (%)", "top5": "top-5 on test images (%)", "lpips": "LPIPS"}
 HEADS = {
@@ -54,16 +54,22 @@ CONTROLS = {"blurred": "real images, blurred", "noisy": "real images, noisy"}
 def write(plan: Plan, name: str) -> None:
     """Write results/<scale>/tables/<name>.{csv,md,tex} from the records; InputError where it has none."""
     unfinished.refuse_nothing(plan, name, name)
+    for suffix, text in rendered(plan, name).items():
+        disk.write(plan.paths.results / "tables" / f"{name}.{suffix}", text)
+
+
+def rendered(plan: Plan, name: str) -> dict[str, str]:
+    """The text of a table's files, by suffix: csv, md and tex."""
     values = values_of(plan, name)
     table = with_controls(plan.tables[name], values)
     frame = tidy(table, values)
-    folder = plan.paths.results / "tables"
-    disk.write(folder / f"{name}.csv", frame.to_csv(index=False, float_format=decimals.in_csv))
     shown = arrange(table, frame)
-    disk.write(
-        folder / f"{name}.md", to_markdown(plan, table, shown, bool(values.get("dirty", pd.Series(dtype=bool)).any()))
-    )
-    disk.write(folder / f"{name}.tex", to_latex(table, shown))
+    dirty = bool(values.get("dirty", pd.Series(dtype=bool)).any())
+    return {
+        "csv": frame.to_csv(index=False, float_format=decimals.in_csv),
+        "md": to_markdown(plan, table, shown, dirty),
+        "tex": to_latex(table, shown),
+    }
 
 
 def values_of(plan: Plan, name: str) -> pd.DataFrame:
@@ -226,8 +232,8 @@ def to_markdown(plan: Plan, table: Table, shown: pd.DataFrame, dirty: bool) -> s
     ]
     if differences:
         notes += f" {differences[0]} is the difference in points, paired by seed."
-    if any("-long~yes" in cell.run for row in table.rows for cell in row.cells):
-        notes += f" Rows named *long* or *1000* train for {plan.scale.long[0]} epochs here."
+    if trained := schedules.sentence(plan, table):
+        notes += f" {trained}"
     if table.note:
         notes += " " + _filled(table.note, plan)
     verifier = plan.scale.synthesis.verifier

@@ -255,6 +255,28 @@ def test_cells_find_their_runs_and_a_table_that_a_scale_lacks_is_not_measured():
     assert (found["C09"].margin, found["C10"].margin, found["C12"].margin) == (-3, 2, 0)
 
 
+def test_each_and_others_wait_for_every_row_that_the_scale_trains():
+    """Without those of size S nothing is said of Ti and S. Without one peer no row is the best."""
+    whole = experiments.load("converged")
+    compared = {claim.id: language.read(claim.comparisons) for claim, _ in judge.read_claims(papers_numbers())}
+    values = {n: pd.DataFrame(columns=["run", "seed"]) for n in whole.tables}
+    bonus = {"deepinversion": 0, "adi": 2, "df_dearkd": 4}
+    free = made_up(whole, "table5", lambda run, seed: 60 + bonus.get(dict(run.settings).get("images"), 30))
+    best = made_up(whole, "table3", lambda run, seed: 90.0 + 5 * (run.name == "dearkd-B-long~yes"))
+
+    def judged(id, **some):
+        ours = values | some
+        return judge.judge(compared[id], our_numbers(whole, ours), our_answers(whole, ours))
+
+    assert judged("C31", table5=free).verdict == judged("C27", table3=best).verdict == "holds"
+    half = judged("C31", table5=free[~free["run"].str.startswith("dearkd-S-images")])
+    assert (half.verdict, half.measured, half.comparisons) == ("not measured", 2, 4)
+    lacking = judged("C27", table3=best[best["run"] != "peer-Swin-T"])
+    assert lacking.verdict == "not measured" and lacking.measured == lacking.comparisons - 1 > 20
+    begun = judged("C31", table5=free[~free["run"].str.startswith("dearkd-S-images") | (free["seed"] < 2)])
+    assert (begun.seeds, begun.fewest) == (3, 2) and verdicts.ours(begun).endswith(" (3; elsewhere 2)")
+
+
 def test_weights_of_others_are_one_number_and_the_seeds_are_ours():
     whole = experiments.load("imagenet")
     assert "ResNet-18" in whole.pretrained

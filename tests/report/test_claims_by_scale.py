@@ -34,7 +34,7 @@ def test_each_verdict_stands_in_its_line_and_column():
         column = lines[0].index(scale)
         file = pd.read_csv(f"results/{scale}/claims.csv").set_index("id")
         judged = file["verdict"].replace("not measured", "–")
-        seeds = file["seeds"].where((file["seeds"] > 1) & (judged != "–"))
+        seeds = file["fewest"].where((file["fewest"] > 1) & (judged != "–"))
         said = judged + seeds.map(lambda n: "" if pd.isna(n) else f" ({n:.0f})")
         assert {line[0]: line[column] for line in lines if line[0].startswith("C")} == said.to_dict()
         for verdict in ("holds", "fails", "within noise"):

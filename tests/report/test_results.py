@@ -8,13 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
 from dearkd import record
 from dearkd.plan import commands, verify
 from dearkd.plan.experiments import load, load_scale
-from dearkd.report import figures, records, tables
+from dearkd.report import decimals, figures, records, schedules, tables
 from dearkd.schema import InputError, override
 
 
@@ -434,3 +435,55 @@ def test_figure_1_counts_the_seeds_that_were_measured_and_draws_no_line_for_a_ro
 def test_seeds_are_counted_where_there_is_a_mean(counts, said):
     frame = pd.DataFrame({"n": [*counts, 9], "mean": [90.0] * len(counts) + [float("nan")]})
     assert figures.counted_seeds(frame) == said
+
+
+COMMITTED = sorted({path.parts[1:] for path in Path("results").glob("*/tables/*.csv")})
+
+
+@pytest.mark.parametrize("scale, name", [(scale, file.removesuffix(".csv")) for scale, _, file in COMMITTED])
+def test_a_committed_table_is_what_the_records_say(scale, name):
+    for suffix, text in tables.rendered(load(scale), name).items():
+        assert Path(f"results/{scale}/tables/{name}.{suffix}").read_text() == text, "write it again"
+
+
+@pytest.mark.parametrize("scale", ["converged", "digits"])
+@pytest.mark.parametrize("name", ["figure1", "figure4"])
+def test_the_numbers_of_a_committed_figure_are_what_the_records_say(scale, name):
+    whole = load(scale)
+    drawn, numbers = figures.KINDS[whole.figures[name].kind](whole, whole.figures[name])
+    plt.close(drawn)
+    assert Path(f"figures/{scale}/{name}.csv").read_text() == numbers.to_csv(
+        index=False, float_format=decimals.in_csv
+    ), "draw it again"
+
+
+@pytest.mark.parametrize(
+    "scale, table, said",
+    [
+        ("noisy-digits", "table1", "Rows train for 40 epochs here."),
+        (
+            "converged",
+            "table3",
+            "Rows train for 240 epochs here; ViT-B/16, Swin-T and those named *long* or *1000* for 480 epochs.",
+        ),
+        (
+            "converged",
+            "table4",
+            "Rows train for 240 epochs and fine-tune for 144 here; those named *long* or *1000* for 480 epochs and "
+            "fine-tune for 144.",
+        ),
+        ("converged", "table6", ""),
+    ],
+)
+def test_a_table_says_how_long_its_rows_train(scale, table, said):
+    whole = load(scale)
+    assert schedules.sentence(whole, whole.tables[table]) == said
+    shown = tables.to_markdown(whole, whole.tables[table], pd.DataFrame(), False)
+    assert said in shown and ("Rows train" in shown) == bool(said)
+
+
+def test_a_fraction_says_whether_it_has_as_many_steps():
+    whole = load("digits")
+    by_epochs = load(override(whole.scale, {"training.subset_schedule": "epochs"}, "test"))
+    said = [schedules.sentence(plan, plan.tables["table2"]) for plan in (whole, by_epochs)]
+    assert ["as many steps" in one for one in said] == [True, False]

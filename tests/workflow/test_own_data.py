@@ -301,6 +301,30 @@ def test_what_lies_below_the_saving_and_cannot_be_told_apart_is_said():
     assert said[1].startswith("DearKD-Ti on 10 % of the images beats DeiT-Ti distilled on all of them")
 
 
+def test_a_fraction_below_one_that_is_not_enough_is_no_saving():
+    """25 % is enough by chance and 50 % is not: only all images are said to beat the other method."""
+    said = described({**curve(80, 88, 80, 93), "DeiT-Ti": 80.0, "DeiT-Ti distilled": 70.0})
+    assert said[0].startswith("DearKD-Ti on 100 % of the images beats DeiT-Ti on all of them: +13.0 [")
+    assert "; on 10 % and 50 % the two cannot be told apart" in said[0]
+
+
+def test_the_seeds_of_a_sentence_are_those_of_what_it_says():
+    """50 % has two of three seeds, and the sentence is of 50 %; 10 % has one, of which nothing is said."""
+    whole = experiments.load("digits")
+    top1 = {("DearKD-Ti", 10): 50, ("DearKD-Ti", 50): 70, ("DearKD-Ti", 100): 80, ("DeiT-Ti", 100): 60}
+    seeds = {("DearKD-Ti", 10): 1, ("DearKD-Ti", 50): 2}
+    lines = [
+        {"run": cell.run, "seed": seed, "top1": top1[at] + seed, "right": answers(top1[at] + seed, 2000)}
+        for row in whole.tables["table2"].rows
+        for cell in row.cells
+        for at in [(row.label, dict(cell.keys)["fraction"])]
+        for seed in range(seeds.get(at, 3))
+        if at in top1
+    ]
+    (said,) = savings.describe(whole, pd.DataFrame(lines))
+    assert said.startswith("DearKD-Ti on 50 %") and said.endswith("(2 seeds, 2000 test images).")
+
+
 @pytest.mark.parametrize(
     "classes, top1, low",
     [

@@ -67,6 +67,8 @@ class Judgement:
     high: float = math.nan
     seeds: int = 0
     """Number of seeds; 0 for numbers without seeds."""
+    fewest: int = 0
+    """Number of seeds of the comparison that has the fewest; 0 where none has seeds."""
     unit: str = ""
     decided_by: str = ""
     measured: int = 0
@@ -135,6 +137,7 @@ def judge(compared: Comparisons, numbers: Numbers, answers: Mapping[Reference, A
     decided = columns[position] if position >= 0 else nothing
     return dataclasses.replace(
         decided,
+        fewest=min((one.seeds for one in made if one.seeds), default=0),
         measured=sum(one.verdict != NOT_MEASURED for one in made),
         comparisons=max(len(made), 1),
         p=math.nan if decided.verdict == NOT_MEASURED else of_claim(groups, compared.at_least or len(groups)),

@@ -4,8 +4,8 @@ table2['DearKD-Ti', 50] > table2['DeiT-Ti', 100]       a cell is table[row] or t
 table3.parameters['Swin-T'] - table3.parameters['DearKD-S'] >= 6       another number of the same row
 -0.5 <= table1['+ distill'] - table3['DeiT-Ti-distilled'] <= 0.5       a chain, as in Python
 table1['+ MHCA'] > table1['baseline'] and ...                          all of them
-table2['DearKD-Ti', each] > table2['DeiT-Ti', each]                    in each column that has numbers
-table3['DearKD-B-1000'] >= table3[others]                              against each other row that has a number
+table2['DearKD-Ti', each] > table2['DeiT-Ti', each]                    in each column that the scale has
+table3['DearKD-B-1000'] >= table3[others]                              against each other row that the scale has
 at_least(3, table4['DearKD-B', each] > table4['DeiT-B', each])         in at least three columns
 """
 

@@ -1,6 +1,7 @@
 """The numbers that claims compare: ours, from the records of a scale, and the paper's own."""
 
 import csv
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -32,7 +33,8 @@ NO_ANSWERS: Mapping[Reference, Answers] = MappingProxyType({})
 def our_numbers(plan: Plan, values: dict[str, pd.DataFrame]) -> Numbers:
     """The numbers that the records of a scale have. values: of each table, as `tables.values_of` reads them.
 
-    Pretrained peers have one number without seeds, and so do size and speed of an architecture.
+    Pretrained peers have one number without seeds, and so do size and speed of an architecture. A cell that the scale
+    trains and that has no record yet is not a number, so that `each` and `others` wait for it.
     """
     found: dict[Reference, Value] = {}
     for name, table in plan.tables.items():
@@ -43,6 +45,8 @@ def our_numbers(plan: Plan, values: dict[str, pd.DataFrame]) -> Numbers:
                     found[Reference(name, "", row.label, _column(cell))] = (
                         float(ours.iloc[0]) if cell.run in plan.pretrained else ours
                     )
+                elif cell.run:
+                    found[Reference(name, "", row.label, _column(cell))] = math.nan
             for metric in ("parameters", "throughput"):
                 measured = tables.by_seed(values[name], row.architecture, metric)
                 if len(measured):

@@ -18,10 +18,11 @@ PAPERS = "the paper's numbers"
 ORDER = (HOLDS, FAILS, NOISE, ONE_SEED, NOT_MEASURED)
 EXPLAINED = (
     "A claim *holds* when the 95 % interval of its margin is above 0, *fails* when it is below 0, and is *within "
-    "noise* otherwise. The number of seeds is in brackets. A number without seeds decides by its sign. *one seed* is "
-    "no verdict, because one seed has no spread. *–* means not measured, because the scale has not trained all that "
-    "the claim needs. A scale's own page has the margins, their intervals, and p-values corrected for the number of "
-    "claims. All verdicts of a scale come from the same images. Only other data can show whether an effect is general."
+    "noise* otherwise. In brackets is the number of seeds, the least of its comparisons. A number without seeds "
+    "decides by its sign. *one seed* is no verdict, because one seed has no spread. *–* means not measured, because "
+    "the scale has not trained all that the claim needs. A scale's own page has the margins, their intervals, and "
+    "p-values corrected for the number of claims. All verdicts of a scale come from the same images. Only other data "
+    "can show whether an effect is general."
 )
 
 
@@ -50,7 +51,7 @@ def _judged(scale: str) -> pd.DataFrame:
         raise InputError(f"{path}: missing; judge its claims with `snakemake -c2 --config scale={scale} -- claims`")
     try:
         judged = pd.read_csv(path, index_col="id", keep_default_na=False)
-        judged["seeds"] = judged["seeds"].astype(int)
+        judged["fewest"] = judged["fewest"].astype(int)
         ok = judged.index.is_unique and {*judged["verdict"], *judged["paper_verdict"]} <= {*ORDER}
     except (ValueError, KeyError):  # pandas' own errors are ValueErrors
         ok = False
@@ -63,7 +64,7 @@ def table(scales: Sequence[str]) -> str:
     """The matrix as a Markdown table; its last lines say how many claims have each verdict."""
     found = matrix(scales)
     columns = [*found.columns[1:]]
-    seeds = pd.DataFrame({name: _judged(name)["seeds"] for name in scales}).reindex(found.index, columns=columns)
+    seeds = pd.DataFrame({name: _judged(name)["fewest"] for name in scales}).reindex(found.index, columns=columns)
     heads = ["", "the paper says", *map(escaping.markdown, columns)]
     rows = [
         [

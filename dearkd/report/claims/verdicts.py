@@ -43,7 +43,8 @@ MARKS = {
 EXPLAINED = (
     "A claim makes one or more comparisons. *margin* says by how much its weakest comparison holds, beyond the "
     "threshold where there is one. It is in points of top-1 unless it names another unit. Its 95 % interval is paired "
-    "by seed and by test image. A comparison holds when the interval is above 0, fails when it is below 0, and is "
+    "by seed and by test image. In brackets is its number of seeds, and *elsewhere* the least number of another "
+    "comparison of the claim. A comparison holds when the interval is above 0, fails when it is below 0, and is "
     "within noise otherwise. A number without seeds decides by its sign. *one seed* is no verdict, because one seed "
     "has no spread. A claim holds when all its comparisons hold, and fails when one fails. Each comparison is judged "
     "by itself, so one of many may fail by chance. *not measured* means that this scale has not trained all that the "
@@ -52,12 +53,13 @@ EXPLAINED = (
 )
 STATISTICS = (
     "*The interval* adds two errors as squares. One is Student's t over the seeds. The other is the error that all "
-    "seeds share because their test images are the same, and it is never below one image. The sum assumes that seeds "
-    "and test images are independent draws whose effects add up. Student's t also assumes that margins are normally "
-    "distributed over the seeds, which {seeds} seeds can neither show nor refute. A bootstrap checks this. It draws "
-    "the seeds again and assumes no distribution. Its interval (in `claims.csv`) gives the same verdict on {same} of "
-    "the {claims} deciding comparisons{others}. With few seeds it is too narrow, because it never leaves the range of "
-    "the seeds.\n\n"
+    "seeds share because their test images are the same, and it is never below one image. A margin in LPIPS has only "
+    "the first. The sum assumes that seeds and test images are independent draws whose effects add up. One teacher "
+    "taught all seeds, so the interval does not say what another teacher would change. Student's t also assumes that "
+    "margins are normally distributed over the seeds, which {seeds} seeds can neither show nor refute. A bootstrap "
+    "checks this. It draws the seeds again and assumes no distribution. Its interval (in `claims.csv`) gives the same "
+    "verdict on {same} of the {claims} deciding comparisons{others}. With few seeds it is too narrow, because it never "
+    "leaves the range of the seeds.\n\n"
     "*p (Holm)* says how rarely chance gives a margin of that size, of either sign. It is corrected for the {claims} "
     "claims that have an interval. At 0.05, {firm}."
 )
@@ -155,7 +157,7 @@ def statistics(judged: pd.DataFrame) -> list[str]:
     by_bootstrap = [drawn[(c.boot_low > 0) + 2 * (c.boot_high < 0)] for c in entries(tested)]
     other = tested.loc[tested["verdict"] != by_bootstrap, "id"]
     firm = tested[tested["holm"] < 1 - LEVEL]["verdict"].value_counts()
-    low, high = tested["seeds"].min(), tested["seeds"].max()
+    low, high = tested["fewest"].min(), tested["seeds"].max()
     return [
         STATISTICS.format(
             claims=len(tested),
@@ -186,7 +188,8 @@ def ours(claim: Any) -> str:
     """margin [low, high] unit (seeds); blank where nothing was measured."""
     if math.isnan(claim.margin):
         return ""
-    seeds = f" ({claim.seeds})" if claim.seeds else ""
+    others = f"; elsewhere {claim.fewest}" if claim.fewest < claim.seeds else ""
+    seeds = f" ({claim.seeds}{others})" if claim.seeds else ""
     if math.isnan(claim.low):
         return number(claim.margin, claim.unit) + seeds
     margin, low, high = (decimals.signed(v, PLACES.get(claim.unit, 2)) for v in (claim.margin, claim.low, claim.high))
