@@ -1,4 +1,4 @@
-"""What the README shows is what was measured."""
+"""What the README shows is what was measured. tests/report/test_prose.py compares its sentences."""
 
 import re
 import tomllib
@@ -29,23 +29,6 @@ def own_numbers(table):
     lines = [line for line in lines if any(line[1:])]
     lines[0][0] = "training images"
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-INTERVAL = re.compile(r"([+−-]? ?[\d.]+) \[([+−-]?[\d.]+), ([+−-]?[\d.]+)\]")
-
-
-@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
-def test_the_intervals_in_the_prose_are_the_committed_ones(page):
-    """A margin with its interval, wherever a page has one, is a margin of `converged`."""
-    committed = "".join(Path(f"results/converged/{name}").read_text() for name in ("savings.md", "claims.md"))
-    known = {rounded(*found) for found in INTERVAL.findall(committed)}
-    shown = INTERVAL.findall(Path(page).read_text())
-    assert shown and [found for found in shown if rounded(*found) not in known] == []
-
-
-def rounded(*numbers):
-    """To the tenth of a point, as prose has it."""
-    return tuple(round(float(number.replace("−", "-").replace(" ", "")) + 0.0, 1) for number in numbers)
 
 
 def test_every_link_of_the_documentation_leads_somewhere():
