@@ -16,7 +16,7 @@ from dearkd import arithmetic
 from dearkd.command_line import VERBS, parser
 from dearkd.jobs import forkserver
 from dearkd.jobs.gpus import claimed, given
-from dearkd.schema import InputError
+from dearkd.schema import InputError, unknown
 from dearkd.stop import Interrupted
 
 AGAIN = 75
@@ -26,6 +26,9 @@ AGAIN = 75
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 """Errors of a full disk, a spent quota, a read-only place and missing permissions."""
 
+SETTINGS = ("--set", "--epochs", "--image-size", "--student")
+"""Options of the verbs that write a scale themselves. In all others they are keys of the scale."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb and return the exit status. An error that ends the verb early becomes one sentence on stderr.
@@ -34,7 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
     with nothing to save. 141 is an output whose reader has left, as in `| head`.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    args = parser().parse_args(arguments, argparse.Namespace(arguments=arguments, main=main))
+    try:
+        args = _parsed(arguments)
+    except InputError as error:
+        _say(f"dearkd{error}")
+        return 2
     verb = VERBS[args.verb]
     args.gpu = given(args.gpu, args.gpu_percent) if verb.heavy else 0
     try:
@@ -60,6 +67,32 @@ def main(arguments: list[str] | None = None) -> int:
         status, said = 2, f"dearkd {args.verb}: {place}: {error.strerror}; nothing finished was lost"
     _say(said)
     return status
+
+
+def _parsed(arguments: list[str]) -> argparse.Namespace:
+    """The verb and its arguments. Raises InputError with the nearest name for a verb or an option that is not there.
+
+    Its sentence begins with what comes after `dearkd`.
+    """
+    whole = parser()
+    if not arguments:
+        whole.print_help(sys.stderr)
+        sys.exit(2)
+    name = arguments[0]
+    if not name.startswith("-") and name not in VERBS:
+        raise InputError(unknown(name, VERBS, "verb", ""))
+    args, rest = whole.parse_known_args(arguments, argparse.Namespace(arguments=arguments, main=main))
+    if not rest:
+        return args
+    option, verb = rest[0].partition("=")[0], VERBS[args.verb]
+    if not option.startswith("-"):
+        raise InputError(f" {args.verb}: {rest[0]!r} is one argument too many; a name with spaces needs quotes")
+    if option in SETTINGS and verb.scale:
+        raise InputError(
+            f" {args.verb}: no option {option}; settings are keys of a scale: write a file `mine.yaml` with `extends: "
+            f"{args.scale}`, `name: mine` and the key, and say --scale mine.yaml"
+        )
+    raise InputError(unknown(option, verb.options, "option", f" {args.verb}"))
 
 
 def _say(sentence: str) -> None:

@@ -26,6 +26,15 @@ class Verb(NamedTuple):
     own: tuple[Argument, ...] = ()
     """Arguments for a CNN of the user's, without a scale."""
 
+    @property
+    def shared(self) -> tuple[Argument, ...]:
+        """Its arguments that other verbs have too."""
+        return ((SCALE,) if self.scale else ()) + (GPUS if self.heavy else ())
+
+    @property
+    def options(self) -> list[str]:
+        return [n for names, _ in (*self.arguments, *self.own, *self.shared) for n in names if n.startswith("-")]
+
 
 def _seed(text: str) -> int:
     if not text.isdecimal() or len(text) > 10 or int(text) > LARGEST:
@@ -279,8 +288,7 @@ def parser() -> argparse.ArgumentParser:
     subs = whole.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, verb in VERBS.items():
         sub = subs.add_parser(name, help=verb.help, description=verb.help)
-        more = ((SCALE,) if verb.scale else ()) + (GPUS if verb.heavy else ())
-        for names, how in (*verb.arguments, *more):
+        for names, how in (*verb.arguments, *verb.shared):
             sub.add_argument(*names, **how)
         group = sub.add_argument_group("a CNN of your own, without a scale") if verb.own else sub
         for names, how in verb.own:

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shlex
 from pathlib import Path
 
 SHIPPED = Path(__file__).with_name("shipped")
@@ -12,6 +13,12 @@ def shipped(name: str | Path) -> Path:
     """`name` below the working folder if it is there, else the file or folder that came with the package."""
     own = Path(name)
     return own if own.exists() or own.is_absolute() or not (SHIPPED / own).exists() else SHIPPED / own
+
+
+def snakemake() -> str:
+    """`snakemake -c2`, with the package's Snakefile where the working folder, not a clone or a study, has none."""
+    here = any(Path(place).is_file() for place in ("Snakefile", "workflow/Snakefile"))
+    return "snakemake -c2" if here else f"snakemake -c2 -s {shlex.quote(str(SHIPPED / 'Snakefile'))}"
 
 
 def all_shipped(folder: Path, pattern: str) -> list[Path]:

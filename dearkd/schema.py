@@ -119,13 +119,16 @@ def shown(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
-def unknown(key: str, known: Sequence[str] | Mapping[str, Any], kind: str, where: str) -> str:
+def unknown(
+    key: str, known: Sequence[str] | Mapping[str, Any], kind: str, where: str, meant: Sequence[str] = ()
+) -> str:
     """The sentence that refuses a name: with the nearest known one, or with those that are known.
 
-    kind: what the name is of ("key", "student"). where: the file and the dotted key.
+    kind: what the name is of ("key", "student"). where: the file and the dotted key. meant: what fits better than the
+    nearest.
     """
     key = key if len(key) <= 60 else f"{key[:57]}..."
-    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.4)
+    near = list(meant) or difflib.get_close_matches(key, list(known), n=1, cutoff=0.4)
     shown = [repr(name) if "," in name else name for name in sorted(known)[:12]] + ["..."] * (len(known) > 12)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(shown) or 'none'}"
     return f"{where}: unknown {kind} {key!r}; {hint}"
@@ -142,7 +145,8 @@ def build(cls: type[T], values: Any, where: str) -> T:
     fields = {field.name: field for field in _fields(cls)}
     for key in values:
         if key not in fields:
-            raise InputError(unknown(_text(key), fields, "key", where))
+            below = [f"{name}.{key}" for name, hint in _hints(cls).items() if _has(hint, key)]
+            raise InputError(unknown(_text(key), fields, "key", where, below))
     hints = _hints(cls)
     built = {}
     for name, field in fields.items():
@@ -157,6 +161,11 @@ def build(cls: type[T], values: Any, where: str) -> T:
         return cls(**built)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
+
+
+def _has(hint: Any, key: Any) -> bool:
+    """Whether a type is a spec with a field of that name."""
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint) and key in {f.name for f in _fields(hint)}
 
 
 def _instead(cls: type, field: dataclasses.Field, value: Any) -> str:

@@ -1,7 +1,13 @@
 """The command line: every verb of the table explains itself, and refuses a name that is not there in one sentence."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
+import dearkd
 from dearkd.__main__ import main
 from dearkd.command_line import VERBS
 
@@ -45,3 +51,59 @@ def test_every_verb_explains_itself(verb, capsys):
     with pytest.raises(SystemExit, match=r"^0$"):
         main([verb, "--help"])
     assert " ".join(VERBS[verb].help.split()) in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    "typed, said",
+    [
+        ("shwo dearkd-Ti", "dearkd: unknown verb 'shwo'; did you mean 'show'?"),
+        ("show dearkd-Ti --sclae digits", "dearkd show: unknown option '--sclae'; did you mean '--scale'?"),
+        ("show dearkd-Ti digits", "dearkd show: 'digits' is one argument too many; a name with spaces needs quotes"),
+        ("train-on images --out m --image-sze=32", "unknown option '--image-sze'; did you mean '--image-size'?"),
+        ("synthesize --teacher resnet18 --wieghts x", "unknown option '--wieghts'; did you mean '--weights'?"),
+    ],
+)
+def test_a_mistyped_word_is_refused_with_the_nearest(typed, said, capsys):
+    assert main(typed.split()) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", [name for name, verb in VERBS.items() if verb.scale and name != "warm"])
+def test_a_setting_of_a_run_is_refused_with_the_way_to_a_scale_of_ones_own(verb, capsys):
+    words = [verb, *UNKNOWN.get(verb, ("",))[0].split(), *(["--to", "digits"] if verb == "compare" else [])]
+    assert main([*words, "--scale", "smoke", "--set", "training.lr=1e-4"]) == 2
+    said = capsys.readouterr().err
+    assert "no option --set" in said and "`extends: smoke`" in said and "--scale mine.yaml" in said
+
+
+def test_dearkd_alone_lists_its_verbs(capsys):
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main([])
+    said = capsys.readouterr().err
+    assert not [verb for verb in VERBS if f"    {verb}" not in said]
+
+
+MISTAKES = ["train dearkd-Ti --seed 0 --stage III", "evaluate dearkd-Ti --seed 0", "export dearkd-Ti --out folder"]
+MISTAKES += ["keep dearkd-Ti", "fetch --scale digit", "throughput --scale digit", "train-on nowhere --out folder"]
+MISTAKES += ["synthesize df_dearkt", "pretrained ResNet-18", "diversity rael --seed 0", "export dearkd-Tu --out folder"]
+
+
+@pytest.mark.slow
+def test_a_mistake_is_named_before_torch_is_imported(tmp_path):
+    program = (
+        "import contextlib, io, sys\n"
+        "from dearkd.__main__ import main\n"
+        "for typed in sys.argv[1:]:\n"
+        "    assert main(typed.split()) == 2, typed\n"
+        "    assert 'torch' not in sys.modules, typed\n"
+    )
+    called = subprocess.run(
+        [sys.executable, "-c", program, *MISTAKES],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(dearkd.__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+    )
+    assert called.returncode == 0, called.stderr
+    assert called.stderr.count("\n") == len(MISTAKES), called.stderr

@@ -72,7 +72,7 @@ def copy(plan: Plan, name: str, images: Images) -> Images:
     """
     data = plan.scale.data[name]
     folder, path = plan.paths.presized_images(name, data.presize), plan.paths.presized(name)
-    again = f"run `python -m dearkd presize {name} --scale {plan.scale.name}`"
+    again = f"run `python -m dearkd presize {name} --scale {plan.argument}`"
     if not path.is_file() or not folder.is_dir():
         raise InputError(f"{path if folder.is_dir() else folder}: the smaller copy is not finished; {again}")
     made = record.read(path)

@@ -181,14 +181,14 @@ def splits(plan: Plan, name: str) -> dict[str, Images]:
 
 
 def _again(plan: Plan, name: str) -> str:
-    return f"write the subsets again and train again: `python -m dearkd subset {name} --scale {plan.scale.name}`"
+    return f"write the subsets again and train again: `python -m dearkd subset {name} --scale {plan.argument}`"
 
 
 def _described(plan: Plan, name: str) -> dict[str, Any]:
     """The record of a data set. Raises InputError when it is missing or describes other data than the scale."""
     path, data = plan.paths.subsets(name) / "data.json", plan.scale.data[name]
     if not path.is_file():
-        raise InputError(f"{path}: missing; write it with `python -m dearkd subset {name} --scale {plan.scale.name}`")
+        raise InputError(f"{path}: missing; write it with `python -m dearkd subset {name} --scale {plan.argument}`")
     described = record.read(path)
     decides = [*DECIDES, *(["image_size"] if data.kind == "digits" else [])]
     specs = [to_json(build(Data, described["spec"], str(path))), to_json(data)]

@@ -19,6 +19,8 @@ NARROW = {"tiny": (108, 9), "small": (216, 12), "base": (432, 16)}
 LARGE = 160
 """Side in pixels from which a student has the paper's width, depth and patches of 16."""
 TEST_SHARE = 0.1
+WIDEST = 224
+"""Largest side of a student whose size nobody names."""
 
 
 def distil(images: Path, model: str, weights: str, student: str, out: Path, epochs: int = 100, seed: int = 0) -> Path:
@@ -37,11 +39,13 @@ def distil(images: Path, model: str, weights: str, student: str, out: Path, epoc
     if student not in STUDENTS:
         raise InputError(unknown(student, STUDENTS, "student", "--student"))
     made = _made(images)
+    if images.is_dir():
+        single.outside(out, images)
     folder = images.resolve() if images.is_dir() else _unpacked(images, out / "images").resolve()
     values = _scale(folder, made, model, weights, student, out.resolve(), epochs, seed)
-    out.mkdir(parents=True, exist_ok=True)
     scale = single.written(out, values, "distil")
-    top1 = single.trained(scale, student, seed, out / "student")["metrics"]["top1"]
+    tested = single.trained(scale, (out / "scale.yaml").as_posix(), student, seed, out / "student")
+    top1 = tested["metrics"]["top1"]
     print(
         f"The student has a top-1 of {top1:.1f} % on the tenth of these images that was held out. On real images a "
         f"student of synthetic images has less."
@@ -96,9 +100,11 @@ def _scale(
         )
     data = spec["data"] or _data_of(next(file for file in classes[0].iterdir() if file.is_file()))
     training = sum(count - max(1, round(count * TEST_SHARE)) for count in counts)
-    side, batch = data["image_size"], min(64, training)
+    side, batch = fitting(data["image_size"] if spec["data"] else min(data["image_size"], WIDEST)), min(64, training)
     built = sized_student(student, side)
     teacher = {"model": model or asked, "weights": weights, "training": None, "gate": "test"}
+    if spec["data"] and side != data["image_size"]:
+        teacher["image_size"] = data["image_size"]
     if made:
         teacher |= {"sha256": made["state_sha256"], "outputs": made["classes"]}
         teacher |= {key: spec["teacher"][key] for key in ("mean", "std") if spec["teacher"].get(key)}
@@ -116,7 +122,8 @@ def _scale(
                 "validation": 0,
                 "test_share": TEST_SHARE,
                 "crop": 1.0,
-                **{key: data[key] for key in ("image_size", "channels", "mean", "std") if key in data},
+                "image_size": side,
+                **{key: data[key] for key in ("channels", "mean", "std") if key in data},
             }
         },
         "students": {student: built},
@@ -141,6 +148,20 @@ def _data_of(image: Path) -> dict[str, Any]:
         raise InputError(f"{image}: not a readable image ({error}); take it out of the folder") from None
 
 
+def fitting(side: int) -> int:
+    """The largest side, at most `side` pixels, that a student's patches cut into 8 to 16 a side (`sized_student`).
+
+    From 160 pixels on multiples of 16 fit too, which have more patches.
+    """
+    fits = (s for s in range(side, 0, -1) if s <= 16 or _patch(s) * 16 >= s or (s >= LARGE and s % 16 == 0))
+    return next(fits, side)
+
+
+def _patch(side: int) -> int:
+    """The largest patch that divides an image into at least 8 a side."""
+    return max(divisor for divisor in range(1, side + 1) if side % divisor == 0 and side // divisor >= min(8, side))
+
+
 def sized_student(name: str, side: int) -> dict[str, Any]:
     """The paper's student for large images, or for small images a narrow one with small patches, as in `custom`."""
     size, heads = STUDENTS[name]
@@ -155,8 +176,7 @@ def sized_student(name: str, side: int) -> dict[str, Any]:
             "init": "deit",
         }
     width, dearkd_heads = NARROW[size]
-    patch = max(divisor for divisor in range(1, side + 1) if side % divisor == 0 and side // divisor >= min(8, side))
-    args = {"patch_size": patch, "embed_dim": width, "depth": 6}
+    args = {"patch_size": _patch(side), "embed_dim": width, "depth": 6}
     return {
         "size": size,
         "args": args,

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,10 @@ def card(
 ) -> str:
     """The model card of an exported folder, in Markdown. It says only what the records say."""
     stage, taught = run.stages[-1], [s.teacher.model for s in run.stages if s.teacher]
+    own = plan.scale.name not in (path.stem for path in all_shipped(SCALES, "*.yaml"))
+    file = Path(plan.file if plan.file.endswith(".yaml") else f"{plan.scale.name}.yaml")
+    file = Path(file.name) if file.is_absolute() else file  # the card is for others
+    scale = shlex.quote(file.as_posix() if own else plan.scale.name)
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
@@ -171,10 +176,10 @@ def card(
         weights_sha256=weights_sha256,
         source=source,
         summary=plan.scale.summary,
-        own=plan.scale.name not in (path.stem for path in all_shipped(SCALES, "*.yaml")),
+        file=file.as_posix() if own else "",
         metadata=publish.metadata(f"{run.name}-{plan.scale.name}", run.stages, plan.scale.summary, tested),
         onnx=onnx,
-        command=f"snakemake -c2 --config scale={plan.scale.name} -- {plan.paths.metrics(run.name, tested['seed'])}",
+        command=f"snakemake -c2 --config scale={scale} -- {plan.paths.metrics(run.name, tested['seed'])}",
     )
 
 

@@ -143,7 +143,7 @@ def fetch(plan: Plan, check: bool) -> None:
                     reason = f"no answer ({error.reason}); run this where there is internet, and copy the folder here"
         if reason:
             command = (
-                f"python -m dearkd fetch --scale {plan.scale.name}"
+                f"python -m dearkd fetch --scale {plan.argument}"
                 if need.bring
                 else "by hand: the scale's file and docs/paper-scale.md say where it is"
             )

@@ -89,7 +89,7 @@ def _previous(plan: Plan, run: Run, seed: int, stage: Stage) -> tuple[dict[str, 
     raise InputError(
         f"{folder}: stage {stage.name} starts from the final state of stage {before.name}, which is missing, damaged "
         f"or not what {plan.paths.stage(run.name, seed, before.name)} describes; run `python -m dearkd train "
-        f"{shlex.quote(run.name)} --scale {plan.scale.name} --seed {seed} --stage {before.name}` first"
+        f"{shlex.quote(run.name)} --scale {plan.argument} --seed {seed} --stage {before.name}` first"
     )
 
 

@@ -7,11 +7,6 @@ from typing import Any
 import yaml
 
 from dearkd import disk, record
-from dearkd.jobs import export
-from dearkd.jobs.evaluate import evaluate_run
-from dearkd.jobs.subset import list_subsets
-from dearkd.jobs.teacher import admit_teacher
-from dearkd.jobs.train import train_stage
 from dearkd.plan import methods
 from dearkd.plan.plan import Paths, Plan, Run
 from dearkd.plan.runs import Runs
@@ -22,34 +17,57 @@ from dearkd.schema import InputError
 HEADER = "# Written by `python -m dearkd {verb}`: a scale like any other (docs/own-data.md).\n"
 
 
+def outside(out: Path, images: Path) -> None:
+    """Refuse a folder for the student inside the folder of images, where it would be taken for a class."""
+    if out.resolve().is_relative_to(images.resolve()):
+        raise InputError(f"--out {out}: lies inside the folder of images, {images}; name a folder outside it")
+
+
 def written(out: Path, values: dict[str, Any], verb: str) -> Scale:
     """Write the scale of these keys as `out`/scale.yaml and return it.
 
     Raises InputError where a key does not fit, before anything is written, and where `out`, or the folder of results of
-    that name, belongs to other settings.
+    that name, has trained with other settings.
     """
     own = {key: value for key, value in values.items() if key != "extends"}
     load_scale(values["extends"], own, "the scale that this would write")
     path, text = out / "scale.yaml", HEADER.format(verb=verb) + yaml.safe_dump(values, sort_keys=False)
-    results = Paths(values["name"]).results
-    if path.read_text() != text if path.is_file() else results.exists():
-        there = path if path.is_file() else results
+    results, there = Paths(values["name"]).results, path.read_text() if path.is_file() else ""
+    begun = (results / "runs").exists() or any(out.glob("checkpoints/**/*.lock"))
+    if begun and there != text:
         raise InputError(
-            f"{there}: belongs to a student with other settings; name another folder with --out, or delete this one"
+            f"{path if there else results}: belongs to a student with other settings{_changed(there, values)}; name "
+            f"another folder with --out, or delete {out} and {results}"
         )
     disk.write(path, text)
     return load_scale(path.as_posix())
 
 
-def trained(scale: Scale, student: str, seed: int, folder: Path) -> Mapping[str, Any]:
+def _changed(text: str, values: dict[str, Any]) -> str:
+    """How the scale that is there differs from the one to write, in brackets; empty where it cannot be read."""
+    try:
+        there = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return ""
+    changed = record.differences(there, values) if isinstance(there, dict) else []
+    return f" ({'; '.join(changed[:3])})" if changed else ""
+
+
+def trained(scale: Scale, file: str, student: str, seed: int, folder: Path) -> Mapping[str, Any]:
     """Train the scale's teacher where it has a training, then a DearKD, and export it into `folder`.
 
-    Returns the record of its evaluation on the test images.
+    file: of the scale. Returns the record of its evaluation on the test images.
     """
+    from dearkd.jobs import export  # torch, whose import takes seconds: mistakes are found before
+    from dearkd.jobs.evaluate import evaluate_run
+    from dearkd.jobs.subset import list_subsets
+    from dearkd.jobs.teacher import admit_teacher
+    from dearkd.jobs.train import train_stage
+
     stages = methods.dearkd(scale, student)
     run = Run(name=f"dearkd-{student}", method="dearkd", student=student, fraction=100, stages=stages, seeds=(seed,))
     runs = {name: each for name, each in Runs(scale).runs.items() if name == "teacher-main"} | {run.name: run}
-    plan = Plan(scale=scale, runs=runs, sources={}, competitors={}, pretrained={}, tables={}, figures={})
+    plan = Plan(scale=scale, runs=runs, sources={}, competitors={}, pretrained={}, tables={}, figures={}, file=file)
     list_subsets(plan, "main")
     if teacher := plan.teacher_run("main"):
         for stage in teacher.stages:

@@ -55,7 +55,12 @@ def look(root: Path) -> dict[str, Any]:
     trained: at least so many images are trained on. Raises InputError where there are not two folders with images.
     """
     if not root.is_dir():
-        raise InputError(f"--images {root}: no such folder; correct the path")
+        what = (
+            "a file, not a folder with a folder of images for each class"
+            if root.exists()
+            else "no such folder; correct the path"
+        )
+        raise InputError(f"{root}: {what}")
     split = (root / "train").is_dir() and any(path.is_dir() for path in (root / "train").iterdir())
     place = root / "train" if split else root
     sizes = collections.Counter(n.partition("/")[0] for n in files.walk(place).images if "/" in n)

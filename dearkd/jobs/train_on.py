@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import yaml
 
 from dearkd import record
 from dearkd.jobs import distil, single, study
+from dearkd.places import snakemake
 from dearkd.plan.paths import Paths
 from dearkd.schema import InputError, unknown
 
@@ -31,16 +33,19 @@ def train_on(
         raise InputError(unknown(student, distil.STUDENTS, "student", "--student"))
     if side < 8:
         raise InputError(f"--image-size {side}: write 8 pixels or more")
+    if side != (fits := distil.fitting(side)):
+        raise InputError(f"--image-size {side}: cannot be cut into 8 to 16 patches a side; take {fits}")
+    single.outside(out, images)
     values = _scale(images.absolute(), out.absolute(), student, side, epochs, seed)
     for setting in settings:
         _set(values, setting)
     scale = single.written(out, values, "train-on")
-    tested = single.trained(scale, student, seed, out / "student")
+    tested = single.trained(scale, (out / "scale.yaml").as_posix(), student, seed, out / "student")
     taught = record.read(Paths(scale.name).teacher("main"))["top1"]
     print(
         f"The student has a top-1 of {tested['metrics']['top1']:.1f} % on {tested['data']['images']} test images (one "
         f"seed). Its teacher has {taught:.1f} % on the validation images.\n"
-        f"Compare it with DeiT: dearkd warm snakemake -c2 --config scale={out}/scale.yaml -- table2"
+        f"Compare it with DeiT: dearkd warm {snakemake()} --config scale={shlex.quote(f'{out}/scale.yaml')} -- table2"
     )
     return out / "student"
 
@@ -78,7 +83,7 @@ def _set(values: dict[str, Any], setting: str) -> None:
     path, equals, text = setting.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
-        raise InputError(f"--set {setting}: write a key of the scale and its value, as in training.epochs=50")
+        raise InputError(f"--set {setting}: write a key of the scale and its value, as in training.lr=5e-4")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:

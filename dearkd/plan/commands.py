@@ -8,6 +8,7 @@ import itertools
 import shlex
 from pathlib import Path
 
+from dearkd.places import snakemake
 from dearkd.plan.plan import Plan, Run
 from dearkd.plan.stage import Stage
 
@@ -41,7 +42,7 @@ def labels(plan: Plan, name: str, seed: int, index: int) -> str:
 
 def target(plan: Plan, *targets: Path | str) -> str:
     """Return the Snakemake command that makes missing records, tables or figures."""
-    return f"snakemake -c2 --config scale={shlex.quote(plan.scale.name)} -- {shlex.join(map(str, targets))}"
+    return f"{snakemake()} --config scale={plan.argument} -- {shlex.join(map(str, targets))}"
 
 
 def again(plan: Plan, path: Path) -> list[str]:
@@ -68,7 +69,7 @@ def again(plan: Plan, path: Path) -> list[str]:
         if path == paths.pretrained(label):
             return [_command(plan, "pretrained", label)]
     if path == paths.throughput:
-        return [f"python -m dearkd throughput --scale {shlex.quote(plan.scale.name)}"]
+        return [f"python -m dearkd throughput --scale {plan.argument}"]
     return [labels(plan, path.parts[-3], int(path.parts[-2].removeprefix("seed")), int(path.stem))]
 
 
@@ -114,4 +115,4 @@ def _weights(plan: Plan, of: Run, seed: int) -> list[str]:
 
 def _command(plan: Plan, verb: str, name: str, **options: object) -> str:
     rest = "".join(f" --{key} {value}" for key, value in options.items())
-    return f"python -m dearkd {verb} {shlex.quote(name)} --scale {shlex.quote(plan.scale.name)}{rest}"
+    return f"python -m dearkd {verb} {shlex.quote(name)} --scale {plan.argument}{rest}"

@@ -41,6 +41,7 @@ def load(scale: object, matrix: Path = MATRIX) -> Plan:
 
     Raises InputError naming file and key for every mistake in the scale or the matrix.
     """
+    file = scale if isinstance(scale, str) else ""
     scale = scale if isinstance(scale, Scale) else load_scale(scale)
     reader = _Reader(scale, shipped(matrix))
     tables = {name: reader.table(name, v) for name, v in reader.wanted(reader.entries.tables).items()}
@@ -55,6 +56,7 @@ def load(scale: object, matrix: Path = MATRIX) -> Plan:
         pretrained=reader.found.pretrained,
         tables=tables,
         figures=figures,
+        file=file,
     )
 
 

@@ -181,7 +181,8 @@ def contents(
             rows = ((n, *known) for n, known in {**before, **now}.items())
             disk.write(seen, table(("name", "bytes", "written", "moved", "sha256"), rows))
     if broken:
-        raise InputError(f"{root}: {len(broken)} images cannot be used:\n" + "\n".join(sorted(broken)))
+        noun = "image" if len(broken) == 1 else "images"
+        raise InputError(f"{root}: {len(broken)} {noun} cannot be used:\n" + "\n".join(sorted(broken)))
     return {name: known[3] for name, known in now.items()}
 
 

@@ -1,5 +1,6 @@
 """A plan: its runs, the tables and figures that show them, and their files. `experiments.load` makes one."""
 
+import shlex
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Literal, TypeVar
@@ -122,6 +123,13 @@ class Plan:
     """Peers of Table 3 whose published weights we evaluate, by label."""
     tables: dict[str, Table]
     figures: dict[str, Figure]
+    file: str = ""
+    """What the user calls the scale: a name or a .yaml file; empty: the scale's name finds it."""
+
+    @property
+    def argument(self) -> str:
+        """The word after --scale that finds this scale again, for the shell."""
+        return shlex.quote(self.file or self.scale.name)
 
     @cached_property
     def paths(self) -> Paths:

@@ -1,7 +1,8 @@
 """A scale from its file, and from those that it extends."""
 
+import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,16 +53,34 @@ def _path(name: Any, where: str) -> Path:
         raise InputError(f"{where}: expected the name of a scale or a .yaml file, got {shown(name)}")
     own = Path(name.removesuffix(".yaml") + ".yaml")  # records and errors call the user's file by its scale's name
     path = own if name.endswith(".yaml") else SCALES / own
-    found = next((p for p in (path, SHIPPED / path, own) if _is_file(p)), None)
+    found = next((p for p in (path, SHIPPED / path, own) if _is(p.is_file)), None)
+    if found is None and (name.endswith((".yaml", ".yml")) or "/" in name or _is(Path(name).is_dir)):
+        raise InputError(("" if where == "scale" else f"{where}: ") + _no_file(name, Path(name)))
     if found is None:
         known = [p.stem for p in all_shipped(SCALES, "*.yaml")]
         raise InputError(unknown(name, known, "scale", SCALES.as_posix() if where == "scale" else where))
     return found
 
 
-def _is_file(path: Path) -> bool:
+def _no_file(name: str, path: Path) -> str:
+    """Why no scale is at `path`, and what is there instead."""
+    folder = path if _is(path.is_dir) else path.parent
+    if _is(path.is_file):
+        return f"{name}: the file of a scale ends in .yaml; rename it"
+    if not _is(folder.is_dir):
+        return f"{name}: no such file, because there is no folder {folder}"
+    there = [p.as_posix() for p in sorted(folder.glob("*.yaml"))]
+    what = f"{name} is a folder, not a scale" if path.is_dir() else f"{name}: no such file in {folder.absolute()}"
+    if not there:
+        return f"{what}; no .yaml file is there; `dearkd init` writes a scale for a folder of images"
+    near = difflib.get_close_matches(name, there, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}?" if near else f"scales that are there: {', '.join(there[:12])}"
+    return f"{what}; {hint}"
+
+
+def _is(kind: Callable[[], bool]) -> bool:
     try:
-        return path.is_file()
+        return kind()
     except OSError:  # a name longer than any file's
         return False
 

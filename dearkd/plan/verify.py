@@ -226,7 +226,7 @@ def described(plan: Plan, name: str, path: Path, verb: str) -> dict[str, Any]:
         except InputError:
             same = False
         if not same:
-            again = f"python -m dearkd {verb} {name} --scale {plan.scale.name}"
+            again = f"python -m dearkd {verb} {name} --scale {plan.argument}"
             raise Stale(f"{path}: stale record (data.{name} of the scale has changed); make it again: {again}")
     return values
 

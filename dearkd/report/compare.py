@@ -36,7 +36,7 @@ def frame(here: Plan, committed: Plan) -> pd.DataFrame:
     if not lines:
         raise InputError(
             f"no run of {here.scale.name} is evaluated here and in {committed.scale.name} by the same recipe; "
-            f"`python -m dearkd status --scale {here.scale.name}` says what is there"
+            f"`python -m dearkd status --scale {here.argument}` says what is there"
         )
     return pd.DataFrame(lines, columns=list(COLUMNS))
 

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dearkd import disk
+from dearkd.plan import commands
 from dearkd.plan.plan import Plan, Run
 from dearkd.report import figures, records
 from dearkd.schema import InputError
@@ -27,7 +28,7 @@ def write(plan: Plan, name: str) -> str:
     if frame.empty:
         raise InputError(
             f"run {name} is not trained at scale {plan.scale.name}; train it with "
-            f"`snakemake -c2 --config scale={plan.scale.name} -- {plan.paths.stage(name, 0, run.stages[-1].name)}`"
+            f"`{commands.target(plan, plan.paths.stage(name, 0, run.stages[-1].name))}`"
         )
     with plt.style.context([figures.STYLE, figures.PLAIN]):
         figures.save(plan, f"curves/{name}", draw(frame, run), None)

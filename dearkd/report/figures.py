@@ -264,7 +264,7 @@ def _beside(whole: plan.Plan, name: str, file: str) -> Path:
     if not path.is_file():
         raise InputError(
             f"{path}: missing; make it again with `python -m dearkd diversity {name} "
-            f"--scale {whole.scale.name} --seed {whole.scale.seeds[0]}`"
+            f"--scale {whole.argument} --seed {whole.scale.seeds[0]}`"
         )
     return path
 

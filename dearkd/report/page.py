@@ -8,7 +8,6 @@ import base64
 import math
 import os
 import re
-import shlex
 import statistics
 import urllib.parse
 from collections.abc import Iterable
@@ -92,6 +91,7 @@ def write(plan: Plan) -> Path:
     environment.filters |= {"decimals": decimals.plain, "called": _called}
     text = environment.from_string(PAGE.read_text()).render(
         scale=plan.scale,
+        argument=plan.argument,
         absent=Markup(MARKDOWN.renderInline(absent(plan))),
         tables=[_table(plan, name, table.title) for name, table in plan.tables.items()],
         figures=[_figure(plan, name, figure.title) for name, figure in plan.figures.items()],
@@ -168,7 +168,7 @@ def _figure(plan: Plan, name: str, title: str) -> Shown:
 
 def _unwritten(plan: Plan, verb: str, name: str) -> Markup:
     """In the place of a table or figure: the command that writes it from the results so far, or that makes results."""
-    write = f"python -m dearkd {verb} {name} --scale {shlex.quote(plan.scale.name)}"
+    write = f"python -m dearkd {verb} {name} --scale {plan.argument}"
     way = write if unfinished.begun(plan, name) else commands.target(plan, name)
     return Markup("<p>This {} is not written yet. <code>{}</code> writes it.</p>").format(verb, way)
 

@@ -8,14 +8,15 @@ from pathlib import Path
 
 from dearkd.jobs import forkserver
 from dearkd.jobs.gpus import become_processes
-from dearkd.plan import experiments
+from dearkd.plan import experiments, verify
 from dearkd.schema import InputError
 
 
 def do_fetch(args: Namespace) -> None:
+    plan = experiments.load(args.scale)
     from dearkd.jobs import fetch
 
-    fetch.fetch(experiments.load(args.scale), args.check)
+    fetch.fetch(plan, args.check)
 
 
 def do_subset(args: Namespace) -> None:
@@ -45,11 +46,11 @@ def do_teacher(args: Namespace) -> None:
 def do_train(args: Namespace) -> None:
     if args.gpu > 1 and "RANK" not in os.environ:
         become_processes(int(args.gpu), args.arguments)
-    from dearkd.jobs.train import train_stage
-
     plan = experiments.load(args.scale)
     run = plan.run(args.run)
     _unchanged(args.fingerprint, run.fingerprint(run.stage(args.stage).name), args.run)
+    from dearkd.jobs.train import train_stage
+
     train_stage(plan, run, args.seed, args.stage, args.save_seconds, args.wait, args.track)
 
 
@@ -62,29 +63,35 @@ def do_labels(args: Namespace) -> None:
 
 
 def do_evaluate(args: Namespace) -> None:
-    from dearkd.jobs.evaluate import evaluate_run
-
     plan = experiments.load(args.scale)
     run = plan.run(args.run)
     _unchanged(args.fingerprint, run.fingerprint(run.stages[-1].name), args.run)
+    verify.stages(plan, run, args.seed)
+    from dearkd.jobs.evaluate import evaluate_run
+
     evaluate_run(plan, run, args.seed)
 
 
 def do_keep(args: Namespace) -> None:
+    plan = experiments.load(args.scale)
+    run = plan.run(args.run)
+    verify.stages(plan, run, args.seed)
     from dearkd.jobs.inputs import keep_weights
 
-    plan = experiments.load(args.scale)
-    print(f"Weights: {keep_weights(plan, plan.run(args.run), args.seed)}")
+    print(f"Weights: {keep_weights(plan, run, args.seed)}")
 
 
 def do_export(args: Namespace) -> None:
+    if args.dry_run and not args.push:
+        raise InputError("--dry-run says what --push ORG/NAME would send: name the repository")
+    plan = experiments.load(args.scale)
+    run = plan.run(args.run)
+    verify.evaluation(plan, run, args.seed)
     from dearkd.jobs import export, publish
 
-    plan, repository = experiments.load(args.scale), args.push and publish.checked(args.push)
-    if args.dry_run and not repository:
-        raise InputError("--dry-run says what --push ORG/NAME would send: name the repository")
+    repository = args.push and publish.checked(args.push)
     source = f"hf-hub:{repository}" if repository else f"local-dir:{args.out}"
-    names = export.export(plan, plan.run(args.run), args.seed, args.out, args.onnx, source)
+    names = export.export(plan, run, args.seed, args.out, args.onnx, source)
     if args.dry_run:
         print(publish.listed(args.out, names, repository))
     elif repository:
@@ -94,7 +101,6 @@ def do_export(args: Namespace) -> None:
 
 def do_synthesize(args: Namespace) -> None:
     from dearkd.fingerprint import fingerprint
-    from dearkd.jobs import synthesis
 
     if args.teacher:
         return _invert(args)
@@ -105,6 +111,8 @@ def do_synthesize(args: Namespace) -> None:
         raise InputError("name a method of the matrix (deepinversion, adi, df_dearkd), or a CNN with --teacher")
     plan = experiments.load(args.scale)
     _unchanged(args.fingerprint, fingerprint(plan.source(args.source)), args.source)
+    from dearkd.jobs import synthesis
+
     synthesis.synthesise_shard(plan, args.source, args.seed, args.shard, args.save_seconds, args.wait)
 
 
@@ -183,24 +191,25 @@ def _numbers(name: str, args: Namespace) -> tuple[float, ...]:
 
 
 def do_pretrained(args: Namespace) -> None:
-    from dearkd.jobs.pretrained import evaluate_pretrained
-
     plan = experiments.load(args.scale)
     plan.system(args.label)
+    from dearkd.jobs.pretrained import evaluate_pretrained
+
     evaluate_pretrained(plan, args.label)
 
 
 def do_throughput(args: Namespace) -> None:
+    plan = experiments.load(args.scale)
     from dearkd.jobs.architectures import measure_architectures
 
-    measure_architectures(experiments.load(args.scale))
+    measure_architectures(plan)
 
 
 def do_diversity(args: Namespace) -> None:
-    from dearkd.jobs import image_sets
-
     plan = experiments.load(args.scale)
     plan.images(args.images)
+    from dearkd.jobs import image_sets
+
     image_sets.describe(plan, args.images, args.seed)
 
 

@@ -99,11 +99,12 @@ def test_an_archive_cannot_write_beside_its_folder(folder, name):
 
 
 @pytest.mark.parametrize("student", ["Ti", "S", "B"])
-@pytest.mark.parametrize("side", [12, 28, 32, 64, 97, 100, 200, 224, 256])
+@pytest.mark.parametrize("side", [12, 17, 28, 32, 61, 64, 97, 100, 200, 211, 224, 256])
 def test_a_student_fits_images_of_any_side(side, student):
-    values = distil.sized_student(student, side)
+    fits = distil.fitting(side)
+    values = distil.sized_student(student, fits)
     args = values["args"]
-    assert side % args["patch_size"] == 0 and (side // args["patch_size"]) ** 2 <= max(side**2, 256)
+    assert 0.9 * side <= fits <= side and fits % args["patch_size"] == 0 and fits // args["patch_size"] <= 16
     assert args["embed_dim"] % values["deit_heads"] == args["embed_dim"] % values["dearkd_heads"] == 0
     assert values["n_mhca"] <= args["depth"]
     if side >= distil.LARGE and side % 16 == 0:

@@ -1,5 +1,9 @@
 """`train-on`: from one folder of images to a DearKD, and the keys of --set."""
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +15,7 @@ from PIL import Image
 
 from dearkd import record
 from dearkd.__main__ import main
-from dearkd.jobs import train_on
+from dearkd.jobs import single, train_on
 from dearkd.schema import InputError
 
 CLASSES = ("100% ü & <i>", "it's {x}")
@@ -61,6 +65,9 @@ def test_from_a_folder_to_a_model_that_knows_its_classes(folder, capsys):
         (["--image-size", "0"], "--image-size 0: write 8 pixels or more"),
         (["--student", "M"], "unknown student 'M'"),
         (["--epochs", "0"], "epochs is 0; at least 1"),
+        (["--image-size", "61"], "--image-size 61: cannot be cut into 8 to 16 patches a side; take 60"),
+        (["--set", "lr=1e-4"], "unknown key 'lr'; did you mean 'training.lr'?"),
+        (["--out", "my $photos/out"], "--out my $photos/out: lies inside the folder of images"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence_and_writes_nothing(folder, capsys, more, said):
@@ -75,6 +82,36 @@ def test_a_setting_reaches_its_place_and_no_other(folder):
     train_on._set(values, "training.augment.crop_scale=[0.5, 1.0]")
     assert values["training"].pop("augment") == {"crop_scale": [0.5, 1.0]} and values == before
     assert (values["training"]["stage1_epochs"], values["training"]["warmup_epochs"], values["seeds"]) == (10, 1, [3])
+
+
+@pytest.mark.slow
+def test_a_folder_that_has_trained_nothing_yet_takes_other_settings(folder, capsys):
+    broken = folder / "my $photos" / CLASSES[0] / "0 #.png"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:40])
+    command = ["train-on", "my $photos", "--out", "out", "--image-size", "16"]
+    assert main([*command, "--epochs", "2"]) == 2
+    assert "1 image cannot be used" in capsys.readouterr().err and Path("out/scale.yaml").is_file()
+    assert main([*command, "--epochs", "3"]) == 2
+    assert "1 image cannot be used" in capsys.readouterr().err
+    assert yaml.safe_load(Path("out/scale.yaml").read_text())["training"]["epochs"] == 3
+    Path("results/on-out/runs").mkdir(parents=True)
+    assert main([*command, "--epochs", "4"]) == 2
+    said = capsys.readouterr().err
+    assert "training.epochs: 3 recorded, 4 planned" in said and "delete out and results/on-out" in said
+
+
+@pytest.mark.slow
+def test_a_way_out_names_the_scale_as_the_user_does_and_works(folder, tmp_path, monkeypatch, capsys):
+    (folder / "elsewhere").mkdir()
+    monkeypatch.chdir(folder / "elsewhere")
+    values = train_on._scale(folder / "my $photos", folder / "my out", "Ti", 16, 2, 0)
+    single.written(Path("my out"), values, "train-on")
+    assert main(["evaluate", "deit-Ti", "--scale", "my out/scale.yaml", "--seed", "0"]) == 2
+    way = re.search("make it with `(.*)`", capsys.readouterr().err)[1]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    planned = subprocess.run(way.replace("-c2", "-n -c2"), shell=True, capture_output=True, text=True, env=environment)
+    assert planned.returncode == 0 and "rule train" in planned.stdout + planned.stderr, planned.stderr
 
 
 def test_a_class_of_one_image_is_named(folder):

@@ -293,7 +293,7 @@ def test_names_that_are_no_scale(name):
 
 def test_a_folder_called_like_a_scale_is_none(tmp_path):
     (tmp_path / "own.yaml").mkdir()
-    with pytest.raises(InputError, match="unknown scale"):
+    with pytest.raises(InputError, match=r"own\.yaml is a folder, not a scale; no \.yaml file is there"):
         load_scale(str(Path(tmp_path, "own.yaml")))
 
 

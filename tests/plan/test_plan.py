@@ -234,6 +234,30 @@ def test_unknown_scale_and_circular_extends(tmp_path):
         load_scale(str(path))
 
 
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("mine.yml", "mine.yml: the file of a scale ends in .yaml; rename it"),
+        ("imges.yaml", "imges.yaml: no such file in {here}; did you mean 'images.yaml'?"),
+        ("sub/images.yaml", "sub/images.yaml: no such file, because there is no folder sub"),
+        ("empty", "empty is a folder, not a scale; no .yaml file is there; `dearkd init` writes a scale"),
+        ("{here}/imges.yaml", "{here}/imges.yaml: no such file in {here}; did you mean '{here}/images.yaml'?"),
+    ],
+)
+def test_a_file_that_is_no_scale_is_looked_for_where_the_user_says(tmp_path, monkeypatch, name, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images.yaml").write_text("extends: custom\nname: images\n")
+    (tmp_path / "mine.yml").touch()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError) as error:
+        load_scale(name.format(here=tmp_path))
+    assert said.format(here=tmp_path) in str(error.value)
+    (tmp_path / "own.yaml").write_text(f"extends: {name.format(here=tmp_path)}\nname: own\n")
+    with pytest.raises(InputError) as error:
+        load_scale("own.yaml")
+    assert str(error.value).startswith(f"own.yaml: extends: {said.format(here=tmp_path)}")
+
+
 def test_a_missing_key_is_named(tmp_path):
     path = tmp_path / "own.yaml"
     path.write_text("name: own\nsummary: x\n")

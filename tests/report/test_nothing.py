@@ -4,6 +4,7 @@ import pytest
 
 from dearkd.__main__ import main
 from dearkd.command_line import VERBS
+from dearkd.places import snakemake
 from dearkd.verbs import report
 
 GIVEN = {
@@ -31,7 +32,7 @@ def test_a_reader_of_records_refuses_a_scale_without_any(verb, tmp_path, monkeyp
 def test_a_table_without_records_says_how_it_is_made(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["table", name, "--scale", "digits"]) == 2
-    assert f"`snakemake -c2 --config scale=digits -- {name}`" in capsys.readouterr().err
+    assert f"`{snakemake()} --config scale=digits -- {name}`" in capsys.readouterr().err
 
 
 def test_status_counts_images_where_nothing_is_trained(capsys):
