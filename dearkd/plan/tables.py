@@ -82,8 +82,8 @@ class Table:
     also: tuple[Metric, ...]
     """Further metrics, without a number in the paper."""
     note: str
-    """A sentence under the table; {net}, {trunk}, {colour} and {size} are LPIPS's, {images} is the size of a synthetic
-    set."""
+    """A sentence under the table; {net}, {trunk}, {pairs}, {colour} and {size} are LPIPS's, {images} is the size of a
+    synthetic set."""
     reads: Literal["metrics", "diversity"]
     """Which records fill it: evaluations of runs, or diversity of sets of images."""
     rows: tuple[Row, ...]

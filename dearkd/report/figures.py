@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 
 from dearkd import disk
 from dearkd.plan import commands, plan, verify
-from dearkd.report import decimals, diagrams, records, tables, unfinished
+from dearkd.report import decimals, diagrams, records, schedules, tables, unfinished
 from dearkd.report import latent_space as latent
 from dearkd.report.lines import lines_against_data
 from dearkd.schema import InputError, unknown
@@ -62,7 +62,9 @@ def accuracy_against_data(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure
     drawn, (left, right) = plt.subplots(1, 2)
     lines_against_data(left, frame, "mean", "sd")
     left.set_ylabel("test top-1 (%), mean" + " ± sd" * bool(frame["sd"].notna().any()))
-    left.set_title(f"ours: {whole.scale.name}, {counted_seeds(frame)}")
+    twice = any(schedules.LONG in cell.run for row in table.rows if row.label in {*frame["row"]} for cell in row.cells)
+    hollow = f"\nhollow: {whole.scale.long[0]} epochs instead of {whole.scale.training.epochs}" * twice
+    left.set_title(f"ours: {whole.scale.name}, {counted_seeds(frame)}{hollow}")
     lines_against_data(right, frame, "paper", None)
     right.set_title("paper: ImageNet")
     drawn.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=frame["row"].nunique())
@@ -220,7 +222,7 @@ def latent_space(whole: plan.Plan, figure: plan.Figure) -> tuple[Figure, pd.Data
     latent.latent_space(axes.flat[: len(frames)], embedded, classes, records.class_names(whole))
     title = (
         f"One t-SNE of the teacher's latent codes, seed {whole.scale.seeds[0]}. A line joins an image to its easiest "
-        f"positive,\nthe nearest other image of its class in latent space. Classes:"
+        f"positive,\nthe nearest other image of its class in latent space, among those shown. Classes:"
     )
     drawn.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(classes), title=title)
     return drawn, pd.concat([frame.assign(row=label) for label, frame in embedded.items()])

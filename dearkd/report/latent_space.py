@@ -144,7 +144,8 @@ def latent_space(
             if c in numbers:
                 number: dict[str, Any] = {"fontsize": 14, "weight": "bold", "color": colour}
                 ax.text(*numbers[c], str(c), ha="center", va="center", zorder=1.5, **number)
-        ax.set_title(f"{label}\nmean easy-positive distance {decimals.plain(frame['distance'].mean(), 2)}", fontsize=8)
+        distance = decimals.plain(frame["distance"].mean(), 2)
+        ax.set_title(f"{label}\n{len(frame)} images, mean easy-positive distance {distance}", fontsize=8)
         ax.set(xlim=extent[:2], ylim=extent[2:], xticks=[], yticks=[])
         ax.grid(False)
         ax.spines[:].set(visible=True, linewidth=0.6, color="0.4")

@@ -253,6 +253,7 @@ def _filled(note: str, plan: Plan) -> str:
         "net": lpips.net,
         "trunk": lpips.trunk or "those that LPIPS was trained with",
         "size": lpips.size,
+        "pairs": lpips.pairs,
         "colour": "in colour" if channels == 3 else "grey in all three channels",
         "images": plan.scale.synthesis.images,
     }

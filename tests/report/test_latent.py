@@ -118,8 +118,8 @@ def placed():
 def test_a_panel_has_every_point_a_line_to_each_easiest_positive_and_the_mean_distance():
     _, axes = plt.subplots(1, 2)
     latent_space.latent_space(axes, {"ADI": placed(), "DF-DearKD": placed().assign(distance=0.314)}, [0, 1, 2])
-    assert axes[0].get_title() == "ADI\nmean easy-positive distance 0.20"
-    assert axes[1].get_title() == "DF-DearKD\nmean easy-positive distance 0.31"
+    assert axes[0].get_title() == "ADI\n6 images, mean easy-positive distance 0.20"
+    assert axes[1].get_title() == "DF-DearKD\n6 images, mean easy-positive distance 0.31"
     assert axes[0].get_xlim() == axes[1].get_xlim() and axes[0].get_ylim() == axes[1].get_ylim()
     drawn = [c.get_offsets().tolist() for c in axes[0].collections if isinstance(c, PathCollection)]
     assert drawn == [[[0, 0], [1, 0.5], [2, 1]], [[8, 4], [9, 5]], [[5, 9]]]

@@ -337,8 +337,14 @@ def remarks():
         f"methods are {means[0]:.1f} to {means[-1]:.1f}.",
         True,
     )
-    lpips = [cell("table6", row, "lpips").mean for row in ("real images", "DeepInversion", "ADI", "DF-DearKD")]
-    yield f"real digits score lowest ({lpips[0]:.3f})", lpips[0] == min(lpips)
+    sharp, low = (
+        [cell("table6", row, metric).mean for row in ("real images", "DeepInversion", "ADI", "DF-DearKD")]
+        for metric in ("lpips", "lpips_blurred")
+    )
+    yield (
+        f"Real digits score lowest ({sharp[0]:.3f}), after a slight blur too.",
+        sharp[0] == min(sharp) and low[0] == min(low),
+    )
     found = {
         name: record.read(Path(f"results/lite0-cpu/images/{name}/seed0/shard-0000.json"))
         for name in ("deepinversion", "df_dearkd")

@@ -452,6 +452,8 @@ def test_the_numbers_of_a_committed_figure_are_what_the_records_say(scale, name)
     whole = load(scale)
     drawn, numbers = figures.KINDS[whole.figures[name].kind](whole, whole.figures[name])
     plt.close(drawn)
+    hollow = "hollow: 480 epochs instead of 240" in drawn.axes[0].get_title()
+    assert hollow == (name == "figure1" and scale == "converged")
     assert Path(f"figures/{scale}/{name}.csv").read_text() == numbers.to_csv(
         index=False, float_format=decimals.in_csv
     ), "draw it again"
