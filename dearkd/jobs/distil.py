@@ -38,6 +38,8 @@ def distil(images: Path, model: str, weights: str, student: str, out: Path, epoc
     """
     if student not in STUDENTS:
         raise InputError(unknown(student, STUDENTS, "student", "--student"))
+    if (images / "images.zip").is_file():  # the folder of `synthesize`
+        images = images / "images.zip"
     made = _made(images)
     if images.is_dir():
         single.outside(out, images)
@@ -71,7 +73,12 @@ def _unpacked(archive: Path, folder: Path) -> Path:
                         f"{archive}: {name!r} is no PNG in the folder of a class; make the archive again, or unpack it "
                         f"and name the folder"
                     )
-            for name in members.namelist():
+            there = {path.relative_to(folder).as_posix(): path for path in folder.glob("*/*") if path.is_file()}
+            names = members.namelist()
+            if any(n not in names or path.read_bytes() != members.read(n) for n, path in there.items()):
+                way = f"name another folder with --out, or delete {folder.parent}"
+                raise InputError(f"{folder}: has other images than {archive}; {way}")
+            for name in (n for n in names if n not in there):
                 disk.write(folder / name, memoryview(members.read(name)))
     except (zipfile.BadZipFile, OSError) as error:
         raise InputError(f"{archive}: not a whole archive ({error}); make it again") from None
@@ -91,6 +98,8 @@ def _scale(
     weights = weights or spec["teacher"].get("weights", "")
     if weights and not weights.startswith("package:"):
         weights = Path(weights).expanduser().resolve().as_posix()
+        if not Path(weights).is_file():
+            raise InputError(f"{weights}: the CNN's weights are missing; name their file with --weights")
     classes = sorted(path for path in folder.iterdir() if path.is_dir())
     counts = [sum(1 for file in path.iterdir() if file.is_file()) for path in classes]
     if len(classes) < 2 or min(counts) < 2:

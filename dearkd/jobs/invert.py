@@ -4,7 +4,6 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
@@ -20,6 +19,7 @@ from dearkd.jobs.inputs import available_device
 from dearkd.jobs.synthesis import Shard, make
 from dearkd.model import efficientnet_lite0, hub, teachers
 from dearkd.model.weights import read_weights, weights_sha256
+from dearkd.plan import files
 from dearkd.plan.stage import Data, Phase, Source, Synthesis, Teacher
 from dearkd.plan.synthesis import competes, recipe_of, terms
 from dearkd.schema import InputError, to_json, unknown
@@ -28,17 +28,6 @@ from dearkd.train.checkpoint import Checkpoints
 
 QUICK = 10
 """Factor by which `--quick` reduces the iterations."""
-ELSEWHERE = {
-    "images": "--images",
-    "classes": "--pick",
-    "teacher": "--teacher",
-    "student": "a scale (ADI)",
-    "rounds": "a scale (ADI)",
-    "verifier": "a scale (ADI)",
-    "competition": "a scale (ADI)",
-    "shard_batches": "a scale",
-}
-"""Keys of a scale's `synthesis` that a recipe file cannot set, and what sets them."""
 
 
 def invert(
@@ -100,30 +89,6 @@ def invert(
     said |= {"names": names, "state_sha256": state_sha256, **made}
     record.write(out / "images.json", said, {"images.csv": said.pop("manifest")})
     return path
-
-
-def read_recipe(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """The keys of a recipe file. Raises InputError for a key that only an argument or a scale can set."""
-    for key in values:
-        if key in ELSEWHERE:
-            raise InputError(f"{where}: {key} has no effect on a CNN of your own; {ELSEWHERE[key]} says it")
-    return values
-
-
-def class_names(text: str) -> list[str]:
-    """The names in `--classes`, which is a file with a name on each line, or names separated by commas.
-
-    Raises InputError when the file cannot be read.
-    """
-    path = Path(text).expanduser()
-    if text and "," not in text and (path.is_file() or path.suffix == ".txt" or "/" in text):
-        try:
-            return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"--classes: {text} cannot be read ({error}); give a text file with a name a line"
-            ) from None
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _data_of(teacher: Teacher, named: int, side: int) -> Data:
@@ -211,6 +176,8 @@ def _is_made(out: Path, identity: str) -> bool:
         there = half["identity"]
     else:  # an earlier call was killed before it wrote the record, or another program made the file
         there = identity if not path.is_file() or checkpoints.kept(identity, path) else "another"
+        if own := next((p for p in sorted(out.glob("*/*")) if p.suffix.lower() in files.EXTENSIONS), None):
+            raise InputError(f"{out}: has images that this command did not make ({own}); name a new folder with --out")
     if there != identity:
         raise InputError(
             f"{out}: has images of another CNN, recipe or seed; name another folder with --out, or delete this one"

@@ -32,8 +32,8 @@ def create(name: str, pretrained: bool, args: dict[str, Any], key: str) -> nn.Mo
     except OSError as error:
         why = " ".join(str(error).split())[:200] if reachable() else f"and {constants.ENDPOINT} does not answer"
         raise InputError(
-            f"teacher {name}: its weights are not on this machine, {why}; run `python -m dearkd fetch` for this scale "
-            f"where there is internet and copy the folder HF_HOME here, or set `{key}` to a local file"
+            f"teacher {name}: its weights are not on this machine, {why}; give a local file (`{key}` of a scale, "
+            f"--weights of a command), or load them where there is internet and copy the folder HF_HOME here"
         ) from None
 
 

@@ -73,6 +73,8 @@ class DearKDTask(TrainingTask):
         super().__init__(device=device, dtype=dtype, verbose=verbose)
         if not isinstance(distillation, Distillation):
             distillation = build(Distillation, dict(distillation), "distillation")
+        if stage1_updates < 0:
+            raise InputError(f"stage1_updates is {stage1_updates}; write 0 or more")
         student = _transformer(student_model)
         self.losses = _weights(losses, distillation, student)
         self.stage, self.stage1_updates, self.knobs = 1, stage1_updates, distillation
@@ -243,6 +245,12 @@ def _teacher(model: nn.Module | str, student: VisionTransformer, stages: tuple[i
     )
     if not hasattr(net, "forward_intermediates"):
         raise InputError(f"teacher_model: {type(net).__name__} has no forward_intermediates; take a CNN of timm")
+    known = (getattr(net, "pretrained_cfg", None) or {}).get("num_classes", classes)
+    if isinstance(model, str) and known != classes:  # timm gives it a new classifier, which knows nothing
+        raise InputError(
+            f"teacher_model: the weights of {model} know {known} classes, and the student has {classes}; train it on "
+            f"the student's classes and give the network"
+        )
     if net.num_classes != classes:
         raise InputError(
             f"teacher_model has {net.num_classes} classes, and the student has {classes}; give both the same number"
@@ -276,7 +284,12 @@ def _features(
     images: Float[Tensor, "batch channels height width"],
 ) -> tuple[FeatureShape, ...]:
     """Shape and sign of the teacher's features in each pair of (student block, teacher stage), seen on `images`."""
-    shapes, depth = teacher.feature_shapes(images) if pairs else [], len(student.blocks)
+    try:
+        shapes, depth = teacher.feature_shapes(images) if pairs else [], len(student.blocks)
+    except (AssertionError, RuntimeError) as error:
+        raise InputError(
+            f"teacher_model: cannot take the student's images of {tuple(images.shape[1:])} ({error}); build it for them"
+        ) from None
     for block, stage in pairs:
         if not (0 < block <= depth and 0 <= stage < len(shapes)):
             raise InputError(

@@ -10,6 +10,7 @@ from dearkd.jobs import forkserver
 from dearkd.jobs.gpus import become_processes
 from dearkd.plan import experiments, verify
 from dearkd.schema import InputError
+from dearkd.verbs import own_cnn
 
 
 def do_fetch(args: Namespace) -> None:
@@ -117,26 +118,17 @@ def do_synthesize(args: Namespace) -> None:
 
 
 def _invert(args: Namespace) -> None:
-    from dearkd import strict_yaml
-    from dearkd.jobs import invert
-    from dearkd.plan.stage import Synthesis, Teacher
-    from dearkd.schema import build
-
-    recipe = None
-    if args.recipe:
-        path = Path(args.recipe).expanduser()
-        recipe = build(Synthesis, invert.read_recipe(strict_yaml.read(path), args.recipe), args.recipe)
     if args.images < 1 or args.image_size < 0:
         raise InputError(
             f"--images {args.images}, --image-size {args.image_size}: at least one image, of at least one pixel"
         )
-    weights = str(Path(args.weights).expanduser()) if args.weights else ""
+    teacher, recipe, classes = own_cnn.teacher(args), own_cnn.recipe(args.recipe), own_cnn.class_names(args.classes)
+    from dearkd.jobs import invert
+
     print(
         invert.invert(
-            Teacher(
-                model=args.teacher, weights=weights, top1=0.0, mean=_numbers("mean", args), std=_numbers("std", args)
-            ),
-            invert.class_names(args.classes),
+            teacher,
+            classes,
             [name.strip() for name in args.pick.split(",") if name.strip()],
             Path(args.out).expanduser(),
             args.source or "df_dearkd",
@@ -178,16 +170,6 @@ def do_train_on(args: Namespace) -> None:
         args.set,
     )
     print(f'timm.create_model("local-dir:{folder}", pretrained=True)')
-
-
-def _numbers(name: str, args: Namespace) -> tuple[float, ...]:
-    """The values of a comma-separated argument."""
-    try:
-        return tuple(float(value) for value in getattr(args, name).split(",") if value.strip())
-    except ValueError:
-        raise InputError(
-            f"--{name} {getattr(args, name)}: give numbers separated by commas, as in 0.5,0.5,0.5"
-        ) from None
 
 
 def do_pretrained(args: Namespace) -> None:

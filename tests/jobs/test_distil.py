@@ -51,6 +51,14 @@ def test_from_a_cnn_to_a_student(folder, capsys):
     assert again["weights_sha256"] == tested["weights_sha256"]
     assert main([*command, "mine.safetensors", "--student", "S"]) == 2
     assert "mine/scale.yaml: belongs to a student with other settings" in capsys.readouterr().err
+    assert main(["distil", "--images", "cnn", *command[3:], "mine.safetensors"]) == 0, "the folder of synthesize"
+    assert main([*command, "none.safetensors"]) == 2
+    assert "none.safetensors: the CNN's weights are missing; name their file" in capsys.readouterr().err
+    assert main(["synthesize", *cnn, "--recipe", "recipe.yaml", "--images", "32", "--seed", "1", "--out", "new"]) == 0
+    before = {path: path.read_bytes() for path in Path("mine/images").rglob("*.png")}
+    assert main(["distil", "--images", "new/images.zip", *command[3:], "mine.safetensors"]) == 2
+    assert "mine/images: has other images than new/images.zip; name another folder" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in Path("mine/images").rglob("*.png")}
     torch.manual_seed(1)
     save_file(timm.create_model("resnet10t", num_classes=3).state_dict(), "other.safetensors")
     assert main([*command[:-2], "other", "--weights", "other.safetensors"]) == 2

@@ -36,6 +36,7 @@ from dearkd.plan.stage import Phase, Synthesis, Teacher
 from dearkd.report import records, tables
 from dearkd.schema import InputError, override
 from dearkd.train.checkpoint import Checkpoints
+from dearkd.verbs import own_cnn
 
 pytestmark = pytest.mark.slow
 
@@ -392,7 +393,34 @@ def test_a_users_own_cnn_and_class_names(own):
 
 def test_a_file_of_class_names_may_come_from_any_editor(tmp_path):
     (tmp_path / "names").write_bytes("\ufeffcat\r\n\r\n dög \r\n".encode())
-    assert invert.class_names(str(tmp_path / "names")) == ["cat", "dög"]
+    assert own_cnn.class_names(str(tmp_path / "names")) == ["cat", "dög"]
+
+
+def test_a_folder_of_ones_own_images_is_left_alone(own):
+    Path("out/cat").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save("out/cat/1.png")
+    status, said, _ = own()
+    assert status == 2 and "has images that this command did not make (out/cat/1.png)" in said
+    assert [path.name for path in Path("out").iterdir()] == ["cat"]
+
+
+@pytest.mark.parametrize(
+    "changed, said",
+    [
+        (("--mean", "0.5,x"), "--mean 0.5,x: give numbers separated by commas"),
+        (("--classes", "none.txt"), "--classes: none.txt cannot be read (No such file or directory); give a text file"),
+        (("--weights", "none.pth"), "--weights none.pth: no such file"),
+        (("--recipe", "none.yaml"), "none.yaml: no such file"),
+        (("--recipe", "below.yaml"), "write the keys of `synthesis` without `synthesis` above them"),
+        (("--images", "0"), "at least one image"),
+    ],
+)
+def test_a_mistaken_argument_is_named_before_the_cnn_is_built(tmp_path, monkeypatch, capsys, changed, said):
+    monkeypatch.chdir(tmp_path)
+    Path("below.yaml").write_text("synthesis: {r_bn: 0.5}")
+    monkeypatch.setitem(sys.modules, "dearkd.jobs.invert", None)  # which imports torch
+    assert main(["synthesize", "--teacher", "resnet18", *changed]) == 2
+    assert said in capsys.readouterr().err and not Path("synthetic").exists()
 
 
 def test_a_half_made_set_is_not_thrown_away_for_another(own):

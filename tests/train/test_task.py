@@ -363,6 +363,8 @@ def test_frozen_position_encodings_in_stage_two():
             lambda: DearKDTask(student(), teacher(), distillation={"pairs": [[1, 9]]}),
             r"stage of the teacher from 0",
         ),
+        (lambda: DearKDTask(student(), timm.create_model("vit_tiny_patch16_224", num_classes=5)), "cannot take the"),
+        (lambda: DearKDTask(student(), teacher(), stage1_updates=-1), "stage1_updates is -1; write 0 or more"),
         (lambda: DearKDTask(student(), teacher(), distillation={"alhpa": 1}), "did you mean 'alpha'"),
         (lambda: DearKDTask(student(), teacher(), losses={"lgoit": 1.0}), "did you mean 'logit'"),
         (lambda: DearKDTask(student(), teacher(), losses={"token": 1.0}), "token needs a distillation token"),
@@ -372,3 +374,16 @@ def test_what_does_not_fit_is_named(made, said):
     with pytest.raises(InputError, match=said) as error:
         made()
     assert "\n" not in str(error.value)
+
+
+def test_a_teacher_by_name_must_know_the_students_classes(tmp_path):
+    """timm would give the weights a new classifier, and the student would learn noise from it."""
+    torch.manual_seed(0)
+    for classes in (5, 7):
+        net = timm.create_model("resnet10t", num_classes=classes)
+        timm.models.save_for_hf(net, tmp_path / str(classes), safe_serialization=True)
+    task = DearKDTask(student(), f"local-dir:{tmp_path / '5'}", distillation=PAIR)
+    saved = load_file(tmp_path / "5" / "model.safetensors")
+    assert torch.equal(task.teacher.net.state_dict()["fc.weight"], saved["fc.weight"])
+    with pytest.raises(InputError, match="know 7 classes, and the student has 5; train it on the student's classes"):
+        DearKDTask(student(), f"local-dir:{tmp_path / '7'}", distillation=PAIR)
