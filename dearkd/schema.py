@@ -19,6 +19,7 @@ T = TypeVar("T")
 Check = Callable[[Any, str], None]
 Pairs = tuple[tuple[str, Any], ...]
 """A mapping that can be hashed and frozen: ((key, value), ...), sorted by key."""
+IN_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
 class InputError(Exception):
@@ -235,7 +236,7 @@ def convert(hint: Any, value: Any, where: str) -> Any:
             raise InputError(f"{where}: expected a finite number, got {shown(value)}")
         return number
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise InputError(f"{where}: expected {hint.__name__}, got {shown(value)}")
+        raise InputError(f"{where}: expected {IN_WORDS.get(hint, hint.__name__)}, got {shown(value)}")
     return _plain(value, where)
 
 

@@ -109,13 +109,13 @@ def measure(
     if certain:
         raise InputError(f"{here}; {hint}")
     if refused:
-        usual = "take the right weights, or correct top1 in the scale"
+        usual = "take the right weights, or correct its top1 in the scale"
         shown = teachers.moments(teacher, loaded.net, teacher.channels or data.channels)
         if shown is not None:
             usual = (
-                f"likely causes: other weights; pixels with another mean and std than it was trained on (now "
-                f"{_text(shown)}) or of another side (now {teacher.image_size or data.image_size}); outputs in another "
-                f"order. Give the teacher's mean, std, image_size or outputs in the scale, or correct its top1"
+                f"it may have other weights, have learned from pixels of another mean and std (now {_text(shown)}) or "
+                f"side (now {teacher.image_size or data.image_size}), or have its outputs in another order. Set the "
+                f"teacher's mean, std, image_size or outputs in the scale, or correct its top1"
             )
         raise InputError(f"{here}, but the scale expects {teacher.top1} within {teacher.tolerance}; {hint or usual}")
     if weak:

@@ -268,9 +268,9 @@ def doubt(source: Source, believed: float) -> str:
         return ""
     mean, std = ([round(v, 4) for v in values] for values in (source.data.mean, source.data.std))
     return (
-        f"the CNN takes only {believed:.0f} % of these images for the class they were made for; likely causes: too few "
-        f"iterations, an R_BN that drowns the classes (`r_bn`), or pixels of another mean and std than the CNN was "
-        f"trained on (now {mean} and {std})"
+        f"the CNN takes only {believed:.0f} % of these images for the class they were made for. Likely causes are "
+        f"too few iterations, an R_BN that drowns the classes (`r_bn`), or pixels of another mean and std than the CNN "
+        f"was trained on (now {mean} and {std})"
     )
 
 

@@ -173,7 +173,10 @@ def describe(plan: Plan, found: Estimate, gpus: int) -> str:
     if found.unlike:
         some = ", ".join(found.unlike[:3]) + f" and {len(found.unlike) - 3} more" * (len(found.unlike) > 3)
         lines.append(
-            ("not counted", f"{some}: no record is like theirs yet; after a first job of each kind `plan` counts them")
+            (
+                "not counted",
+                f"{some}: no finished job is like theirs; `plan` counts them after a first job of each kind",
+            )
         )
     return "\n".join(f"{name:<15}{value}" for name, value in lines)
 

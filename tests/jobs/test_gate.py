@@ -110,7 +110,7 @@ def test_where_nothing_fits_the_causes_are_named_with_what_is_used_now(weights):
     pixels, numbers = pictures(12, 1)
     labels = np.random.default_rng(0).permutation(numbers)
     noise = Images([f"{NAMES[n]}/{i}.png" for i, n in enumerate(labels)], labels, pixels)
-    with pytest.raises(InputError, match=r"other weights; .*\(now mean: \[0.5, .*\) or of another side \(now 16\)"):
+    with pytest.raises(InputError, match=r"other weights, .*\(now mean: \[0.5, .*\) or side \(now 16\)"):
         measure(weights, noise)
 
 

@@ -85,4 +85,4 @@ def test_all_is_done_in_a_clone_and_the_demo_takes_what_converged_took(capsys):
 def test_without_a_record_it_says_what_gives_an_estimate(plan, capsys):
     shutil.rmtree("results", ignore_errors=True)
     assert main(["plan", "table2", "--scale", "digits"]) == 0
-    assert "after a first job of each kind `plan` counts them" in capsys.readouterr().out
+    assert "`plan` counts them after a first job of each kind" in capsys.readouterr().out
