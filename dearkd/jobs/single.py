@@ -20,7 +20,7 @@ HEADER = "# Written by `python -m dearkd {verb}`: a scale like any other (docs/o
 def outside(out: Path, images: Path) -> None:
     """Refuse a folder for the student inside the folder of images, where it would be taken for a class."""
     if out.resolve().is_relative_to(images.resolve()):
-        raise InputError(f"--out {out}: lies inside the folder of images, {images}; name a folder outside it")
+        raise InputError(f"--out {out}: is inside the folder of images, {images}; name a folder outside it")
 
 
 def written(out: Path, values: dict[str, Any], verb: str) -> Scale:

@@ -67,7 +67,7 @@ def test_from_a_folder_to_a_model_that_knows_its_classes(folder, capsys):
         (["--epochs", "0"], "epochs is 0; at least 1"),
         (["--image-size", "61"], "--image-size 61: cannot be cut into 8 to 16 patches a side; take 60"),
         (["--set", "lr=1e-4"], "unknown key 'lr'; did you mean 'training.lr'?"),
-        (["--out", "my $photos/out"], "--out my $photos/out: lies inside the folder of images"),
+        (["--out", "my $photos/out"], "--out my $photos/out: is inside the folder of images"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence_and_writes_nothing(folder, capsys, more, said):
