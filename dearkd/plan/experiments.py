@@ -3,6 +3,7 @@
 Standard library and yaml, so that the Snakefile and the readers start in a tenth of a second.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from dearkd import strict_yaml
 from dearkd.places import all_shipped, shipped
-from dearkd.plan import methods
+from dearkd.plan import methods, seeds
 from dearkd.plan.matrix import (
     DESCRIPTION,
     MATRIX,
@@ -48,7 +49,7 @@ def load(scale: object, matrix: Path = MATRIX) -> Plan:
     tables = {name: table for name, table in tables.items() if reader.trains_any(table)}
     wanted = {n: v for n, v in reader.wanted(reader.entries.figures).items() if reader.draws(n, v, tables)}
     figures = {name: reader.figure(name, v, tables) for name, v in wanted.items()}
-    return Plan(
+    plan = Plan(
         scale=scale,
         runs=reader.found.runs,
         sources=reader.found.sources,
@@ -58,6 +59,7 @@ def load(scale: object, matrix: Path = MATRIX) -> Plan:
         figures=figures,
         file=file,
     )
+    return dataclasses.replace(plan, runs=seeds.chosen(plan))
 
 
 class _Over(NamedTuple):
@@ -112,6 +114,9 @@ class _Reader:
             if name not in self.entries.tables:
                 raise InputError(unknown(name, self.entries.tables, "table", f"scale {self.scale.name}: extra"))
         papers = [*known, *(path.stem for path in all_shipped(PAPER, "table*.csv"))]
+        for name in self.scale.most_seeds:
+            if name not in self.entries.tables:
+                raise InputError(unknown(name, self.entries.tables, "table", f"scale {self.scale.name}: most_seeds"))
         for name in self.scale.quoted:
             if name not in papers:
                 raise InputError(unknown(name, papers, "table", f"scale {self.scale.name}: quoted"))
@@ -265,11 +270,16 @@ class _Reader:
         elif "student" not in values and across.key != "student":
             raise InputError(f"{where}: missing key 'student'")
         defaults = {name: default for name, (_, default) in switches_of(method).items()} if method else {}
+        if described.only and not {*described.only} & {*across.ours}:
+            raise InputError(
+                unknown(str(described.only[0]), [str(v) for v in across.ours], across.key or "column", f"{where}: only")
+            )
         cells = []
         for value, paper_value in [*across.ours.items(), *((v, v) for v in across.quoted)]:
             keys = {across.key: value} if across.key else {}
             whole = {**values, **keys}
             planned = ours and value not in across.quoted and self.trains(whole.get("student"))
+            planned = planned and (not described.only or value in described.only)
             run = self.found.fills(whole, where) if planned else ""
             selector = {**described.paper, **({across.paper: paper_value} if across.key else {})}
             number = self.paper.find(paper, selector, where) if described.paper else None

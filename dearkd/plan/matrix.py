@@ -92,6 +92,8 @@ class Description:
     architecture: Annotated[str, Matches(r"(\w[\w.-]*)?", "a model of timm by name")] = ""
     extra: bool = False
     """The paper has no such row; only a scale that names it under its own `extra` has it."""
+    only: Annotated[tuple[int | str, ...], Several()] = ()
+    """The values of the table's `across` for which the row is trained; none: all."""
 
 
 DESCRIPTION = tuple(f.name for f in dataclasses.fields(Description))

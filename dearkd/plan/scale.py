@@ -132,6 +132,8 @@ class Scale:
     summary: str
     """One line for tables and --help: what data, what hardware."""
     seeds: Annotated[tuple[Seed, ...], Several(1)]
+    most_seeds: dict[str, Annotated[int, Within(1, 1_000_000)]] = dataclasses.field(default_factory=dict)
+    """By table: the most seeds that it has, the first of `seeds`. A run has the seeds of all tables that show it."""
     fractions: Annotated[tuple[Fraction, ...], Several(1)]
     """Percent of the training images; the columns of Table 2."""
     subset_seed: Seed = 0

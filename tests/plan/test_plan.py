@@ -525,3 +525,44 @@ def test_a_row_cannot_change_the_images_of_all(project):
     matrix.write_text(matrix.read_text().replace("  table6:\n", line + "  table6:\n", 1))
     with pytest.raises(InputError, match=r"synthesis\.tv cannot be set for a row"):
         load("smoke")
+
+
+def test_a_run_has_the_seeds_of_all_tables_that_show_it(scale):
+    five = "extends: converged\nname: own\nsummary: mine\nmost_seeds: {table3: 5, table4: 2}\n"
+    whole = load(scale(five))
+    seeds = {run.name: len(run.seeds) for run in whole.runs_of(*whole.tables)}
+    assert seeds["dearkd-Ti"] == 8, "Table 3 and Table 1 show it"
+    assert seeds["dearkd-S-long~yes"] == 5 and seeds["peer-Swin-T"] == 5, "Table 3 alone shows them"
+    assert seeds["dearkd-S-images~adi"] == 8, "Table 5 has all seeds"
+    fine_tuned = [run for run in whole.runs_of("table4") if run.initial]
+    assert fine_tuned and all(run.seeds == (0, 1) for run in fine_tuned)
+    assert all(set(whole.runs[run.initial].seeds) >= set(run.seeds) for run in fine_tuned)
+    assert whole.runs["teacher-main"].seeds == (0,)
+
+
+def test_what_a_fine_tuning_starts_from_has_its_seeds(scale):
+    alone = load(scale("extends: converged\nname: own\nsummary: mine\nonly: [table4]\nmost_seeds: {table4: 3}\n"))
+    assert {len(alone.runs[run.initial].seeds) for run in alone.runs_of("table4")} == {3}
+
+
+@pytest.mark.parametrize(
+    ("key", "sentence"),
+    [
+        ("{tabel3: 5}", "unknown table 'tabel3'; did you mean 'table3'"),
+        ("{table3: 0}", "table3"),
+    ],
+)
+def test_most_seeds_that_cannot_be_are_named(scale, key, sentence):
+    with pytest.raises(InputError, match="most_seeds.*" + re.escape(sentence)):
+        load(scale(f"extends: converged\nname: own\nsummary: mine\nmost_seeds: {key}\n"))
+
+
+def test_a_row_is_trained_only_for_the_columns_that_it_names(matrix):
+    def edit(columns):
+        return matrix(lambda v: v["tables"]["table2"]["rows"][0].update(only=columns))
+
+    row = load("digits", edit([10, 50])).tables["table2"].rows[0]
+    assert {dict(cell.keys)["fraction"]: bool(cell.run) for cell in row.cells} == {10: 1, 25: 0, 50: 1, 100: 0}
+    assert all(cell.paper is not None for cell in row.cells), "the paper's numbers stay"
+    with pytest.raises(InputError, match=r"row 1: only: unknown fraction '11'"):
+        load("digits", edit([11]))

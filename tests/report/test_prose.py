@@ -44,7 +44,8 @@ from dearkd.report import unfinished
 
 
 def readme():
-    yield f"(`converged`) | results so far, table by table: {'; '.join(so_far(BIG, i) for i in range(1, 7))} (", True
+    done = ", ".join(f"{so_far(BIG, i)} {'results ' * (i == 1)}of Table {i}" for i in range(1, 7))
+    yield f"(`converged`) | so far {done} (", True
     fashion = record.read(Path("results/fashion/teachers/main.json"))
     yield f"teacher trained, [{fashion['top1']:.1f} % on validation", fashion["gate"] == "validation"
     yield "All six tables are measured with this recipe.", whole(SMALL, *range(1, 7))

@@ -51,7 +51,11 @@ def test_a_measured_run_is_read(project):
         ),
         ("II.json", lambda v: v["specs"][1].update(losses=[["ce", 2.0]]), r"II.json: stale record \(losses"),
         ("I.json", lambda v: v["specs"][0].update(colour="red"), r"unknown key 'colour'"),
-        ("I.json", lambda v: v.update(weights_sha256="0"), r"II.json: stale record \(it continued from other weights"),
+        (
+            "I.json",
+            lambda v: v.update(weights_sha256="0"),
+            r"II.json: stale record \(its training continued from other weights",
+        ),
         (
             "metrics.json",
             lambda v: v.update(weights_sha256="0"),
@@ -144,7 +148,7 @@ def test_a_record_of_another_place_is_refused(project, name, key, wrong):
 def test_an_accuracy_that_the_predictions_do_not_give_is_refused(project, metric, forged):
     edit(project / "results/smoke/runs/dearkd-Ti/seed0/metrics.json", lambda v: v["metrics"].update({metric: forged}))
     whole = load("smoke")
-    with pytest.raises(InputError, match=rf"metrics.json: (stale record \(it says {metric} |not a whole record)"):
+    with pytest.raises(InputError, match=rf"metrics.json: (stale record \(its {metric} is |not a whole record)"):
         records.load(whole, dearkd(whole))
 
 

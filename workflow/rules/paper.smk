@@ -53,7 +53,7 @@ rule table:
     log:
         f"{LOGS}/{{table}}.log",
     params:
-        matrix=lambda w: fingerprint((PLAN.tables[w.table], PLAN.scale.seeds)),
+        matrix=lambda w: fingerprint((PLAN.tables[w.table], PLAN.scale.seeds, PLAN.scale.most_seeds)),
         caption=lambda w: caption(w.table),
     shell:
         "{PYTHON:q} -m dearkd table {wildcards.table:q} --scale {SCALE:q} > {log:q} 2>&1"
@@ -73,7 +73,7 @@ rule figure:
     log:
         f"{LOGS}/{{figure}}.log",
     params:
-        matrix=lambda w: fingerprint((PLAN.figures[w.figure], PLAN.scale.seeds)),
+        matrix=lambda w: fingerprint((PLAN.figures[w.figure], PLAN.scale.seeds, PLAN.scale.most_seeds)),
         caption=lambda w: caption(w.figure),
     shell:
         "{PYTHON:q} -m dearkd figure {wildcards.figure:q} --scale {SCALE:q} > {log:q} 2>&1"
@@ -118,7 +118,7 @@ rule claims:
     log:
         f"{LOGS}/claims.log",
     params:
-        matrix=fingerprint((*PLAN.tables.values(), PLAN.scale.seeds)),
+        matrix=fingerprint((*PLAN.tables.values(), PLAN.scale.seeds, PLAN.scale.most_seeds)),
         paper=fingerprint([shipped(f"paper/{name}.csv").read_text() for name in ("claims", "inconsistencies")]),
     shell:
         "{PYTHON:q} -m dearkd claims --scale {SCALE:q} > {log:q} 2>&1"
