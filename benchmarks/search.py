@@ -32,6 +32,7 @@ import torch
 from benchmarks.workers import leave_with_parent
 from dearkd import arithmetic, disk, record, strict_yaml
 from dearkd.data import datasets, image_archive, subsets
+from dearkd.errors import InputError, unknown
 from dearkd.fingerprint import fingerprint
 from dearkd.jobs.inputs import available_device
 from dearkd.jobs.synthesis import Shard, make
@@ -41,7 +42,7 @@ from dearkd.plan import experiments, methods
 from dearkd.plan.paths import Paths
 from dearkd.plan.scale import Scale
 from dearkd.plan.stage import Data, Source, Stage, subset_name
-from dearkd.schema import InputError, build, spec, unknown
+from dearkd.schema import build, spec
 from dearkd.stop import Interrupted
 from dearkd.train.attempt import Attempt
 from dearkd.train.inputs import Inputs

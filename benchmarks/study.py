@@ -23,12 +23,12 @@ import torch
 
 from benchmarks.workers import leave_with_parent
 from dearkd import arithmetic, record
+from dearkd.errors import InputError, unknown
 from dearkd.jobs.evaluate import evaluate_run
 from dearkd.jobs.subset import list_subsets
 from dearkd.jobs.teacher import admit_teacher
 from dearkd.jobs.train import train_stage
 from dearkd.plan import experiments
-from dearkd.schema import InputError, unknown
 from dearkd.stop import Interrupted
 
 

@@ -14,9 +14,9 @@ import resource
 
 from dearkd import arithmetic
 from dearkd.command_line import VERBS, parser
+from dearkd.errors import InputError, unknown
 from dearkd.jobs import forkserver
 from dearkd.jobs.gpus import claimed, given
-from dearkd.schema import InputError, unknown
 from dearkd.stop import Interrupted
 
 AGAIN = 75

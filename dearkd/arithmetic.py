@@ -10,7 +10,7 @@ fixed order (docs/performance.md).
 
 import os
 
-from dearkd.schema import InputError, unknown
+from dearkd.errors import InputError, unknown
 
 CHOICE = "DEARKD_ARITHMETIC"
 CHOICES = ("", "native", "deterministic")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dearkd.schema import InputError
+from dearkd.errors import InputError
 
 _RECONSTRUCT = np.ndarray(0).__reduce__()[0]
 HARMLESS = {

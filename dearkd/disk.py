@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from dearkd.schema import InputError
+from dearkd.errors import InputError
 
 TEMPORARY = re.compile(r"\.dearkd-([0-9a-f]{8})-(\d+)-\d+\.tmp")
 OLD_SECONDS = 86400.0

@@ -1,4 +1,7 @@
-"""Ranges of numbers, lists and texts, which the type of a spec's field names: `Annotated[int, Within(1, 100)]`."""
+"""Ranges of numbers, lists and texts, which the type of a spec's field names: `Annotated[int, Within(1, 100)]`.
+
+`str` of a range is what to write instead of a value outside it, after "write".
+"""
 
 import dataclasses
 import re
@@ -26,9 +29,10 @@ class Within:
         return over and (value < self.high if self.below else value <= self.high)
 
     def __str__(self) -> str:
-        low = f"above {self.low:,}" if self.above else f"at least {self.low:,}"
-        high = f"below {self.high:,}" if self.below else f"at most {self.high:,}"
-        return low if self.high == LARGEST else high if self.low == -LARGEST else f"{low} and {high}"
+        if self.high == LARGEST and self.low > -LARGEST:
+            return f"a number above {self.low:,}" if self.above else f"{self.low:,} or more"
+        high = f"below {self.high:,}" if self.below else f"{self.high:,}"
+        return f"a number {'above' if self.above else 'from'} {self.low:,} {'and up ' if self.above else ''}to {high}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +45,12 @@ class Several:
         return len(value) >= self.least and len(set(value)) == len(value)
 
     def __str__(self) -> str:
-        return ("at least one entry, " if self.least else "") + "each entry once"
+        return "a list of one or more entries, each of them once" if self.least else "a list that has each entry once"
 
 
 @dataclasses.dataclass(frozen=True)
 class Matches:
-    """A text of a form; `form` says which."""
+    """A text of a form; `form` says which, after "write"."""
 
     pattern: str
     form: str
@@ -67,6 +71,6 @@ Part = Annotated[float, Within(0, 1, below=True)]
 """A share from 0 to below 1."""
 Seed = Annotated[int, Within(0, LARGEST)]
 Percent = Annotated[float, Within(0, 100)]
-Name = Annotated[str, Matches(r"\w[\w.+-]{0,99}", "it becomes part of paths: letters, digits and _ . + - only")]
-Title = Annotated[str, Matches(r"\S.{0,79}", "a text of one line")]
-Sha256 = Annotated[str, Matches(r"([0-9a-f]{64})?", "64 hexadecimal digits, or empty")]
+Name = Annotated[str, Matches(r"\w[\w.+-]{0,99}", "letters, digits and _ . + - only, because it becomes part of paths")]
+Title = Annotated[str, Matches(r"\S.{0,79}", "a text of one line, at most 80 characters")]
+Sha256 = Annotated[str, Matches(r"([0-9a-f]{64})?", "64 hexadecimal digits, or an empty text")]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dearkd import arithmetic, disk
-from dearkd.schema import InputError
+from dearkd.errors import InputError
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "lpips", "snakemake")
 SEAL = "record_sha256"

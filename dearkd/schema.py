@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import json
 import math
@@ -12,6 +11,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
+from dearkd.errors import IN_WORDS, InputError, as_text, shown, unknown
 from dearkd.meanings import meanings
 from dearkd.ranges import LARGEST, Within
 
@@ -19,17 +19,6 @@ T = TypeVar("T")
 Check = Callable[[Any, str], None]
 Pairs = tuple[tuple[str, Any], ...]
 """A mapping that can be hashed and frozen: ((key, value), ...), sorted by key."""
-IN_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-
-
-class InputError(Exception):
-    """A mistake in the user's input. Its text is one sentence that names the file or key and the way out."""
-
-
-class Stale(InputError):
-    """A record that does not match today's plan, so its job must run again."""
-
-
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 """Characters that file names and texts may not have: controls except tab and line feed, and single surrogates."""
 
@@ -80,7 +69,7 @@ def _check_of(hint: Any) -> Check | None:
             for limit in limits:
                 if not limit.allows(value):
                     large = isinstance(limit, Within) and value > limit.high == LARGEST
-                    raise InputError(f"{where} is {shown(value)}; {f'at most {LARGEST:,}' if large else limit}")
+                    raise InputError(f"{where} is {shown(value)}; write {f'{LARGEST:,} or less' if large else limit}")
             if within is not None:
                 within(value, where)
 
@@ -111,30 +100,6 @@ def _apply(check: Check | None, value: Any, where: str) -> None:
         check(value, where)
 
 
-def shown(value: Any) -> str:
-    """Return a value as one short line, for a message."""
-    try:
-        text = repr(list(value) if isinstance(value, tuple) else value)
-    except ValueError:  # Python refuses to print integers of more than 4,300 digits
-        return "a number of thousands of digits"
-    return text if len(text) <= 100 else f"{text[:97]}..."
-
-
-def unknown(
-    key: str, known: Sequence[str] | Mapping[str, Any], kind: str, where: str, meant: Sequence[str] = ()
-) -> str:
-    """The sentence that refuses a name: with the nearest known one, or with those that are known.
-
-    kind: what the name is of ("key", "student"). where: the file and the dotted key. meant: what fits better than the
-    nearest.
-    """
-    key = key if len(key) <= 60 else f"{key[:57]}..."
-    near = list(meant) or difflib.get_close_matches(key, list(known), n=1, cutoff=0.4)
-    shown = [repr(name) if "," in name else name for name in sorted(known)[:12]] + ["..."] * (len(known) > 12)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(shown) or 'none'}"
-    return f"{where}: unknown {kind} {key!r}; {hint}"
-
-
 def build(cls: type[T], values: Any, where: str) -> T:
     """Make an instance of the dataclass `cls` from a parsed YAML mapping.
 
@@ -147,7 +112,7 @@ def build(cls: type[T], values: Any, where: str) -> T:
     for key in values:
         if key not in fields:
             below = [f"{name}.{key}" for name, hint in _hints(cls).items() if _has(hint, key)]
-            raise InputError(unknown(_text(key), fields, "key", where, below))
+            raise InputError(unknown(as_text(key), fields, "key", where, below))
     hints = _hints(cls)
     built = {}
     for name, field in fields.items():
@@ -212,7 +177,7 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         return convert(next(a for a in args if a is not type(None)), value, where)
     if origin is Literal:
         if not any(value == a and type(value) is type(a) for a in args):
-            raise InputError(unknown(_text(value), [str(a) for a in args], "value", where))
+            raise InputError(unknown(as_text(value), [str(a) for a in args], "value", where))
         return value
     if origin is dict:
         if not isinstance(value, Mapping):
@@ -250,19 +215,17 @@ def _plain(value: Any, where: str) -> Any:
         raise InputError(f"{where}: {shown(value)} holds a control character; write it without")
     if value is None or isinstance(value, str | bool):
         return value
-    if isinstance(value, int | float) and Within().allows(value):
+    if isinstance(value, int | float):
+        if not Within().allows(value):
+            raise InputError(f"{where} is {shown(value)}; write {Within()}")
         return value
-    raise InputError(f"{where}: expected text, a number of ordinary size, a list or a mapping, got {shown(value)}")
+    raise InputError(f"{where}: expected text, a number, a list or a mapping, got {shown(value)}")
 
 
 def _key(key: Any, where: str) -> str:
     if not isinstance(key, str):
         raise InputError(f"{where}: the key {shown(key)} is no text; put it in quotes")
     return key
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else shown(value)
 
 
 def freeze(value: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from dearkd.schema import InputError
+from dearkd.errors import InputError
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """libyaml's loader if there is one: each job reads the matrix, in 20 ms instead of 200 with Python's own parser."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rooms import imported
 
-GROUND = {"schema", "ranges", "meanings", "fingerprint", "arithmetic", "arrays", "keys", "disk", "places"}
+GROUND = {"errors", "schema", "ranges", "meanings", "fingerprint", "arithmetic", "arrays", "keys", "disk", "places"}
 GROUND |= {"strict_yaml", "record", "stop", "progress"}
 ROOMS = {
     "plan": GROUND,

@@ -10,8 +10,8 @@ from jaxtyping import UInt8
 from dearkd import disk
 from dearkd.arrays import read_arrays
 from dearkd.data.images import Images
+from dearkd.errors import InputError
 from dearkd.plan.stage import Data
-from dearkd.schema import InputError
 
 PIXELS = (3, 32, 32)
 """Shape of an image in both layouts: channels, rows, columns."""

@@ -14,10 +14,10 @@ from jaxtyping import Int, UInt8
 
 from dearkd.data import cifar, folder
 from dearkd.data.images import Images
+from dearkd.errors import InputError
 from dearkd.keys import numpy_generator
 from dearkd.plan.files import root_of
 from dearkd.plan.stage import Data
-from dearkd.schema import InputError
 
 PHOTOS = {
     "skimage/data/chelsea.png": 282,

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 
 from dearkd.data.images import Images
+from dearkd.errors import InputError
 from dearkd.keys import numpy_generator
 from dearkd.plan import files
 from dearkd.plan.files import EXTENSIONS, Found, composed
 from dearkd.plan.stage import Data
-from dearkd.schema import InputError
 
 HELD_OUT = ("test", "val", "valid", "validation")
 """Names of a folder of test images. The first one that has class folders is read; ImageNet's test/ has none."""

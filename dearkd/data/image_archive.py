@@ -17,7 +17,7 @@ from PIL import Image
 
 from dearkd import disk
 from dearkd.data.images import Images, eight_bit, opened
-from dearkd.schema import InputError
+from dearkd.errors import InputError
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """Date of every member, so that equal images make equal files."""

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from dearkd.schema import InputError
+from dearkd.errors import InputError
 
 MODES = {1: "L", 3: "RGB"}
 """PIL's mode for a number of channels."""

@@ -16,9 +16,9 @@ from dearkd.data.arrival import Finish, arriving, moments
 from dearkd.data.augment import Transform
 from dearkd.data.images import Images
 from dearkd.data.order import Loaded, MicroBatch, Schedule
+from dearkd.errors import InputError
 from dearkd.keys import seed_cpu, torch_generator
 from dearkd.plan.stage import Augment, Data
-from dearkd.schema import InputError
 
 
 class TrainingImages(torch.utils.data.Dataset):

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
+from dearkd.errors import InputError
 from dearkd.keys import numpy_generator
-from dearkd.schema import InputError
 
 
 def epoch_order(size: int, draws: int, repeats: int, seed: int, epoch: int) -> Int[np.ndarray, " draws"]:

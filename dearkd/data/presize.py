@@ -15,10 +15,11 @@ from PIL import Image
 from dearkd import disk, record
 from dearkd.data import datasets, subsets
 from dearkd.data.images import Images, eight_bit, named, opened
+from dearkd.errors import InputError
 from dearkd.plan import files
 from dearkd.plan.plan import Plan
 from dearkd.plan.stage import Data
-from dearkd.schema import InputError, to_json
+from dearkd.schema import to_json
 
 QUALITY = 90
 """Quality of the copy's JPEG files. Chroma has half the resolution, so that they decode a third faster."""

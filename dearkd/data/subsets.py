@@ -14,11 +14,12 @@ from jaxtyping import Int
 from dearkd import disk, record
 from dearkd.data import datasets, folder
 from dearkd.data.images import Images, check
+from dearkd.errors import InputError
 from dearkd.keys import numpy_generator
 from dearkd.plan import files
 from dearkd.plan.plan import Plan
 from dearkd.plan.stage import Data, subset_name
-from dearkd.schema import InputError, build, to_json
+from dearkd.schema import build, to_json
 
 DECIDES = ("kind", "classes", "validation", "label_noise", "task", "order", "test_share")
 """Fields of `Data` that decide which images and labels there are. For digits `image_size` does so too."""
@@ -87,10 +88,13 @@ def write(
     disk.write(folder / "SHA256SUMS", "".join(sums))
 
 
-def read(images: Images, folder: Path, name: str) -> tuple[Images, str]:
-    """(the images of a subset, sha256 of its list). Raises InputError when the list does not fit the data set."""
+def read(images: Images, folder: Path, name: str, scale: str) -> tuple[Images, str]:
+    """(the images of a subset, sha256 of its list). Raises InputError when the list does not fit the data set.
+
+    scale: the word after --scale (`Plan.argument`), for the command that writes the list again.
+    """
     path = folder / f"{name}.txt"
-    text = files.verified(path)
+    text = files.verified(path, scale)
     position = {n: i for i, n in enumerate(images.names)}
     try:
         return images.take([position[line] for line in text.splitlines()]), hashlib.sha256(text.encode()).hexdigest()
@@ -163,7 +167,7 @@ def splits(plan: Plan, name: str) -> dict[str, Images]:
             raise InputError(f"{root}: no such folder; set `root` of the data in the scale")
         if files.first_process() and (changed := files.changes(plan, name)):
             raise InputError(f"{root}: {changed} since {lists / 'data.json'} was written; undo that, or {again}")
-        sets = _listed(root, described["folders"], lists)
+        sets = _listed(root, described["folders"], files.listed(lists, plan.argument))
     else:
         sets = datasets.read(clean)
         for split, images in {**sets, "train": datasets.noisy(sets["train"], data)}.items():
@@ -173,10 +177,10 @@ def splits(plan: Plan, name: str) -> dict[str, Images]:
                     f"that it describes; restore them, or {again}"
                 )
     if any(line.endswith("  test.txt") for line in files.sums(lists)):
-        sets["test"] = read(sets["test"], lists, "test")[0]
+        sets["test"] = read(sets["test"], lists, "test", plan.argument)[0]
     elif data.test_share:
         raise InputError(f"{lists}: does not list the test images, which test_share draws; {again}")
-    held_out = read(sets["train"], lists, "validation")[0] if data.validation else sets["test"]
+    held_out = read(sets["train"], lists, "validation", plan.argument)[0] if data.validation else sets["test"]
     return {"train": datasets.noisy(sets["train"], data), "validation": held_out, "test": sets["test"]}
 
 
@@ -198,8 +202,8 @@ def _described(plan: Plan, name: str) -> dict[str, Any]:
     return described
 
 
-def _listed(root: Path, places: dict[str, str], lists: Path) -> dict[str, Images]:
-    rows, sets = files.listed(lists), {}
+def _listed(root: Path, places: dict[str, str], rows: list[files.Listed]) -> dict[str, Images]:
+    sets = {}
     for split, place in places.items():
         mine = [row for row in rows if row.split == split]
         labels = np.array([row.label for row in mine], dtype=np.int64)

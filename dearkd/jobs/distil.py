@@ -8,9 +8,9 @@ from typing import Any
 from PIL import Image
 
 from dearkd import disk, record
+from dearkd.errors import InputError, unknown
 from dearkd.jobs import single
 from dearkd.plan.stage import DEARKD_HEADS, SIZES
-from dearkd.schema import InputError, unknown
 
 STUDENTS = {"Ti": ("tiny", 3), "S": ("small", 6), "B": ("base", 12)}
 """Size of a student, and its number of heads in DeiT."""

@@ -12,12 +12,12 @@ from lpips import LPIPS
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur, resize
 
+from dearkd.errors import InputError
 from dearkd.keys import key_of, numpy_generator
 from dearkd.model import lpips_trunks
 from dearkd.model.weights import load_weights, weights_sha256
 from dearkd.places import home
 from dearkd.plan.scale import Diversity
-from dearkd.schema import InputError
 
 INTERPOLATION = "bilinear, antialiased"
 """How images are resized to the size of the scale."""

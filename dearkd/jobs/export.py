@@ -14,6 +14,7 @@ from timm.models._hub import save_config_for_hf
 from torch import nn
 
 from dearkd import disk
+from dearkd.errors import InputError
 from dearkd.jobs import publish
 from dearkd.jobs.inputs import trained_student
 from dearkd.places import all_shipped
@@ -21,7 +22,6 @@ from dearkd.plan import files, verify
 from dearkd.plan.plan import Plan, Run
 from dearkd.plan.scale_file import SCALES
 from dearkd.plan.stage import Data
-from dearkd.schema import InputError
 
 TEMPLATE = Path(__file__).with_name("card.md")
 WEIGHTS, CONFIG, ONNX, CARD = "model.safetensors", "config.json", "model.onnx", "README.md"

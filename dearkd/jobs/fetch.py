@@ -12,13 +12,13 @@ from torchvision import datasets
 
 from dearkd.data import cifar, subsets
 from dearkd.data.datasets import read
+from dearkd.errors import InputError
 from dearkd.model import efficientnet_lite0, hub, lpips_trunks, teachers
 from dearkd.model.weights import weights_sha256
 from dearkd.places import home
 from dearkd.plan.files import root_of
 from dearkd.plan.plan import Plan
 from dearkd.plan.stage import IN_FILES, Data, Teacher
-from dearkd.schema import InputError
 
 PUBLIC: dict[str, Callable[[str], object]] = {
     "cifar10": functools.partial(cifar.fetch, "cifar10"),

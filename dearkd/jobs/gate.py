@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from dearkd.data.datasets import Images
 from dearkd.data.loader import evaluation_loader
+from dearkd.errors import InputError, unknown
 from dearkd.model import teachers
 from dearkd.plan import stage
-from dearkd.schema import InputError, unknown
 from dearkd.train.evaluate import accuracy, predict
 
 TRIED = 500

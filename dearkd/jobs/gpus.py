@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from dearkd.schema import InputError
+from dearkd.errors import InputError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 ASK_SECONDS = 2.0

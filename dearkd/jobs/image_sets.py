@@ -44,7 +44,7 @@ def describe(plan: Plan, name: str, seed: int) -> None:
     torch.set_num_threads(plan.resources("diversity").threads)
     if name == REAL:
         train = subsets.splits(plan, "main")["train"]
-        images, images_sha256 = subsets.read(train, plan.paths.subsets("main"), "train-100")
+        images, images_sha256 = subsets.read(train, plan.paths.subsets("main"), "train-100", plan.argument)
     else:
         images, images_sha256 = synthetic(plan, name, seed)
     device = available_device()

@@ -11,13 +11,13 @@ from dearkd import disk, record
 from dearkd.data import image_archive, presize, subsets
 from dearkd.data.images import Images
 from dearkd.data.order import Decisions
+from dearkd.errors import InputError
 from dearkd.model import networks, teachers
 from dearkd.model.teachers import FeatureShape
 from dearkd.model.weights import load_weights, state_sha256
 from dearkd.plan import commands, verify
 from dearkd.plan.plan import Labels, Plan, Run
 from dearkd.plan.stage import Stage, subset_name
-from dearkd.schema import InputError
 from dearkd.train.checkpoint import Checkpoints, packed
 from dearkd.train.inputs import Inputs
 
@@ -225,7 +225,7 @@ def real_images(plan: Plan, of: Stage | Labels, seed: int, train: Images | None 
     """
     if train is None:
         train = subsets.splits(plan, of.data_name)["train"]
-    images, images_sha256 = subsets.read(train, plan.paths.subsets(of.data_name), of.subset(seed))
+    images, images_sha256 = subsets.read(train, plan.paths.subsets(of.data_name), of.subset(seed), plan.argument)
     described = data_record(plan, of.data_name)
     if of.data.root:  # the list has only names, and files may change; data that a package ships cannot
         images_sha256 = disk.sha256_of(images_sha256 + described["sha256"]["train"])

@@ -16,11 +16,11 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from dearkd.data.loader import affine
+from dearkd.errors import InputError
 from dearkd.keys import numpy_generator, torch_generator
 from dearkd.model import priors
 from dearkd.model.teachers import TeacherNetwork
 from dearkd.plan.stage import Phase, Source, Synthesis
-from dearkd.schema import InputError
 
 
 def classes_of(batch: int, recipe: Synthesis, classes: Sequence[int], seed: int) -> list[int]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dearkd import disk, record
 from dearkd.data.image_archive import folders_of
+from dearkd.errors import InputError, unknown
 from dearkd.fingerprint import fingerprint
 from dearkd.jobs import fast, inversion
 from dearkd.jobs.inputs import available_device
@@ -22,7 +23,7 @@ from dearkd.model.weights import read_weights, weights_sha256
 from dearkd.plan import files
 from dearkd.plan.stage import Data, Phase, Source, Synthesis, Teacher
 from dearkd.plan.synthesis import competes, recipe_of, terms
-from dearkd.schema import InputError, to_json, unknown
+from dearkd.schema import to_json
 from dearkd.train.attempt import Attempt
 from dearkd.train.checkpoint import Checkpoints
 

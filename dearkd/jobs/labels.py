@@ -16,6 +16,7 @@ from dearkd import disk, record
 from dearkd.data.images import Images
 from dearkd.data.loader import training_loader
 from dearkd.data.order import Schedule
+from dearkd.errors import InputError
 from dearkd.fingerprint import fingerprint
 from dearkd.jobs import gpus
 from dearkd.jobs.inputs import available_device, real_images, teacher_weights
@@ -23,7 +24,7 @@ from dearkd.keys import seed_all
 from dearkd.model import teachers
 from dearkd.plan.plan import Labels, Plan
 from dearkd.progress import Progress
-from dearkd.schema import InputError, to_json
+from dearkd.schema import to_json
 from dearkd.train import optimise
 from dearkd.train.attempt import Attempt
 

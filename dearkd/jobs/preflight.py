@@ -4,10 +4,11 @@ The plan has only names and arguments. Only timm can say whether it can build th
 heads do not divide, a missing teacher stage or a mistyped model would be found only after the teacher is trained.
 """
 
+from dearkd.errors import InputError
 from dearkd.model import networks, teachers
 from dearkd.plan.plan import Plan
 from dearkd.plan.stage import Model, Stage
-from dearkd.schema import InputError, freeze
+from dearkd.schema import freeze
 
 
 def preflight(plan: Plan) -> None:

@@ -10,9 +10,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from huggingface_hub.utils import validate_repo_id
 
 from dearkd import disk
+from dearkd.errors import InputError
 from dearkd.model import hub
 from dearkd.plan.stage import Data, Stage
-from dearkd.schema import InputError
 
 DATASETS = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}
 """Kinds of data that are one data set of the hub, by its name there."""

@@ -7,12 +7,12 @@ from typing import Any
 import yaml
 
 from dearkd import disk, record
+from dearkd.errors import InputError
 from dearkd.plan import methods
 from dearkd.plan.plan import Paths, Plan, Run
 from dearkd.plan.runs import Runs
 from dearkd.plan.scale import Scale
 from dearkd.plan.scale_file import load_scale
-from dearkd.schema import InputError
 
 HEADER = "# Written by `python -m dearkd {verb}`: a scale like any other (docs/own-data.md).\n"
 

@@ -7,11 +7,12 @@ from typing import Any
 import jinja2
 
 from dearkd import disk
+from dearkd.errors import InputError
 from dearkd.places import SHIPPED, all_shipped
 from dearkd.plan import files
 from dearkd.plan.scale_file import SCALES
 from dearkd.ranges import Name
-from dearkd.schema import InputError, build, spec
+from dearkd.schema import build, spec
 
 TEMPLATES = Path(__file__).with_name("study_files")
 COPIED = ("profiles/default/config.yaml", "slurm/config.yaml")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dearkd import disk, record
 from dearkd.data import image_archive
+from dearkd.errors import InputError
 from dearkd.fingerprint import fingerprint
 from dearkd.jobs import fast, gpus
 from dearkd.jobs.inputs import available_device, teacher_weights, trained_student
@@ -20,7 +21,7 @@ from dearkd.model import teachers
 from dearkd.plan.plan import Plan
 from dearkd.plan.stage import Source
 from dearkd.progress import Progress
-from dearkd.schema import InputError, to_json
+from dearkd.schema import to_json
 from dearkd.train.attempt import Attempt
 
 

@@ -14,11 +14,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from dearkd.errors import InputError
 from dearkd.model import networks
 from dearkd.plan.scale import Throughput
 from dearkd.plan.stage import Model
 from dearkd.progress import Progress
-from dearkd.schema import InputError
 
 Rate = dict[str, int | float]
 """batch; median, q1 and q3 in images/s over the passes; on a GPU peak_mb (1e6 bytes allocated at most)."""

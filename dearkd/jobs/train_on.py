@@ -10,10 +10,10 @@ from typing import Any
 import yaml
 
 from dearkd import record
+from dearkd.errors import InputError, unknown
 from dearkd.jobs import distil, single, study
 from dearkd.places import snakemake
 from dearkd.plan.paths import Paths
-from dearkd.schema import InputError, unknown
 
 
 def train_on(

@@ -26,11 +26,11 @@ from timm.layers import Attention
 from timm.layers.attention import resolve_self_attn_mask
 from torch import Tensor
 
+from dearkd.errors import InputError
 from dearkd.model import attention_flex
 from dearkd.model.attention_cpu import FEW, SharedBiasAttention, captured
 from dearkd.model.position import QuadraticBias
 from dearkd.plan.stage import Rpe
-from dearkd.schema import InputError
 
 Heads = Float[Tensor, "batch heads tokens head_dim"]
 """Queries, keys or values of each head."""

@@ -9,7 +9,7 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
-from dearkd.schema import InputError
+from dearkd.errors import InputError
 
 WEIGHTS = "package:efficientnet_lite0"
 """The value of a teacher's `weights` that asks for them."""

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dearkd.errors import InputError
 from dearkd.model.attention import MHCA
 from dearkd.model.position import QuadraticBias
-from dearkd.schema import InputError
 
 
 class GatedBias(QuadraticBias):

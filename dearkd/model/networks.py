@@ -10,11 +10,11 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from dearkd.errors import InputError, unknown
 from dearkd.keys import key_of, torch_generator
 from dearkd.model import convnets, hub, t2t  # noqa: F401  convnets and t2t register their models in timm
 from dearkd.model.students import DearKD
 from dearkd.plan.stage import Model
-from dearkd.schema import InputError, unknown
 
 
 def create(model: Model, seed: int) -> nn.Module:

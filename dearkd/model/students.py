@@ -16,10 +16,11 @@ from timm.models.deit import checkpoint_filter_fn
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
 from torch import nn
 
+from dearkd.errors import InputError
 from dearkd.model.attention import MHCA
 from dearkd.model.gated import GPSA
 from dearkd.plan.stage import DEARKD_HEADS, SIZES, Rpe
-from dearkd.schema import InputError, build
+from dearkd.schema import build
 
 _CFG = {
     "input_size": (3, 224, 224),

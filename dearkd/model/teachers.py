@@ -15,12 +15,12 @@ from timm.layers import BatchNormAct2d, ConvNormAct
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from dearkd.errors import InputError, unknown
 from dearkd.model import efficientnet_lite0, hub
 from dearkd.model.networks import sketch
 from dearkd.model.weights import load_weights, weights_sha256
 from dearkd.places import home
 from dearkd.plan import stage
-from dearkd.schema import InputError, unknown
 
 PROBED = 300
 """Largest side in pixels that `probe` tries on a network."""

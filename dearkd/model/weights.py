@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from timm.models import clean_state_dict
 from torch import Tensor, nn
 
-from dearkd.schema import InputError
+from dearkd.errors import InputError
 
 
 def weights_sha256(net: nn.Module) -> str:

@@ -9,12 +9,12 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 
 from dearkd import record
+from dearkd.errors import InputError
 from dearkd.places import shipped
 from dearkd.plan.experiments import PAPER
 from dearkd.plan.needs import before, needed
 from dearkd.plan.plan import Plan, Run
 from dearkd.plan.stage import IN_FILES, Source, Stage
-from dearkd.schema import InputError
 
 TRAIN = 3
 """Cost of a training pass in forward passes; an upper bound for synthesis, in which weights get no gradient."""

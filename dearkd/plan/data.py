@@ -2,8 +2,9 @@
 
 from typing import Annotated, Literal
 
+from dearkd.errors import InputError
 from dearkd.ranges import Part, Whole, Within
-from dearkd.schema import InputError, spec
+from dearkd.schema import spec
 
 IN_FILES = ("folder", "flowers102", "cars")
 """Kinds of data that are image files, which are decoded again in each epoch."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from dearkd import strict_yaml
+from dearkd.errors import InputError, shown, unknown
 from dearkd.places import all_shipped, shipped
 from dearkd.plan import methods, seeds
 from dearkd.plan.matrix import (
@@ -32,7 +33,7 @@ from dearkd.plan.scale import Scale
 from dearkd.plan.scale_file import load_scale
 from dearkd.plan.synthesis import competes
 from dearkd.plan.tables import Cell, Figure, Row, Table
-from dearkd.schema import InputError, Pairs, build, convert, freeze, shown, unknown
+from dearkd.schema import Pairs, build, convert, freeze
 
 __all__ = ["MATRIX", "PAPER", "RULES", "Plan", "load", "load_scale", "run_name"]
 

@@ -18,9 +18,9 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from dearkd import disk, record
+from dearkd.errors import InputError
 from dearkd.places import home
 from dearkd.plan.plan import Plan
-from dearkd.schema import InputError
 
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 LIST = "images.csv"
@@ -212,17 +212,17 @@ def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 # ------------------------------------------------------------------------------------------------ what is recorded
 
 
-def verified(path: Path) -> str:
-    """Text of a list beside SHA256SUMS; InputError when it is missing or not what is written there."""
-    data, scale = path.parent.name, path.parent.parent.parent.name
+def verified(path: Path, scale: str) -> str:
+    """Text of a list beside SHA256SUMS; InputError when it is missing or not what is written there.
+
+    scale: the word after --scale (`Plan.argument`), for the command that writes the list again.
+    """
+    again = f"`python -m dearkd subset {path.parent.name} --scale {scale}`"
     if not path.is_file():
-        raise InputError(f"{path}: missing; write it with `python -m dearkd subset {data} --scale {scale}`")
+        raise InputError(f"{path}: missing; write it with {again}")
     raw = path.read_bytes()
     if f"{hashlib.sha256(raw).hexdigest()}  {path.name}" not in sums(path.parent):
-        raise InputError(
-            f"{path}: differs from its sha256 in SHA256SUMS; delete the folder, then run "
-            f"`python -m dearkd subset {data} --scale {scale}`"
-        )
+        raise InputError(f"{path}: differs from its sha256 in SHA256SUMS; delete the folder, then run {again}")
     return raw.decode()
 
 
@@ -244,9 +244,9 @@ class Listed(NamedTuple):
     sha256: str
 
 
-def listed(folder: Path) -> list[Listed]:
-    """The image files of a data set, from `images.csv` beside its subsets."""
-    rows = csv.reader(io.StringIO(verified(folder / LIST), newline=""))
+def listed(folder: Path, scale: str) -> list[Listed]:
+    """The image files of a data set, from `images.csv` beside its subsets. scale: as in `verified`."""
+    rows = csv.reader(io.StringIO(verified(folder / LIST, scale), newline=""))
     return [Listed(row[0], row[1], int(row[2]), row[3]) for row in itertools.islice(rows, 1, None)]
 
 
@@ -260,7 +260,7 @@ def changes(plan: Plan, name: str) -> str:
     if "folders" not in described:
         return ""
     root, folders = Path(root_of(spec.root)), described["folders"]
-    before = {below(folders[row.split], row.image): row.sha256 for row in listed(folder)}
+    before = {below(folders[row.split], row.image): row.sha256 for row in listed(folder, plan.argument)}
     now = contents(root, before, plan.paths.seen(name), plan.resources("data").threads)
     there = {below(place, n) for place in set(folders.values()) for n in walk(root / place).images if "/" in n}
     kinds = {

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from dearkd.errors import InputError, unknown
 from dearkd.plan.tables import Kind, Metric
 from dearkd.ranges import Matches, Name, Several, Title
-from dearkd.schema import InputError, build, spec, unknown
+from dearkd.schema import build, spec
 
 MATRIX = Path("workflow/experiments.yaml")
 RULES: tuple[str, ...] = ("all", "subset", "presize", "teacher", "labels", "train", "synthesize", "diversity")
@@ -22,7 +23,7 @@ Entry = dict[str, object]
 class Numbers:
     """The CSV file and column of a table's paper numbers."""
 
-    file: Annotated[str, Matches(r"[\w-]+\.csv", "a file of paper/")]
+    file: Annotated[str, Matches(r"[\w-]+\.csv", "the name of a CSV file of paper/")]
     value: str
 
 
@@ -86,7 +87,7 @@ class Matrix:
 class Description:
     """What describes a row and does not change what is trained."""
 
-    label: Annotated[str, Matches(r"\S.{0,199}", "a text of one line")]
+    label: Annotated[str, Matches(r"\S.{0,199}", "a text of one line, at most 200 characters")]
     paper: Entry = dataclasses.field(default_factory=dict)
     """Columns of the paper's CSV and what they hold in the one line that has the row's number."""
     architecture: Annotated[str, Matches(r"(\w[\w.-]*)?", "a model of timm by name")] = ""

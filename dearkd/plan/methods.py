@@ -8,12 +8,13 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from dearkd.errors import InputError, unknown
 from dearkd.fingerprint import deviations
 from dearkd.plan.data import REAL
 from dearkd.plan.scale import Scale
 from dearkd.plan.stage import Distillation, Model, Source, Stage, Training, geometry
 from dearkd.plan.synthesis import competes, recipe_of, terms
-from dearkd.schema import InputError, freeze, unknown
+from dearkd.schema import freeze
 
 Stages = tuple[Stage, ...]
 TRANSFER = "transfer"

@@ -3,8 +3,9 @@
 import re
 from typing import Annotated, Any, Literal
 
+from dearkd.errors import InputError, shown
 from dearkd.ranges import Matches, Part, Weight, Whole
-from dearkd.schema import InputError, Pairs, shown, spec
+from dearkd.schema import Pairs, spec
 
 Timm = Annotated[str, Matches(r"\w[\w.-]*", "a model of timm by name, as timm.list_models() prints them, and no path")]
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dearkd.errors import InputError, unknown
 from dearkd.places import all_shipped, shipped
 from dearkd.plan.matrix import Numbers
-from dearkd.schema import InputError, unknown
 
 PAPER = Path("paper")
 STUDENTS = ("Ti", "S", "B")

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Literal, TypeVar
 
+from dearkd.errors import InputError, unknown
 from dearkd.fingerprint import fingerprint
 from dearkd.places import home
 from dearkd.plan.data import REAL
@@ -13,7 +14,7 @@ from dearkd.plan.paths import Paths
 from dearkd.plan.scale import Peer, Resources, Scale
 from dearkd.plan.stage import LOSSES, Augment, Data, Source, Stage, Teacher, subset_name
 from dearkd.plan.tables import Cell, Figure, Kind, Metric, Row, Table
-from dearkd.schema import InputError, Pairs, spec, unknown
+from dearkd.schema import Pairs, spec
 
 __all__ = ["Cell", "Figure", "Kind", "Labels", "Metric", "Paths", "Plan", "Row", "Run", "Table"]
 T = TypeVar("T")

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from dearkd import record
+from dearkd.errors import InputError, unknown
 from dearkd.plan import cost
 from dearkd.plan.plan import Plan, Run
-from dearkd.schema import InputError, unknown
 
 MEASURED = Path("benchmarks/results/gpu.jsonl")
 PUBLISHED = Path("benchmarks/results/published.csv")

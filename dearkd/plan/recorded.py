@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dearkd import record
+from dearkd.errors import InputError
 from dearkd.plan.needs import needed
 from dearkd.plan.plan import Plan, Run
 from dearkd.plan.stage import Source
-from dearkd.schema import InputError, to_json
+from dearkd.schema import to_json
 
 DONE = "by their own records"
 LIKE = (

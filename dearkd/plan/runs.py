@@ -9,6 +9,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from dearkd.errors import InputError
 from dearkd.places import slug
 from dearkd.plan import methods
 from dearkd.plan.data import REAL
@@ -16,7 +17,7 @@ from dearkd.plan.matrix import DESCRIPTION, check_keys
 from dearkd.plan.plan import Run
 from dearkd.plan.scale import Peer, Scale
 from dearkd.plan.stage import Source
-from dearkd.schema import InputError, convert, freeze, override
+from dearkd.schema import convert, freeze, override
 
 LONGEST = 180
 """Characters of a run's name: a folder's name has at most 255 bytes."""

@@ -4,10 +4,11 @@ import dataclasses
 from pathlib import PurePath
 from typing import Annotated, Literal
 
+from dearkd.errors import InputError, unknown
 from dearkd.places import slug
 from dearkd.plan.stage import MOST_SHARDS, Data, Distillation, Fraction, Rpe, Synthesis, Teacher, Timm, Training
 from dearkd.ranges import Count, Matches, Name, Seed, Several, Sha256, Title, Weight, Whole, Within
-from dearkd.schema import InputError, Pairs, spec, unknown
+from dearkd.schema import Pairs, spec
 
 JOBS = ("data", "teacher", "labels", "train", "synthesize", "diversity", "evaluate", "throughput")
 """Kinds of jobs that ask for resources."""

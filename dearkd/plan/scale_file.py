@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from dearkd import strict_yaml
+from dearkd.errors import InputError, shown, unknown
 from dearkd.places import SHIPPED, all_shipped
 from dearkd.plan.scale import Scale
-from dearkd.schema import InputError, build, shown, unknown
+from dearkd.schema import build
 
 SCALES = Path("workflow/scales")
 

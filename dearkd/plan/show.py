@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dearkd.errors import InputError, unknown
 from dearkd.plan import cost, rates, verify
 from dearkd.plan.lines import Line, fields, scalar
 from dearkd.plan.methods import UNSWITCHED
@@ -20,7 +21,7 @@ from dearkd.plan.scale_file import written
 from dearkd.plan.stage import LOSSES, Rpe, Source, Stage, Teacher, Training, geometry
 from dearkd.plan.synthesis import PRIORS
 from dearkd.plan.tables import Figure, Table
-from dearkd.schema import InputError, build, unknown
+from dearkd.schema import build
 
 OPTIMISER: tuple[str, ...] = (
     "batch",

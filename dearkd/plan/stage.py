@@ -7,13 +7,14 @@ are the paper's, or those of docs/decisions.md where the paper gives none. All p
 import dataclasses
 from typing import Literal, NamedTuple
 
+from dearkd.errors import InputError, unknown
 from dearkd.plan.data import IN_FILES, Data, Fraction, subset_name
 from dearkd.plan.model import DEARKD_HEADS, DEIT_HEADS, SIZES, Model, Rpe, Timm, fits, geometry
 from dearkd.plan.synthesis import MOST_SHARDS, Fast, Phase, Synthesis
 from dearkd.plan.teacher import Distillation, Teacher
 from dearkd.plan.training import Augment, Betas, Policy, Training
 from dearkd.ranges import Name, Seed, Weight, Whole
-from dearkd.schema import InputError, spec, unknown
+from dearkd.schema import spec
 
 __all__ = [
     "DEARKD_HEADS",

@@ -3,10 +3,11 @@
 import dataclasses
 from typing import Annotated, Literal
 
+from dearkd.errors import InputError, unknown
 from dearkd.plan.data import REAL
 from dearkd.plan.training import Augment, Betas
 from dearkd.ranges import Count, Positive, Several, Share, Weight, Whole, Within
-from dearkd.schema import InputError, spec, unknown
+from dearkd.schema import spec
 
 MOST_SHARDS = 10_000
 """Largest number of shards of a set of images or labels: a shard's number has four digits, and each shard is a job."""

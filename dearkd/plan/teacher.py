@@ -2,10 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
+from dearkd.errors import InputError
 from dearkd.plan.model import Timm
 from dearkd.plan.training import Training
 from dearkd.ranges import Count, Percent, Positive, Several, Sha256, Share, Weight, Within
-from dearkd.schema import InputError, Pairs, spec
+from dearkd.schema import Pairs, spec
 
 
 @spec

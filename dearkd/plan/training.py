@@ -3,15 +3,16 @@
 import dataclasses
 from typing import Annotated, Literal
 
+from dearkd.errors import InputError
 from dearkd.ranges import Count, Matches, Part, Positive, Share, Weight, Whole, Within
-from dearkd.schema import InputError, spec
+from dearkd.schema import spec
 
 Policy = Annotated[
     str,
     Matches(
         r"|rand(-(m\d+|n\d+|p[01]?\.?\d+|mstd\d+(\.\d+)?|mmax\d+|inc[01]|tweights))*"
         r"|augmix(-(m\d+|w\d+|d\d+|b[01]|a\d+(\.\d+)?|mstd\d+(\.\d+)?))*|original|originalr|v0|v0r|3a",
-        "a policy of timm such as rand-m9-mstd0.5-inc1, or empty",
+        "a policy of timm such as rand-m9-mstd0.5-inc1, or an empty text",
     ),
 ]
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from dearkd import disk, record
+from dearkd.errors import InputError, Stale
 from dearkd.fingerprint import fingerprint
 from dearkd.plan import commands
 from dearkd.plan.plan import Labels, Plan, Run
 from dearkd.plan.scale import Diversity, Peer, Throughput
 from dearkd.plan.stage import Data, Source, Stage, Teacher
-from dearkd.schema import InputError, Stale, build, to_json
+from dearkd.schema import build, to_json
 
 ROUNDING = 1e-3
 """Percent by which an accuracy in single precision may differ from its exact value; one image of 50,000 is twice

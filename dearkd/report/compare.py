@@ -6,12 +6,12 @@ import pandas as pd
 from scipy import stats
 
 from dearkd import disk
+from dearkd.errors import InputError
 from dearkd.plan import verify
 from dearkd.plan.plan import Plan, Run
 from dearkd.report import decimals
 from dearkd.report.inference import LEVEL
 from dearkd.report.records import entries
-from dearkd.schema import InputError
 
 COLUMNS = ("run", "seed", "here", "committed", "mean", "sd", "seeds", "verdict")
 SAME, ALONE = "same bits", "too few seeds to say"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dearkd import disk, record, strict_yaml
-from dearkd.schema import InputError
+from dearkd.errors import InputError
 
 FILE = "ro-crate-metadata.json"
 CONTEXT = "https://w3id.org/ro/crate/1.1/context"

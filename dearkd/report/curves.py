@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dearkd import disk
+from dearkd.errors import InputError
 from dearkd.plan import commands
 from dearkd.plan.plan import Plan, Run
 from dearkd.report import figures, records
-from dearkd.schema import InputError
 
 OTHERS = ("lr", "validation_top1", "attention_distance")
 """Quantities of a curve that are not loss terms."""

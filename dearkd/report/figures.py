@@ -18,11 +18,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dearkd import disk
+from dearkd.errors import InputError, unknown
 from dearkd.plan import commands, plan, verify
 from dearkd.report import decimals, diagrams, records, schedules, tables, unfinished
 from dearkd.report import latent_space as latent
 from dearkd.report.lines import lines_against_data
-from dearkd.schema import InputError, unknown
 
 STYLE = Path(__file__).with_name("paper.mplstyle")
 PLAIN = {"text.parse_math": False}

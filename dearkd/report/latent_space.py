@@ -18,8 +18,8 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.neighbors import KNeighborsClassifier
 
+from dearkd.errors import InputError
 from dearkd.report import decimals, escaping
-from dearkd.schema import InputError
 
 COLOURS = ("#332288", "#cc6677", "#117733", "#ddaa33", "#4aa0d5", "#882255", "#44aa99", "#999933", "#aa4499", "#666666")
 """Paul Tol's muted scheme, for colour-blind readers; markers and numbers say the same in grey."""

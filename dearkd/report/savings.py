@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 
 from dearkd import disk
+from dearkd.errors import InputError
 from dearkd.plan import verify
 from dearkd.plan.plan import Plan
 from dearkd.report import decimals, escaping, schedules, tables, unfinished
 from dearkd.report.inference import PERCENT, images_error, interval
-from dearkd.schema import InputError
 
 TABLE = "table2"
 FEW = 5

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dearkd import record
+from dearkd.errors import InputError
 from dearkd.plan import files, verify
 from dearkd.plan.plan import Plan, Run
-from dearkd.schema import InputError
 
 CHECKPOINT = re.compile(r"step-(\d+)-[0-9a-f]+\.pt")
 

@@ -6,10 +6,10 @@ A result is a record of one run, or set of images, or teacher, and one seed.
 from collections.abc import Callable
 from pathlib import Path
 
+from dearkd.errors import InputError
 from dearkd.plan import commands
 from dearkd.plan.plan import Plan
 from dearkd.plan.tables import Row, Table
-from dearkd.schema import InputError
 
 
 def counts(plan: Plan, name: str) -> dict[str, tuple[int, int]]:

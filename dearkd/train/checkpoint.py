@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save as save_safetensors
 
 from dearkd import disk, record
-from dearkd.schema import InputError
+from dearkd.errors import InputError
 from dearkd.train.lease import Lease
 
 NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.pt")

@@ -8,8 +8,8 @@ from timm.layers import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from dearkd.errors import InputError
 from dearkd.model.attention import MHCA
-from dearkd.schema import InputError
 from dearkd.train.optimise import autocast
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dearkd import disk
-from dearkd.schema import InputError
+from dearkd.errors import InputError
 from dearkd.train.ledger import Ledger, parsed, read
 
 BEAT_SECONDS = 10.0

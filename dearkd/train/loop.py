@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from dearkd.data.loader import training_loader
 from dearkd.data.order import Loaded
+from dearkd.errors import InputError
 from dearkd.keys import seed_all
 from dearkd.model.objective import mean_squares, objective
 from dearkd.model.teachers import Seen
 from dearkd.plan.stage import Stage
 from dearkd.progress import Progress
-from dearkd.schema import InputError
 from dearkd.train import curve, optimise
 from dearkd.train.attempt import Attempt
 from dearkd.train.compiled import compile_parts

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dearkd.schema import InputError, unknown
+from dearkd.errors import InputError, unknown
 
 WARM = 3
 """Number of eager steps before the first capture. They create the optimiser's moments and let libraries settle."""

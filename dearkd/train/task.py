@@ -25,12 +25,13 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dearkd.errors import InputError, unknown
 from dearkd.model.networks import freeze_positions
 from dearkd.model.objective import TERMS, FeatureScale, mean_squares, objective
 from dearkd.model.teachers import FeatureShape, Moments, TeacherNetwork
 from dearkd.model.trainee import Trainee
 from dearkd.plan.stage import LOSSES, Distillation
-from dearkd.schema import InputError, build, unknown
+from dearkd.schema import build
 
 
 class DearKDTask(TrainingTask):

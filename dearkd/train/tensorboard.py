@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dearkd import disk
-from dearkd.schema import InputError
+from dearkd.errors import InputError
 
 
 class Board:

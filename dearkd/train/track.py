@@ -4,7 +4,8 @@ import importlib
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
-from dearkd.schema import InputError, spec, unknown
+from dearkd.errors import InputError, unknown
+from dearkd.schema import spec
 from dearkd.train.tensorboard import Board, scalars
 
 Kind = Literal["tensorboard", "trackio", "wandb"]

@@ -6,10 +6,10 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+from dearkd.errors import InputError
 from dearkd.jobs import forkserver
 from dearkd.jobs.gpus import become_processes
 from dearkd.plan import experiments, verify
-from dearkd.schema import InputError
 from dearkd.verbs import own_cnn
 
 

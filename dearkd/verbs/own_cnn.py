@@ -4,8 +4,9 @@ from argparse import Namespace
 from pathlib import Path
 
 from dearkd import strict_yaml
+from dearkd.errors import InputError
 from dearkd.plan.stage import Synthesis, Teacher
-from dearkd.schema import InputError, build
+from dearkd.schema import build
 
 ELSEWHERE = {
     "images": "--images",

@@ -3,9 +3,9 @@
 from argparse import Namespace
 from pathlib import Path
 
+from dearkd.errors import InputError
 from dearkd.plan import experiments
 from dearkd.plan.plan import Plan
-from dearkd.schema import InputError
 
 
 def do_init(args: Namespace) -> None:

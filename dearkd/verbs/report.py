@@ -2,8 +2,8 @@
 
 from argparse import Namespace
 
+from dearkd.errors import InputError
 from dearkd.plan import experiments
-from dearkd.schema import InputError
 
 
 def _say(sentence: str) -> None:

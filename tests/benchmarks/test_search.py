@@ -9,9 +9,9 @@ import yaml
 
 from benchmarks import search
 from dearkd.data import datasets
+from dearkd.errors import InputError
 from dearkd.fingerprint import fingerprint
 from dearkd.plan import experiments
-from dearkd.schema import InputError
 
 ROW = {"method": "deit", "student": "Ti"}
 

@@ -13,13 +13,13 @@ from PIL import Image
 from dearkd.data import datasets, loader, subsets
 from dearkd.data.datasets import Images
 from dearkd.data.order import Schedule, epoch_order
+from dearkd.errors import InputError
 from dearkd.jobs import inputs
 from dearkd.jobs.subset import list_subsets
 from dearkd.keys import torch_generator
 from dearkd.plan import experiments
 from dearkd.plan.experiments import load_scale
 from dearkd.plan.stage import Augment, Data
-from dearkd.schema import InputError
 
 DIGITS = Data(kind="digits", classes=10, image_size=12, channels=1, mean=(0.1,), std=(0.3,), validation=250, crop=1.0)
 
@@ -197,14 +197,14 @@ def test_order_first_takes_the_first_files_of_each_class(digits):
 def test_subset_files_carry_their_sha256_and_refuse_an_edit(digits, tmp_path):
     chosen = subsets.choose(digits["train"].labels, DIGITS, (10,), 0)
     subsets.write(digits["train"], chosen, tmp_path)
-    images, digest = subsets.read(digits["train"], tmp_path, "train-10")
+    images, digest = subsets.read(digits["train"], tmp_path, "train-10", "own.yaml")
     assert digest == hashlib.sha256((tmp_path / "train-10.txt").read_bytes()).hexdigest()
     assert images.names == [digits["train"].names[i] for i in chosen["train-10"]]
     (tmp_path / "train-10.txt").write_text("digit-0001\n")
-    with pytest.raises(InputError, match=r"train-10\.txt: differs from its sha256"):
-        subsets.read(digits["train"], tmp_path, "train-10")
-    with pytest.raises(InputError, match=r"train-50\.txt: missing"):
-        subsets.read(digits["train"], tmp_path, "train-50")
+    with pytest.raises(InputError, match=r"train-10\.txt: differs from its sha256.* --scale own\.yaml`$"):
+        subsets.read(digits["train"], tmp_path, "train-10", "own.yaml")
+    with pytest.raises(InputError, match=r"train-50\.txt: missing.* --scale own\.yaml`$"):
+        subsets.read(digits["train"], tmp_path, "train-50", "own.yaml")
 
 
 # ------------------------------------------------------------------------------------------------ order

@@ -20,6 +20,7 @@ from dearkd import record
 from dearkd.data import datasets, folder, subsets
 from dearkd.data.images import Images
 from dearkd.disk import sha256
+from dearkd.errors import InputError
 from dearkd.jobs import fetch
 from dearkd.jobs.evaluate import evaluate_run
 from dearkd.jobs.export import export
@@ -30,7 +31,7 @@ from dearkd.model import teachers
 from dearkd.plan import experiments, files
 from dearkd.plan.stage import Data, Teacher
 from dearkd.report import status
-from dearkd.schema import InputError, override, to_json
+from dearkd.schema import override, to_json
 
 SCALE = """
 extends: smoke
@@ -150,8 +151,8 @@ def test_any_name_is_refused_or_comes_back_from_lists_and_tables(tmp_path, name)
     images = datasets.Images(found, np.zeros(len(found), np.int64), root=root)
     listed = files.table(("image", "label"), ((n, 0) for n in found))
     subsets.write(images, {"all": np.arange(len(found))}, root / "lists", {"all.csv": listed})
-    assert list(subsets.read(images, root / "lists", "all")[0].names) == found
-    rows = list(csv.reader(io.StringIO(files.verified(root / "lists/all.csv"), newline="")))
+    assert list(subsets.read(images, root / "lists", "all", "smoke")[0].names) == found
+    rows = list(csv.reader(io.StringIO(files.verified(root / "lists/all.csv", "smoke"), newline="")))
     assert rows == [["image", "label"], *([n, "0"] for n in found)]
 
 
@@ -315,7 +316,7 @@ def test_classes_of_photos_have_imagenets_names_and_those_of_digits_their_own():
 
 
 def test_every_file_is_listed_with_its_split_and_sha256(mine):
-    rows = files.listed(mine.paths.subsets("main"))
+    rows = files.listed(mine.paths.subsets("main"), mine.argument)
     sets = datasets.read(mine.scale.data["main"])
     assert [(r.split, r.image, r.label) for r in rows] == [
         (s, n, y) for s, i in sets.items() for n, y in zip(i.names, i.labels, strict=True)

@@ -12,9 +12,9 @@ from PIL import Image, ImageOps
 from dearkd.data import image_archive, loader, presize
 from dearkd.data.augment import Transform
 from dearkd.data.images import MODES, Images, check, eight_bit, named, opened
+from dearkd.errors import InputError
 from dearkd.keys import seed_cpu
 from dearkd.plan.stage import Augment, Data
-from dearkd.schema import InputError
 
 RAMP = np.add.outer(np.arange(24) * 5, np.arange(40) * 3).astype(np.uint8)  # 24 x 40, 0 to 232: turned, it differs
 COLOUR = np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], -1)
@@ -158,7 +158,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from dearkd.data.images import Images, check
-from dearkd.schema import InputError
+from dearkd.errors import InputError
 path = Path({str(tmp_path / "a.jpg")!r})
 for use in (lambda: Images(["a.jpg"], np.zeros(1, np.int64), root=path.parent).open(0, 3),
             lambda: check(path, path.read_bytes(), 3)):

@@ -22,11 +22,11 @@ from dearkd.data.augment import Transform, reduce
 from dearkd.data.datasets import Images
 from dearkd.data.loader import TrainingImages
 from dearkd.data.order import MicroBatch, Schedule
+from dearkd.errors import InputError
 from dearkd.fingerprint import fingerprint
 from dearkd.keys import seed_all, seed_cpu, torch_generator
 from dearkd.plan import experiments
 from dearkd.plan.stage import Augment, Data
-from dearkd.schema import InputError
 
 SPEC = Data(kind="folder", classes=2, image_size=64)
 GREY = Data(kind="folder", classes=2, image_size=64, channels=1, mean=(0.5,), std=(0.2,))

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 
 from dearkd import record
 from dearkd.__main__ import main
+from dearkd.errors import InputError
 from dearkd.jobs import distil, single
 from dearkd.plan import experiments
-from dearkd.schema import InputError
 
 pytestmark = pytest.mark.slow
 

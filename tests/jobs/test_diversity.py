@@ -15,10 +15,10 @@ from safetensors.torch import save, save_file
 from torchvision import models
 
 from dearkd import arrays
+from dearkd.errors import InputError
 from dearkd.jobs.diversity import Lpips, controls, copy_trunk, distances, pairs, summary
 from dearkd.model import lpips_trunks
 from dearkd.plan.scale import Diversity
-from dearkd.schema import InputError
 
 pytestmark = pytest.mark.slow
 

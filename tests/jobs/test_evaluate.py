@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 import dearkd.models  # noqa: F401  registers the models
 from dearkd import record
+from dearkd.errors import InputError
 from dearkd.jobs.evaluate import evaluate_run
 from dearkd.jobs.teacher import admit_teacher
 from dearkd.jobs.train import train_stage
@@ -18,7 +19,6 @@ from dearkd.plan import experiments
 from dearkd.plan.stage import Data, Teacher
 from dearkd.report import page
 from dearkd.report.diagrams import uniform_distance
-from dearkd.schema import InputError
 from dearkd.train.evaluate import accuracy, attention_distance
 
 

@@ -19,12 +19,13 @@ import torch
 from conftest import copy_project, small_disk
 
 from dearkd import disk, record
+from dearkd.errors import InputError
 from dearkd.jobs import inputs
 from dearkd.jobs.train import train_stage
 from dearkd.model.weights import weights_sha256
 from dearkd.plan import experiments
 from dearkd.plan.scale import Scale
-from dearkd.schema import InputError, build
+from dearkd.schema import build
 from dearkd.train.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.slow

@@ -15,11 +15,12 @@ from torch import nn
 
 import dearkd.models  # noqa: F401  registers convnet_micro
 from dearkd.data.datasets import Images
+from dearkd.errors import InputError
 from dearkd.fingerprint import fingerprint
 from dearkd.jobs import gate
 from dearkd.model import hub, teachers
 from dearkd.plan import stage
-from dearkd.schema import InputError, build
+from dearkd.schema import build
 
 CLASSES, SIDE = 12, 16
 NAMES = sorted(map(str, range(CLASSES)))
@@ -178,7 +179,7 @@ def test_outputs_that_do_not_fit_the_folders(outputs, message):
     "said, message",
     [
         ({"mean": [0.5]}, "mean and std need the same number of values"),
-        ({"mean": [0.5], "std": [0]}, "std is 0.0; above 0"),
+        ({"mean": [0.5], "std": [0]}, "std is 0.0; write a number above 0 and up to 255"),
         ({"channels": 2}, "channels is 2; write 1 or 3"),
         ({"channels": 1, "mean": [0.5] * 3, "std": [0.5] * 3}, "write 1 or 3, the number of values of mean"),
         ({"image_size": -1}, "image_size is -1"),

@@ -13,11 +13,11 @@ import pytest
 
 from dearkd import record
 from dearkd.data.order import Decisions, MicroBatch
+from dearkd.errors import InputError
 from dearkd.jobs import inputs, labels
 from dearkd.jobs.train import train_stage
 from dearkd.plan import experiments
 from dearkd.plan.plan import Labels
-from dearkd.schema import InputError
 
 pytestmark = pytest.mark.slow
 

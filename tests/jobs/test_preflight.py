@@ -6,10 +6,11 @@ import pytest
 import timm
 import torch
 
+from dearkd.errors import InputError
 from dearkd.jobs.preflight import preflight
 from dearkd.model import teachers
 from dearkd.plan import experiments, stage
-from dearkd.schema import InputError, override
+from dearkd.schema import override
 
 pytestmark = pytest.mark.slow
 

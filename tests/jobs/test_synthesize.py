@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from dearkd import disk, record
 from dearkd.__main__ import main
 from dearkd.data import image_archive
+from dearkd.errors import InputError
 from dearkd.jobs import image_sets, inputs, invert, synthesis
 from dearkd.jobs.evaluate import evaluate_run
 from dearkd.jobs.inversion import Best, Inversion, advice, classes_of, learning_rate, require_batchnorm
@@ -34,7 +35,7 @@ from dearkd.model import teachers
 from dearkd.plan import experiments, methods
 from dearkd.plan.stage import Phase, Synthesis, Teacher
 from dearkd.report import records, tables
-from dearkd.schema import InputError, override
+from dearkd.schema import override
 from dearkd.train.checkpoint import Checkpoints
 from dearkd.verbs import own_cnn
 

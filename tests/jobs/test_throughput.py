@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from dearkd.errors import InputError
 from dearkd.jobs import throughput
 from dearkd.plan.scale import Throughput
-from dearkd.schema import InputError
 
 pytestmark = pytest.mark.slow
 

@@ -15,8 +15,8 @@ from PIL import Image
 
 from dearkd import record
 from dearkd.__main__ import main
+from dearkd.errors import InputError
 from dearkd.jobs import single, train_on
-from dearkd.schema import InputError
 
 CLASSES = ("100% ü & <i>", "it's {x}")
 
@@ -64,7 +64,7 @@ def test_from_a_folder_to_a_model_that_knows_its_classes(folder, capsys):
         (["--set", "name=digits"], "digits is the name of"),
         (["--image-size", "0"], "--image-size 0: write 8 pixels or more"),
         (["--student", "M"], "unknown student 'M'"),
-        (["--epochs", "0"], "epochs is 0; at least 1"),
+        (["--epochs", "0"], "epochs is 0; write a number from 1 to 1,000,000"),
         (["--image-size", "61"], "--image-size 61: cannot be cut into 8 to 16 patches a side; take 60"),
         (["--set", "lr=1e-4"], "unknown key 'lr'; did you mean 'training.lr'?"),
         (["--out", "my $photos/out"], "--out my $photos/out: is inside the folder of images"),

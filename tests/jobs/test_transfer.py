@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from dearkd import record
 from dearkd.__main__ import main
 from dearkd.data import datasets
+from dearkd.errors import InputError
 from dearkd.jobs import fetch
 from dearkd.jobs.evaluate import evaluate_run
 from dearkd.jobs.subset import list_subsets
@@ -26,7 +27,7 @@ from dearkd.model.trainee import Outputs
 from dearkd.plan import experiments, methods
 from dearkd.plan.scale import Peer
 from dearkd.report import tables
-from dearkd.schema import InputError, override
+from dearkd.schema import override
 
 pytestmark = pytest.mark.slow
 

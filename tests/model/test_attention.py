@@ -11,12 +11,12 @@ from torch._dynamo.backends.common import aot_autograd
 from torch.nn.attention import flex_attention
 
 import dearkd.models  # noqa: F401  registers the students
+from dearkd.errors import InputError
 from dearkd.model import attention_cpu, attention_flex
 from dearkd.model.attention import MHCA
 from dearkd.model.attention_cpu import SharedBiasAttention, dropped_entries, unfuse_few_tokens
 from dearkd.model.position import QuadraticBias
 from dearkd.plan.stage import Rpe
-from dearkd.schema import InputError
 
 KNOBS = [
     Rpe(),
@@ -369,7 +369,7 @@ def test_per_sample_dropout_differs_between_images(path, mode):
 
 
 def test_refusals():
-    with pytest.raises(InputError, match=r"drop is 1.0; at least 0 and below 1"):
+    with pytest.raises(InputError, match=r"drop is 1.0; write a number from 0 to below 1"):
         Rpe(drop=1.0)
     with pytest.raises(InputError, match="per_sample needs drop_mode"):
         Rpe(per_sample=True)

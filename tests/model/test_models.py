@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 
+from dearkd.errors import InputError
 from dearkd.model import networks, resize
 from dearkd.model.aligner import Aligner
 from dearkd.model.attention import MHCA
@@ -11,7 +12,6 @@ from dearkd.model.resize import by_product
 from dearkd.model.teachers import FeatureShape
 from dearkd.model.trainee import Trainee
 from dearkd.plan.stage import Distillation, Model, Rpe, Training
-from dearkd.schema import InputError
 from dearkd.train.optimise import optimiser
 
 SMALL = {

@@ -10,13 +10,13 @@ import torch
 from conftest import pattern
 from timm.data.mixup import Mixup
 
+from dearkd.errors import InputError
 from dearkd.model.losses import class_loss, hidden_loss, logit_loss
 from dearkd.model.objective import TERMS, FeatureScale, mean_squares, objective
 from dearkd.model.teachers import FeatureShape, Seen, TeacherNetwork
 from dearkd.model.trainee import Trainee
 from dearkd.plan import experiments
 from dearkd.plan.stage import LOSSES, Distillation
-from dearkd.schema import InputError
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_classes": 5}
 

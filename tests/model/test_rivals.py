@@ -11,6 +11,7 @@ from conftest import pattern
 from timm.loss import BinaryCrossEntropy
 from timm.models import convit
 
+from dearkd.errors import InputError
 from dearkd.model.aligner import Pointwise
 from dearkd.model.attention import MHCA
 from dearkd.model.gated import GPSA
@@ -21,7 +22,6 @@ from dearkd.model.trainee import Trainee
 from dearkd.plan import methods
 from dearkd.plan.experiments import load_scale
 from dearkd.plan.stage import Distillation, Rpe, Training
-from dearkd.schema import InputError
 from dearkd.train import optimise
 from dearkd.train.evaluate import attention_maps
 

@@ -13,11 +13,11 @@ from conftest import PROJECT
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from dearkd.errors import InputError
 from dearkd.model import networks, t2t
 from dearkd.model.trainee import Trainee
 from dearkd.model.weights import load_weights
 from dearkd.plan.stage import Model, Training
-from dearkd.schema import InputError
 from dearkd.train.optimise import optimiser
 
 SMALL = {

@@ -17,8 +17,8 @@ from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import dearkd.models  # noqa: F401  registers the students
+from dearkd.errors import InputError
 from dearkd.model.attention import MHCA
-from dearkd.schema import InputError
 from dearkd.train.evaluate import attention_maps
 
 SHAPE = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 4, "n_mhca": 2, "num_classes": 10}

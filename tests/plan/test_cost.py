@@ -5,9 +5,10 @@ import json
 
 import pytest
 
+from dearkd.errors import InputError
 from dearkd.plan import cost, experiments
 from dearkd.plan.scale import JOBS, Resources
-from dearkd.schema import InputError, override
+from dearkd.schema import override
 
 SPEED = {
     "deit_tiny_patch16_224": 1000.0,

@@ -12,12 +12,13 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from dearkd.errors import InputError
 from dearkd.plan import data, model, plan, scale, stage, synthesis, tables, teacher, training
 from dearkd.plan.experiments import MATRIX, load
 from dearkd.plan.scale import Scale
 from dearkd.plan.scale_file import load_scale
 from dearkd.ranges import LARGEST, Within
-from dearkd.schema import InputError, build, to_json
+from dearkd.schema import build, to_json
 
 HOSTILE = [
     *(-1, 0, 1, 3, 10**6, 10**12, 10**40, -(10**40), 0x7 << 20_000),

@@ -11,11 +11,12 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from dearkd.errors import InputError
 from dearkd.fingerprint import deviations
 from dearkd.plan.experiments import MATRIX, load, load_scale, run_name
 from dearkd.plan.methods import METHODS
 from dearkd.plan.stage import Stage
-from dearkd.schema import InputError, build, override, to_json
+from dearkd.schema import build, override, to_json
 
 
 @pytest.fixture
@@ -180,16 +181,21 @@ def test_mistakes_in_the_matrix(matrix, edit, message):
         ("seed: [0]", r"unknown key 'seed'; did you mean 'seeds'"),
         ("training: {epoch: 3}", r"training: unknown key 'epoch'; did you mean 'epochs'"),
         ("training: {epochs: three}", r"training: epochs: expected a whole number, got 'three'"),
-        ("training: {batch: 0}", r"training: batch is 0; at least 1"),
+        ("training: {batch: 0}", r"training: batch is 0; write 1 or more$"),
         ("training: {batch: 100, micro_batch: 33}", r"training: batch 100 is no multiple of micro_batch 33"),
         ("training: {stage1_epochs: 70}", r"stage1_epochs 70 is not between 0 and epochs 40"),
         ("data: {main: {mean: [0.1, 0.2]}}", r"data.main: mean has 2 values, but channels is 1"),
         ("data: {main: {kind: digit}}", r"data.main: kind: unknown value 'digit'; did you mean 'digits'"),
         ("distillation: {teacher: mian}", r"distillation.teacher: unknown teacher 'mian'; did you mean 'main'"),
         ("rpe: {drop_mode: rows}", r"rpe: drop_mode: unknown value 'rows'"),
-        ("training: {validate_every: 0}", r"training: validate_every is 0; at least 1"),
-        ("training: {augment: {repeats: 0}}", r"training: augment: repeats is 0; at least 1 and at most 1,000"),
-        ("synthesis: {together: 0}", r"synthesis: together is 0; at least 1"),
+        ("training: {validate_every: 0}", r"training: validate_every is 0; write 1 or more$"),
+        ("training: {augment: {repeats: 0}}", r"training: augment: repeats is 0; write a number from 1 to 1,000$"),
+        ("synthesis: {together: 0}", r"synthesis: together is 0; write 1 or more$"),
+        ("seeds: [1, 1]", r"seeds is \[1, 1\]; write a list of one or more entries, each of them once$"),
+        (
+            "training: {validate_every: 5000000000}",
+            r"every is 5000000000; write a number from -4,294,967,295 to 4,294,967,295$",
+        ),
         ("resources: {trian: {gpu: 1}}", r"unknown kind of job 'trian'; did you mean 'train'"),
         (
             "resources: {train: {gpu: 1.5}}",
@@ -335,7 +341,7 @@ def test_a_size_may_have_a_learning_rate_of_its_own(tmp_path):
     wide = own.runs["transfer-B-target~parity"].stages[0]
     assert wide.initial[0].training.lr == base.scale.training.lr / 2 and wide.training.lr == 1e-3
     path.write_text("extends: digits\nname: own\nstudents: {B: {lr_factor: 0}}\n")
-    with pytest.raises(InputError, match=r"students.B: lr_factor is 0.0; above 0"):
+    with pytest.raises(InputError, match=r"students.B: lr_factor is 0.0; write a number above 0 and up to 1,000"):
         load(str(path))
 
 

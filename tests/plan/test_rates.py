@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from dearkd.__main__ import main
+from dearkd.errors import InputError
 from dearkd.plan import cost, experiments, rates
-from dearkd.schema import InputError, override
+from dearkd.schema import override
 
 STUDENT = "deit_small_patch16_224"
 

@@ -10,13 +10,14 @@ import yaml
 
 from dearkd import record, strict_yaml
 from dearkd.__main__ import main
+from dearkd.errors import InputError
 from dearkd.fingerprint import deviations
 from dearkd.plan import methods, origins
 from dearkd.plan.experiments import load, load_scale
 from dearkd.plan.scale_file import SCALES
 from dearkd.plan.show import show
 from dearkd.plan.stage import Data, Rpe, Stage, Synthesis, Teacher
-from dearkd.schema import InputError, build, default, override
+from dearkd.schema import build, default, override
 
 planned = functools.cache(load)
 NAMES = sorted(path.stem for path in SCALES.glob("*.yaml"))

@@ -3,10 +3,11 @@
 import pytest
 
 from dearkd.__main__ import main
+from dearkd.errors import InputError
 from dearkd.plan import experiments
 from dearkd.report import tables
 from dearkd.report.claims import judge
-from dearkd.schema import InputError, override
+from dearkd.schema import override
 
 
 def of(*sizes, **more):

@@ -16,12 +16,12 @@ from conftest import PROJECT, copy_project
 
 from dearkd import record
 from dearkd.__main__ import main
+from dearkd.errors import InputError
 from dearkd.plan import experiments
 from dearkd.report import tables
 from dearkd.report.claims import judge, language, verdicts
 from dearkd.report.claims.language import Reference
 from dearkd.report.claims.numbers import Answers, our_answers, our_numbers, papers_numbers
-from dearkd.schema import InputError
 
 JUDGED = sorted(path.parent.name for path in PROJECT.glob("results/*/claims.csv"))
 A, B, C = (Reference("table1", "", row) for row in "ABC")

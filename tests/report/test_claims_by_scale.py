@@ -10,8 +10,8 @@ import pytest
 from conftest import PROJECT, copy_project
 
 from dearkd.__main__ import main
+from dearkd.errors import InputError
 from dearkd.report.claims import scales
-from dearkd.schema import InputError
 
 
 def committed():

@@ -4,9 +4,9 @@ import pandas as pd
 import pytest
 
 from dearkd.__main__ import main
+from dearkd.errors import InputError
 from dearkd.plan.experiments import load
 from dearkd.report import compare
-from dearkd.schema import InputError
 
 
 @pytest.mark.parametrize(

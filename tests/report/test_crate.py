@@ -9,8 +9,8 @@ import pytest
 
 from dearkd import disk, record
 from dearkd.__main__ import main
+from dearkd.errors import InputError
 from dearkd.report import crate
-from dearkd.schema import InputError
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,12 @@ from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.patches import FancyBboxPatch
 from PIL import Image
 
+from dearkd.errors import InputError
 from dearkd.plan import methods
 from dearkd.plan.experiments import load
 from dearkd.plan.synthesis import SYNTHESIS
 from dearkd.report import diagrams, figures, latent_space, records
 from dearkd.report.figures import STYLE
-from dearkd.schema import InputError
 
 pytestmark = pytest.mark.slow
 

@@ -13,10 +13,11 @@ import pandas as pd
 import pytest
 
 from dearkd import record
+from dearkd.errors import InputError
 from dearkd.plan import commands, verify
 from dearkd.plan.experiments import load, load_scale
 from dearkd.report import decimals, figures, records, schedules, tables
-from dearkd.schema import InputError, override
+from dearkd.schema import override
 
 
 def edit(path, change):

@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 
-from dearkd.schema import InputError
+from dearkd.errors import InputError
 from dearkd.stop import Interrupted
 from dearkd.train.attempt import Attempt
 

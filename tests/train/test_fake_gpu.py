@@ -15,13 +15,13 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from dearkd.data.arrival import Finish, arriving
 from dearkd.data.loader import affine, training_loader
 from dearkd.data.order import Schedule
+from dearkd.errors import InputError
 from dearkd.jobs.inputs import gather
 from dearkd.keys import torch_generator
 from dearkd.model import networks, teachers
 from dearkd.model.trainee import Trainee
 from dearkd.plan import experiments
 from dearkd.plan.stage import Augment, Data
-from dearkd.schema import InputError
 from dearkd.train import evaluate, optimise, replay, state
 from dearkd.train.checkpoint import Checkpoints
 from dearkd.train.loop import Learner

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dearkd.errors import InputError
 from dearkd.jobs import gpus
-from dearkd.schema import InputError
 from dearkd.train import lease, ledger
 from dearkd.train.checkpoint import Checkpoints
 from dearkd.train.lease import Lease

@@ -18,6 +18,7 @@ from torch import nn
 from dearkd import record
 from dearkd.data.loader import training_loader
 from dearkd.data.order import Schedule
+from dearkd.errors import InputError
 from dearkd.jobs import inputs
 from dearkd.keys import key_of, seed_all
 from dearkd.model import networks, teachers
@@ -26,7 +27,6 @@ from dearkd.model.objective import FeatureScale, mean_squares, objective
 from dearkd.model.trainee import Trainee
 from dearkd.plan import experiments
 from dearkd.plan.stage import Distillation
-from dearkd.schema import InputError
 from dearkd.train import optimise
 from dearkd.train.task import DearKDTask
 

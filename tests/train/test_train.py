@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from dearkd import record
 from dearkd.data.loader import training_loader
 from dearkd.disk import sha256
+from dearkd.errors import InputError
 from dearkd.jobs.inputs import gather, teacher_of
 from dearkd.jobs.train import train_stage
 from dearkd.model import networks
@@ -23,7 +24,7 @@ from dearkd.plan import experiments
 from dearkd.plan.experiments import load_scale
 from dearkd.plan.methods import dearkd
 from dearkd.plan.stage import Model, Training
-from dearkd.schema import InputError, override
+from dearkd.schema import override
 from dearkd.train import loop, optimise
 from dearkd.train.attempt import Attempt
 from dearkd.train.checkpoint import Checkpoints
@@ -250,7 +251,7 @@ def in_process(whole, stage, name, seed=0):
     from dearkd.data import datasets, subsets
 
     sets = datasets.read(stage.data)
-    images, _ = subsets.read(sets["train"], whole.paths.subsets("main"), f"train-{stage.fraction}")
+    images, _ = subsets.read(sets["train"], whole.paths.subsets("main"), f"train-{stage.fraction}", whole.argument)
     teacher, features, _ = teacher_of(whole, stage)
     inputs = Inputs(
         train=images,

@@ -22,11 +22,11 @@ from torchvision import datasets as theirs
 
 import dearkd.models  # noqa: F401  registers the models
 from dearkd.data import cifar, datasets
+from dearkd.errors import InputError
 from dearkd.model import teachers
 from dearkd.plan import cost, experiments, methods
 from dearkd.plan.experiments import load_scale
 from dearkd.plan.stage import Data
-from dearkd.schema import InputError
 
 pytestmark = pytest.mark.slow
 

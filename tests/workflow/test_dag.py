@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import copy_project, snakemake
 
+from dearkd.errors import InputError
 from dearkd.plan import experiments
-from dearkd.schema import InputError
 
 pytestmark = pytest.mark.slow
 

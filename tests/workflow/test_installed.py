@@ -15,10 +15,10 @@ from conftest import PROJECT
 from PIL import Image
 
 import dearkd
+from dearkd.errors import InputError
 from dearkd.jobs import study
 from dearkd.plan import experiments
 from dearkd.plan.scale_file import load_scale
-from dearkd.schema import InputError
 
 pytestmark = pytest.mark.slow
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from dearkd import record
 from dearkd.data import datasets
+from dearkd.errors import InputError
 from dearkd.jobs import fetch
 from dearkd.jobs.subset import list_subsets
 from dearkd.jobs.teacher import admit_teacher
@@ -27,7 +28,7 @@ from dearkd.plan import experiments
 from dearkd.plan.experiments import load_scale
 from dearkd.plan.stage import Teacher, Training
 from dearkd.report import savings, tables
-from dearkd.schema import InputError, override
+from dearkd.schema import override
 
 pytestmark = pytest.mark.slow
 
@@ -158,10 +159,10 @@ def test_the_test_images_are_a_share_of_each_class_and_stay_the_same(folder, ima
     "values, said",
     [
         ({"classes": 4}, "3 class folders, but the scale says classes: 4"),
-        ({"classes": 1}, "data.main: classes is 1; at least 2"),
+        ({"classes": 1}, "data.main: classes is 1; write 2 or more"),
         ({"test_share": 0.0}, "has no train/.*set test_share"),
         ({"test_share": 0.995}, "nought: 60 images are too few to hold out"),
-        ({"test_share": -0.2}, "test_share is -0.2; at least 0 and below 1"),
+        ({"test_share": -0.2}, "test_share is -0.2; write a number from 0 to below 1"),
         ({"root": "$NOWHERE"}, r"root: \$NOWHERE: the environment variable is not set"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 from conftest import copy_project
 
 from dearkd import record, strict_yaml
+from dearkd.errors import InputError
 from dearkd.jobs.evaluate import evaluate_run
 from dearkd.jobs.subset import list_subsets
 from dearkd.jobs.teacher import admit_teacher
@@ -17,7 +18,7 @@ from dearkd.jobs.train import train_stage
 from dearkd.plan import experiments, methods
 from dearkd.plan.experiments import Matrix, load_scale
 from dearkd.report import tables
-from dearkd.schema import InputError, build, override
+from dearkd.schema import build, override
 
 pytestmark = pytest.mark.slow
 

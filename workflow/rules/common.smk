@@ -15,7 +15,7 @@ from snakemake.io import IOFile
 from dearkd.fingerprint import fingerprint
 from dearkd.places import shipped
 from dearkd.plan import experiments, verify
-from dearkd.schema import InputError, unknown
+from dearkd.errors import InputError, unknown
 
 try:
     for key in config:

@@ -24,6 +24,7 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 
+from dearkd.errors import InputError, unknown
 from dearkd.places import shipped
 from dearkd.plan import experiments
 from dearkd.plan.plan import Plan
@@ -32,7 +33,7 @@ from dearkd.report.claims import language
 from dearkd.report.claims.language import Comparison, Comparisons, Numbers, Reference
 from dearkd.report.claims.numbers import NO_ANSWERS, Answers, our_answers, our_numbers, papers_numbers
 from dearkd.report.inference import PERCENT, bootstrap, holm, images_error, interval
-from dearkd.schema import InputError, build, spec, unknown
+from dearkd.schema import build, spec
 
 CLAIMS = experiments.PAPER / "claims.csv"
 FAILS, NOT_MEASURED, ONE_SEED, NOISE, HOLDS = VERDICTS = ("fails", "not measured", "one seed", "within noise", "holds")

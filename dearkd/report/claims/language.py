@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from dearkd.schema import InputError
+from dearkd.errors import InputError
 
 ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 

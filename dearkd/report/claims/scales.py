@@ -6,10 +6,10 @@ from pathlib import Path
 import pandas as pd
 
 from dearkd import disk
+from dearkd.errors import InputError
 from dearkd.plan.scale_file import load_scale
 from dearkd.report import escaping
 from dearkd.report.claims.judge import CLAIMS, FAILS, HOLDS, NOISE, NOT_MEASURED, ONE_SEED, Claim, read_lines
-from dearkd.schema import InputError
 
 RESULTS = Path("results")
 PAGE = RESULTS / "claims.md"
