@@ -87,6 +87,8 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     option, verb = rest[0].partition("=")[0], VERBS[args.verb]
     if not option.startswith("-"):
         raise InputError(f" {args.verb}: {rest[0]!r} is one argument too many; a name with spaces needs quotes")
+    if option == "--set" and vars(args).get("teacher"):
+        raise InputError(f" {args.verb}: no option --set; write the key, as in `r_bn: 0.5`, into a file for --recipe")
     if option in SETTINGS and verb.scale:
         raise InputError(
             f" {args.verb}: no option {option}; settings are keys of a scale: write a file `mine.yaml` with `extends: "

@@ -91,6 +91,7 @@ TRACK = (
         help="as --track tensorboard=FOLDER; default: DEARKD_TENSORBOARD",
     ),
 )
+SET = _arg("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the scale, repeatable")
 OWN_CNN = (
     _arg("--teacher", default="", help="timm tag"),
     _arg("--weights", default="", help="its weights: safetensors or a plain state dict; default: timm's hub"),
@@ -208,6 +209,7 @@ VERBS = {
             _arg(
                 "--epochs", type=int, default=100, help="number of epochs; the teacher is used in the first five sixths"
             ),
+            SET,
             ANY_SEED,
             _arg("--out", type=Path, required=True, help="folder for the student, its scale and its checkpoints"),
         ),
@@ -225,7 +227,7 @@ VERBS = {
             _arg(
                 "--epochs", type=int, default=100, help="of the student (100); the CNN teaches in five sixths of them"
             ),
-            _arg("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the scale, repeatable"),
+            SET,
             ANY_SEED,
         ),
         heavy=True,

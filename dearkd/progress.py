@@ -43,7 +43,7 @@ class Progress:
             self.bar.start()
             self.task = self.bar.add_task(self.title, total=self.total, completed=self.done)
         elif self.shown and self.done:
-            self.line(f"resumes at step {self.done} of {self.total}")
+            self.line(f"continues after step {self.done} of {self.total}")
         return self
 
     def advance(self, done: int) -> None:

@@ -77,6 +77,11 @@ def test_a_setting_of_a_run_is_refused_with_the_way_to_a_scale_of_ones_own(verb,
     assert "no option --set" in said and "`extends: smoke`" in said and "--scale mine.yaml" in said
 
 
+def test_a_setting_of_a_cnn_of_ones_own_belongs_in_its_recipe(capsys):
+    assert main(["synthesize", "--teacher", "resnet18", "--set", "r_bn=0.1"]) == 2
+    assert "no option --set; write the key, as in `r_bn: 0.5`, into a file for --recipe" in capsys.readouterr().err
+
+
 def test_dearkd_alone_lists_its_verbs(capsys):
     with pytest.raises(SystemExit, match=r"^2$"):
         main([])

@@ -1,7 +1,9 @@
 """A student from a CNN in one command, which writes a small scale and runs its jobs one after the other."""
 
+import json
 import re
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,16 @@ WIDEST = 224
 """Largest side of a student whose size nobody names."""
 
 
-def distil(images: Path, model: str, weights: str, student: str, out: Path, epochs: int = 100, seed: int = 0) -> Path:
+def distil(
+    images: Path,
+    model: str,
+    weights: str,
+    student: str,
+    out: Path,
+    epochs: int = 100,
+    seed: int = 0,
+    settings: Iterable[str] = (),
+) -> Path:
     """Train a DearKD student from a CNN on the images of an archive or folder, and return the folder that timm loads.
 
     `out` gets images, checkpoints, the scale (`scale.yaml`) and the finished student (`student/`). Records are in
@@ -33,7 +44,9 @@ def distil(images: Path, model: str, weights: str, student: str, out: Path, epoc
         images: the images.zip of `synthesize --teacher`, or a folder with a folder for each class.
         model, weights: timm name of the CNN, and the file of its weights. Empty: as images.json says.
         student: Ti, S or B.
+        settings: keys of a scale and their values, as in `training.lr=5e-4`.
 
+    The student's outputs are the classes of the images in alphabetical order, whatever order the CNN's have.
     Raises InputError when images, CNN and classes do not belong together, or `out` has another student.
     """
     if student not in STUDENTS:
@@ -45,13 +58,17 @@ def distil(images: Path, model: str, weights: str, student: str, out: Path, epoc
         single.outside(out, images)
     folder = images.resolve() if images.is_dir() else _unpacked(images, out / "images").resolve()
     values = _scale(folder, made, model, weights, student, out.resolve(), epochs, seed)
-    scale = single.written(out, values, "distil")
+    scale = single.written(out, single.with_settings(values, settings), "distil")
     tested = single.trained(scale, (out / "scale.yaml").as_posix(), student, seed, out / "student")
     top1 = tested["metrics"]["top1"]
     print(
         f"The student has a top-1 of {top1:.1f} % on the tenth of these images that was held out. On real images a "
         f"student of synthetic images has less."
     )
+    names = json.loads((out / "student/config.json").read_text())["label_names"]
+    if names != (cnn := made.get("classes", names)):
+        what = f"the CNN has {len(cnn)} outputs" if len(cnn) > len(names) else "the CNN's have another order"
+        print(f"The student's outputs are {single.listed(names)}, as in label_names of its config.json; {what}.")
     return out / "student"
 
 
@@ -139,13 +156,18 @@ def _scale(
         "teachers": {"main": teacher},
         "training": {
             "epochs": epochs,
-            "stage1_epochs": round(epochs * 5 / 6),
+            "stage1_epochs": first_stage(epochs),
             "warmup_epochs": min(10, epochs // 10),
             "batch": batch,
             "micro_batch": batch,
         },
         "distillation": {"pairs": [[built["n_mhca"], 1]]},
     }
+
+
+def first_stage(epochs: int) -> int:
+    """Number of epochs with a teacher: five sixths, as in the paper (250 of 300), and where possible one epoch less."""
+    return max(1, epochs * 5 // 6)
 
 
 def _data_of(image: Path) -> dict[str, Any]:

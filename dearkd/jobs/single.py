@@ -1,6 +1,7 @@
 """One DearKD from a scale that a command writes: its jobs one after the other, without Snakemake."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,23 @@ def outside(out: Path, images: Path) -> None:
     """Refuse a folder for the student inside the folder of images, where it would be taken for a class."""
     if out.resolve().is_relative_to(images.resolve()):
         raise InputError(f"--out {out}: is inside the folder of images, {images}; name a folder outside it")
+
+
+def with_settings(values: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
+    """Return the keys of a scale with each `key=value` of --set in its place.
+
+    Raises InputError for a setting without a key or a value, or whose value is no YAML.
+    """
+    values = copy.deepcopy(values)
+    for setting in settings:
+        _set(values, setting)
+    return values
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names for a sentence: all, or the first four and how many more."""
+    shown, more = ", ".join(names[:4]), len(names) - 4
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def written(out: Path, values: dict[str, Any], verb: str) -> Scale:
@@ -51,6 +69,26 @@ def _changed(text: str, values: dict[str, Any]) -> str:
         return ""
     changed = record.differences(there, values) if isinstance(there, dict) else []
     return f" ({'; '.join(changed[:3])})" if changed else ""
+
+
+def _set(values: dict[str, Any], setting: str) -> None:
+    """Put one `key=value` of --set into the keys of a scale."""
+    path, equals, text = setting.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise InputError(f"--set {setting}: write a key of the scale and its value, as in training.lr=5e-4")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(
+            f"--set {setting}: {text!r} is no YAML; write a number, a word or a list as in [1, 2]"
+        ) from None
+    below: Any = values
+    for key in keys[:-1]:
+        below = below.setdefault(key, {})
+        if not isinstance(below, dict):
+            raise InputError(f"--set {setting}: {key} has no keys below it; set {key} itself")
+    below[keys[-1]] = value
 
 
 def trained(scale: Scale, file: str, student: str, seed: int, folder: Path) -> Mapping[str, Any]:

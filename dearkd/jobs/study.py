@@ -18,6 +18,8 @@ TEMPLATES = Path(__file__).with_name("study_files")
 COPIED = ("profiles/default/config.yaml", "slurm/config.yaml")
 IGNORED = "checkpoints/\nlogs/\n.snakemake/\nresults/*/report.html\n"
 FRACTIONS = (10, 25, 50, 100)
+LARGEST_BATCH = 64
+"""That of the scale `custom`."""
 MOST = 500
 """Largest number of validation images, which are otherwise a tenth of the training images."""
 
@@ -53,7 +55,8 @@ def init(folder: Path, images: Path | None = None) -> Path:
 def look(root: Path) -> dict[str, Any]:
     """The keys of a scale that describe a folder of images, from the names in it.
 
-    trained: at least so many images are trained on. Raises InputError where there are not two folders with images.
+    batch: images of a step, at most as many as are trained on.
+    Raises InputError where there are not two folders with images.
     """
     if not root.is_dir():
         what = (
@@ -80,6 +83,6 @@ def look(root: Path) -> dict[str, Any]:
         "split": split,
         "classes": len(sizes),
         "validation": validation * len(sizes),
-        "trained": int(sum(sizes.values()) * (1.0 if split else 0.8)) - len(sizes) * (validation + 1),
+        "batch": min(LARGEST_BATCH, int(sum(sizes.values()) * (1.0 if split else 0.8)) - len(sizes) * (validation + 1)),
         "fractions": fractions or [100],
     }

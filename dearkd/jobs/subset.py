@@ -7,11 +7,12 @@ from timm.data import ImageNetInfo
 from dearkd import record
 from dearkd.data import datasets, folder, subsets
 from dearkd.data.images import Images
+from dearkd.errors import InputError
 from dearkd.jobs import publish
 from dearkd.jobs.preflight import preflight
 from dearkd.plan import files
 from dearkd.plan.plan import Plan
-from dearkd.plan.stage import IN_FILES, Data
+from dearkd.plan.stage import IN_FILES, Data, subset_name
 from dearkd.schema import to_json
 
 
@@ -23,6 +24,18 @@ def class_names(data: Data, train: Images) -> dict[int, str]:
         names = ImageNetInfo("imagenet-1k").label_descriptions()
         return {int(label): names[label].split(",")[0] for label in sorted(set(train.labels))}
     return dict(enumerate(publish.named(data)))
+
+
+def _batches(plan: Plan, name: str, images: int) -> None:
+    """Raise InputError naming a run whose batch is larger than the number of training images of data set `name`."""
+    for run in plan.runs.values():
+        for stage in run.stages:
+            batch = stage.training.batch
+            if stage.data_name == name and stage.training.subset_schedule == "iterations" and batch > images:
+                raise InputError(
+                    f"run {run.name}: its batch of {batch} is more than the {images} training images of data {name}; "
+                    f"lower `batch` and `micro_batch` of its `training` to {images} or less"
+                )
 
 
 def list_subsets(plan: Plan, name: str) -> None:
@@ -40,6 +53,7 @@ def list_subsets(plan: Plan, name: str) -> None:
     train = sets["train"]
     classes = class_names(data, train)
     chosen = subsets.choose(train.labels, data, fractions, plan.scale.subset_seed, draws, classes)
+    _batches(plan, name, len(chosen[subset_name(100)]))
     lists = {"test.txt": "".join(f"{name}\n" for name in sets["test"].names)}
     described = {"sha256": {k: v.sha256() for k, v in {**sets, "train": datasets.noisy(train, data)}.items()}}
     if data.kind in IN_FILES:

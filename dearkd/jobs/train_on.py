@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dearkd import record
 from dearkd.errors import InputError, unknown
 from dearkd.jobs import distil, single, study
@@ -37,14 +35,13 @@ def train_on(
         raise InputError(f"--image-size {side}: cannot be cut into 8 to 16 patches a side; take {fits}")
     single.outside(out, images)
     values = _scale(images.absolute(), out.absolute(), student, side, epochs, seed)
-    for setting in settings:
-        _set(values, setting)
-    scale = single.written(out, values, "train-on")
+    scale = single.written(out, single.with_settings(values, settings), "train-on")
     tested = single.trained(scale, (out / "scale.yaml").as_posix(), student, seed, out / "student")
     taught = record.read(Paths(scale.name).teacher("main"))["top1"]
     print(
         f"The student has a top-1 of {tested['metrics']['top1']:.1f} % on {tested['data']['images']} test images (one "
-        f"seed). Its teacher has {taught:.1f} % on the validation images.\n"
+        f"seed). Its teacher has {taught:.1f} % on {scale.data['main'].validation} validation images. The records are "
+        f"in {Paths(scale.name).results}.\n"
         f"Compare it with DeiT: dearkd warm {snakemake()} --config scale={shlex.quote(f'{out}/scale.yaml')} -- table2"
     )
     return out / "student"
@@ -55,8 +52,7 @@ def _scale(images: Path, out: Path, student: str, side: int, epochs: int, seed: 
     looked, built = study.look(images), distil.sized_student(student, side)
     data = {key: looked[key] for key in ("root", "classes", "validation")}
     share = {} if looked["split"] else {"test_share": 0.2}
-    batch = min(64, looked["trained"])
-    recipe = {"batch": batch, "micro_batch": batch}
+    recipe = {"batch": looked["batch"], "micro_batch": looked["batch"]}
     return {
         "extends": "custom",
         "name": "on-" + (re.sub(r"[^\w.+-]+", "-", out.name) or "out"),
@@ -69,30 +65,10 @@ def _scale(images: Path, out: Path, student: str, side: int, epochs: int, seed: 
         "teachers": {"main": {"training": dict(recipe)}},
         "training": {
             "epochs": epochs,
-            "stage1_epochs": round(epochs * 5 / 6),
+            "stage1_epochs": distil.first_stage(epochs),
             "warmup_epochs": min(10, epochs // 10),
             **recipe,
         },
         "distillation": {"pairs": [[built["n_mhca"], 1]]},
         "resources": {"train": {"threads": min(os.cpu_count() or 1, 8)}},
     }
-
-
-def _set(values: dict[str, Any], setting: str) -> None:
-    """Put one `key=value` of --set into the keys of a scale."""
-    path, equals, text = setting.partition("=")
-    keys = path.strip().split(".")
-    if not equals or not all(keys):
-        raise InputError(f"--set {setting}: write a key of the scale and its value, as in training.lr=5e-4")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(
-            f"--set {setting}: {text!r} is no YAML; write a number, a word or a list as in [1, 2]"
-        ) from None
-    below: Any = values
-    for key in keys[:-1]:
-        below = below.setdefault(key, {})
-        if not isinstance(below, dict):
-            raise InputError(f"--set {setting}: {key} has no keys below it; set {key} itself")
-    below[keys[-1]] = value

@@ -3,6 +3,7 @@
 import dataclasses
 
 from dearkd.plan.plan import Plan, Run
+from dearkd.plan.tables import Figure, Table
 
 
 def chosen(plan: Plan) -> dict[str, Run]:
@@ -13,7 +14,8 @@ def chosen(plan: Plan) -> dict[str, Run]:
     """
     seeds, limit = plan.scale.seeds, plan.scale.most_seeds
     most: dict[str, int] = {name: len(seeds) for names in plan.competitors.values() for name in names}
-    for shown in (*plan.tables.values(), *plan.figures.values()):
+    shows: list[Table | Figure] = [*plan.tables.values(), *plan.figures.values()]
+    for shown in shows:
         table = shown.name if shown.name in plan.tables else plan.figures[shown.name].table
         for run in plan.runs_of(shown.name):
             for name in filter(None, (run.name, run.initial)):

@@ -106,9 +106,14 @@ class Training:
     def __post_init__(self) -> None:
         if self.batch % self.micro_batch:
             raise InputError(f"batch {self.batch} is no multiple of micro_batch {self.micro_batch}; change one of them")
-        if not 0 <= self.stage1_epochs <= self.epochs:
+        if self.stage1_epochs > self.epochs:
             raise InputError(
-                f"stage1_epochs {self.stage1_epochs} is not between 0 and epochs {self.epochs}; change one of them"
+                f"stage1_epochs {self.stage1_epochs} is more than epochs {self.epochs}; change one of them"
+            )
+        if self.warmup_epochs > self.epochs:
+            raise InputError(
+                f"warmup_epochs {self.warmup_epochs} is more than epochs {self.epochs}, so the rate never "
+                f"reaches lr; change one of them"
             )
         if self.augment.mixup + self.augment.cutmix > 0 and self.micro_batch % 2:
             raise InputError(

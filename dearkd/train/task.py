@@ -16,7 +16,6 @@ from typing import Any
 
 import timm
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from timm.models.vision_transformer import VisionTransformer
@@ -26,12 +25,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dearkd.errors import InputError, unknown
+from dearkd.model import hub
 from dearkd.model.networks import freeze_positions
-from dearkd.model.objective import TERMS, FeatureScale, mean_squares, objective
+from dearkd.model.objective import TERMS, objective
 from dearkd.model.teachers import FeatureShape, Moments, TeacherNetwork
 from dearkd.model.trainee import Trainee
 from dearkd.plan.stage import LOSSES, Distillation
 from dearkd.schema import build
+from dearkd.train.shared_scale import SharedScale
 
 
 class DearKDTask(TrainingTask):
@@ -183,40 +184,6 @@ class DearKDTask(TrainingTask):
         return self.eval_model
 
 
-class SharedScale(FeatureScale):
-    """The scale of the teacher's features, which moves once an update over all forward passes of all processes."""
-
-    squares: Tensor
-    """Sum over the passes since the last move of the mean squares of the features, one number for each pair."""
-
-    def __init__(self, mode: str, pairs: int) -> None:
-        super().__init__(mode, pairs)
-        self.passes = 0
-        self.register_buffer("squares", torch.zeros(pairs), persistent=False)
-
-    def observe(self, features: tuple[Float[Tensor, "batch _ _ _"], ...]) -> None:
-        """Note the features of a pass. The very first pass sets the scale of all processes."""
-        if not features:
-            return
-        squares = mean_squares(features)
-        self.squares, self.passes = self.squares + squares, self.passes + 1
-        if not self.known:
-            if dist.is_initialized():
-                dist.broadcast(squares, 0)
-            self.update(squares)
-
-    def move(self) -> None:
-        """Move towards the mean over the passes; nothing happens where there was none."""
-        if not self.passes:
-            return
-        squares = self.squares / self.passes
-        if dist.is_initialized():
-            dist.all_reduce(squares)
-            squares /= dist.get_world_size()
-        self.update(squares)
-        self.passes, self.squares = 0, torch.zeros_like(squares)
-
-
 def _transformer(student: nn.Module) -> VisionTransformer:
     if not isinstance(student, VisionTransformer):
         raise InputError(
@@ -239,11 +206,7 @@ def _weights(losses: Mapping[str, float] | None, knobs: Distillation, student: n
 def _teacher(model: nn.Module | str, student: VisionTransformer, stages: tuple[int, ...]) -> TeacherNetwork:
     """The CNN, frozen, with the normalisation that its pretrained configuration names."""
     classes, channels = student.num_classes, student.in_chans
-    net = (
-        timm.create_model(model, pretrained=True, num_classes=classes, in_chans=channels)
-        if isinstance(model, str)
-        else model
-    )
+    net = _named(model, classes, channels) if isinstance(model, str) else model
     if not hasattr(net, "forward_intermediates"):
         raise InputError(f"teacher_model: {type(net).__name__} has no forward_intermediates; take a CNN of timm")
     known = (getattr(net, "pretrained_cfg", None) or {}).get("num_classes", classes)
@@ -257,6 +220,19 @@ def _teacher(model: nn.Module | str, student: VisionTransformer, stages: tuple[i
             f"teacher_model has {net.num_classes} classes, and the student has {classes}; give both the same number"
         )
     return TeacherNetwork(net, stages, _moments(student, channels), _moments(net, channels))
+
+
+def _named(model: str, classes: int, channels: int) -> nn.Module:
+    """A CNN of timm with its published weights."""
+    try:
+        with hub.asked_once():
+            return timm.create_model(model, pretrained=True, num_classes=classes, in_chans=channels)
+    except OSError as error:
+        why = " ".join(str(error).split())[:200] if hub.reachable() else "and its hub does not answer"
+        raise InputError(
+            f"teacher_model: the weights of {model} are not on this machine, {why}; give a network with weights, or "
+            f"load them where there is internet and copy the folder HF_HOME here"
+        ) from None
 
 
 def _moments(net: nn.Module, channels: int) -> Moments | None:

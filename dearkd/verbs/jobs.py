@@ -97,7 +97,11 @@ def do_export(args: Namespace) -> None:
         print(publish.listed(args.out, names, repository))
     elif repository:
         print(publish.push(args.out, names, repository, f"{args.run}, seed {args.seed}, scale {plan.scale.name}"))
-    print(f'timm.create_model("{source}", pretrained=True)')
+    _loads(source)
+
+
+def _loads(source: str) -> None:
+    print(f'Load it: import timm, dearkd.models; timm.create_model("{source}", pretrained=True)')
 
 
 def do_synthesize(args: Namespace) -> None:
@@ -153,8 +157,9 @@ def do_distil(args: Namespace) -> None:
         args.out.expanduser(),
         args.epochs,
         args.seed,
+        args.set,
     )
-    print(f'timm.create_model("local-dir:{folder}", pretrained=True)')
+    _loads(f"local-dir:{folder}")
 
 
 def do_train_on(args: Namespace) -> None:
@@ -169,7 +174,7 @@ def do_train_on(args: Namespace) -> None:
         args.seed,
         args.set,
     )
-    print(f'timm.create_model("local-dir:{folder}", pretrained=True)')
+    _loads(f"local-dir:{folder}")
 
 
 def do_pretrained(args: Namespace) -> None:

@@ -39,7 +39,9 @@ def test_from_a_cnn_to_a_student(folder, capsys):
     assert main([*command, "mine.safetensors"]) == 0
     said = capsys.readouterr().out
     assert "on the tenth of these images that was held out" in said and 'create_model("local-dir:mine/student"' in said
+    assert "The student's outputs are 10, 9, as in label_names of its config.json; the CNN has 3 outputs" in said
     student = timm.create_model("local-dir:mine/student", pretrained=True).eval()
+    assert student.pretrained_cfg["label_names"] == ["10", "9"]
     assert student(torch.zeros(1, 3, 32, 32)).shape == (1, 2) and type(student).__name__ == "DearKD"
     taught = record.read(Path("results/distil-mine/runs/dearkd-Ti/seed0/I.json"))
     assert "logit" in taught["curve"][0] and "hidden" in taught["curve"][0]
@@ -81,6 +83,7 @@ def pictures(folder, counts, side=24):
         ({"a": 2, "b": 2}, [], "--teacher: no images.json beside the images names a CNN"),
         ({"a": 2, "b": 2}, ["--student", "M"], "unknown student 'M'; known: B, S, Ti"),
         ({}, ["--teacher", "resnet10t"], "no such archive or folder"),
+        ({"a": 2, "b": 2}, ["--teacher", "resnet10t", "--set", "lr=1e-4"], "'lr'; did you mean 'training.lr'?"),
     ],
 )
 def test_what_does_not_belong_together_is_named(folder, capsys, counts, arguments, message):

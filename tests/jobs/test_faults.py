@@ -180,7 +180,7 @@ def test_a_full_disk_while_saving(project, untrained):
     for name, raw in kept:
         (folder / name).write_bytes(raw)
     done = train()
-    assert done.returncode == 0 and f"resumes at step {whole['step']}" in done.stdout
+    assert done.returncode == 0 and f"continues after step {whole['step']}" in done.stdout
     assert record.read(project / RESULT)["weights_sha256"] == untrained["weights_sha256"]
 
 
@@ -192,7 +192,7 @@ def test_a_read_only_folder(project, untrained, place):
         refused(train(), place, "Read-only file system")
     done = train()
     assert done.returncode == 0
-    assert place.startswith("checkpoints") or "resumes at step 28 of 28" in done.stdout
+    assert place.startswith("checkpoints") or "continues after step 28 of 28" in done.stdout
     assert record.read(project / RESULT)["weights_sha256"] == untrained["weights_sha256"]
 
 

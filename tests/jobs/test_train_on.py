@@ -16,7 +16,7 @@ from PIL import Image
 from dearkd import record
 from dearkd.__main__ import main
 from dearkd.errors import InputError
-from dearkd.jobs import single, train_on
+from dearkd.jobs import distil, single, train_on
 
 CLASSES = ("100% ü & <i>", "it's {x}")
 
@@ -34,12 +34,17 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_from_a_folder_to_a_model_that_knows_its_classes(folder, capsys):
-    command = ["train-on", "my $photos", "--out", "out", "--image-size", "16", "--epochs", "2"]
+    command = ["train-on", "my $photos", "--out", "out", "--image-size", "16", "--epochs", "3"]
     small = ["--set", "teachers.main.model=resnet10t", "--set", "teachers.main.training.epochs=1"]
     small += ["--set", "teachers.main.training.stage1_epochs=1", "--set", "teachers.main.training.warmup_epochs=0"]
     assert main([*command, *small]) == 0
     said = capsys.readouterr().out
-    assert "% on 4 test images (one seed). Its teacher has" in said and "images/s]" in said and "lr " in said
+    assert (
+        "% on 4 test images (one seed). Its teacher has" in said
+        and "on 2 validation images. The records are in results/on-out.\n" in said
+        and "images/s]" in said
+        and "lr " in said
+    )
     student = timm.create_model("local-dir:out/student", pretrained=True).eval()
     assert student(torch.zeros(1, 3, 16, 16)).shape == (1, 2)
     assert (
@@ -79,9 +84,14 @@ def test_what_does_not_fit_is_one_sentence_and_writes_nothing(folder, capsys, mo
 def test_a_setting_reaches_its_place_and_no_other(folder):
     values = train_on._scale(Path("my $photos").absolute(), Path("out").absolute(), "S", 64, 12, 3)
     before = yaml.safe_load(yaml.safe_dump(values))
-    train_on._set(values, "training.augment.crop_scale=[0.5, 1.0]")
-    assert values["training"].pop("augment") == {"crop_scale": [0.5, 1.0]} and values == before
+    changed = single.with_settings(values, ["training.augment.crop_scale=[0.5, 1.0]"])
+    assert values == before and changed["training"].pop("augment") == {"crop_scale": [0.5, 1.0]} and changed == before
     assert (values["training"]["stage1_epochs"], values["training"]["warmup_epochs"], values["seeds"]) == (10, 1, [3])
+
+
+@pytest.mark.parametrize("epochs, taught", [(1, 1), (2, 1), (3, 2), (100, 83), (300, 250)])
+def test_both_stages_have_epochs_where_there_are_two(epochs, taught):
+    assert distil.first_stage(epochs) == taught
 
 
 @pytest.mark.slow

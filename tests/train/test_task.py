@@ -21,13 +21,13 @@ from dearkd.data.order import Schedule
 from dearkd.errors import InputError
 from dearkd.jobs import inputs
 from dearkd.keys import key_of, seed_all
-from dearkd.model import networks, teachers
+from dearkd.model import hub, networks, teachers
 from dearkd.model.attention_cpu import unfuse_few_tokens
 from dearkd.model.objective import FeatureScale, mean_squares, objective
 from dearkd.model.trainee import Trainee
 from dearkd.plan import experiments
 from dearkd.plan.stage import Distillation
-from dearkd.train import optimise
+from dearkd.train import optimise, shared_scale
 from dearkd.train.task import DearKDTask
 
 SHAPE = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 4, "num_classes": 5}
@@ -374,6 +374,31 @@ def test_what_does_not_fit_is_named(made, said):
     with pytest.raises(InputError, match=said) as error:
         made()
     assert "\n" not in str(error.value)
+
+
+def test_a_teacher_by_name_without_its_weights_is_one_sentence(monkeypatch, tmp_path, capfd):
+    monkeypatch.setattr(hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    hub.reachable.cache_clear()
+    with pytest.raises(
+        InputError, match=r"weights of resnet10t\.c3_in1k are not on this machine, and its hub does not"
+    ):
+        DearKDTask(student(), "resnet10t.c3_in1k", distillation=PAIR)
+    assert capfd.readouterr() == ("", "")
+    hub.reachable.cache_clear()
+
+
+def test_a_loop_that_never_says_that_it_has_updated_is_warned_once(monkeypatch):
+    monkeypatch.setattr(shared_scale, "MOST_PASSES", 3)
+    task = DearKDTask(student(), teacher(), stage1_updates=1, distillation=PAIR).train()
+    with pytest.warns(UserWarning, match=r"forward passes without task.update_ema\(updates\)") as warned:
+        for _ in range(5):
+            task(*batch())
+    assert len(warned) == 1 and task.stage == 1
+    again = DearKDTask(student(), teacher(), distillation=PAIR).train()
+    for update in range(5):  # a warning would fail
+        again(*batch())
+        again.update_ema(update + 1)
 
 
 def test_a_teacher_by_name_must_know_the_students_classes(tmp_path):

@@ -17,6 +17,7 @@ from PIL import Image
 import dearkd
 from dearkd.errors import InputError
 from dearkd.jobs import study
+from dearkd.jobs.subset import list_subsets
 from dearkd.plan import experiments
 from dearkd.plan.scale_file import load_scale
 
@@ -133,7 +134,9 @@ def test_the_scale_of_a_study_says_what_is_in_the_folder(images, tmp_path, monke
     assert (scale.name, data.classes, data.test_share) == ("1e3", 2, 0.0 if split else 0.2)
     assert data.root == str(tmp_path / ("split" if split else "images"))
     assert (data.validation, scale.fractions) == ((4, (25, 50, 100)) if split else (2, (25, 50, 100)))
-    assert experiments.load(scale).tables.keys() == {"table1", "table2"}
+    runs = experiments.load(scale)
+    assert runs.tables.keys() == {"table1", "table2"}
+    list_subsets(runs, "main")  # refuses a batch of more images than there are
 
 
 def test_a_study_without_images_is_a_plan_too(tmp_path, monkeypatch):
