@@ -53,12 +53,12 @@ def list_subsets(plan: Plan, name: str) -> None:
     train = sets["train"]
     classes = class_names(data, train)
     chosen = subsets.choose(train.labels, data, fractions, plan.scale.subset_seed, draws, classes)
-    _batches(plan, name, len(chosen[subset_name(100)]))
     lists = {"test.txt": "".join(f"{name}\n" for name in sets["test"].names)}
     described = {"sha256": {k: v.sha256() for k, v in {**sets, "train": datasets.noisy(train, data)}.items()}}
     if data.kind in IN_FILES:
         lists[files.LIST], described = subsets.list_files(plan, name, sets)
         print(described["survey"])
+    _batches(plan, name, len(chosen[subset_name(100)]))
     subsets.write(train, chosen, place, lists)
     record.write(
         place / "data.json",

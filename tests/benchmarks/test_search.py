@@ -72,7 +72,7 @@ def test_a_search_trains_goes_on_and_never_sees_a_test_image(tmp_path, monkeypat
     settings = {
         "subset_draw": "seed",
         "training": short,
-        "transfer": {"recipes": {"adamw": {"epochs": 1, "stage1_epochs": 1}}},
+        "transfer": {"recipes": {"adamw": {"epochs": 1, "stage1_epochs": 1, "warmup_epochs": 0}}},
     }
     unswitched = {**settings, "training": {**short, "stage1_epochs": 2}}
     trials = [

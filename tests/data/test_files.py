@@ -40,6 +40,7 @@ fractions: [50, 100]
 data: {main: {kind: folder, root: mine, classes: 3, image_size: 12, channels: 3, validation: 3, test_share: 0.25,
               mean: [0.5, 0.5, 0.5], std: [0.2, 0.2, 0.2]}}
 training: {batch: 4, micro_batch: 4, augment: {kind: timm, auto: "", mixup: 0, cutmix: 0, repeats: 1}}
+teachers: {main: {training: {batch: 4, micro_batch: 4}}}
 only: [table2]
 quoted: {}
 peers: {}

@@ -266,6 +266,7 @@ def test_classes_of_ones_own_are_named_in_the_order_of_the_outputs(tmp_path, mon
         "data: {main: {root: images, test_share: 0.2, classes: 4, validation: 4, image_size: 32}}\n"
         "students: {Ti: {args: {embed_dim: 36, depth: 4}, n_mhca: 3}}\n"
         "training: {epochs: 1, stage1_epochs: 1, warmup_epochs: 0, batch: 4, micro_batch: 4}\n"
+        "teachers: {main: {training: {batch: 4, micro_batch: 4}}}\n"
     )
     plan = experiments.load("mine.yaml")
     run = plan.runs["deit-Ti"]
