@@ -13,7 +13,7 @@ from dearkd.schema import build, spec
 MATRIX = Path("workflow/experiments.yaml")
 RULES: tuple[str, ...] = ("all", "subset", "presize", "teacher", "labels", "train", "synthesize", "diversity")
 RULES += ("evaluate", "pretrained", "throughput", "table", "figure", "curve", "curves", "savings", "claims", "report")
-RULES += ("notebook", "notebooks")
+RULES += ("notebook", "notebooks", "unknown_target")
 """Rules of the workflow. Tables and figures are targets too, so none may have such a name."""
 Entry = dict[str, object]
 """A row as the file has it: what describes it, its method, the method's switches and dotted keys of the scale."""

@@ -226,7 +226,7 @@ def test_evaluating_other_weights_than_the_record_describes_is_refused(project):
         evaluate_run(whole, whole.runs["dearkd-Ti"], 0)
     path.unlink()
     remedy = "python -m dearkd train dearkd-Ti --scale smoke --seed 0 --stage I && "
-    with pytest.raises(InputError, match=f"missing, though its record is there .*{remedy}"):
+    with pytest.raises(InputError, match=f"missing, though its record is there, .*make it again: {remedy}"):
         evaluate_run(whole, whole.runs["dearkd-Ti"], 0)
 
 

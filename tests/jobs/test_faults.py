@@ -83,7 +83,7 @@ def test_a_run_whose_newest_checkpoint_was_cut_ends_the_same(project, untrained)
     newest = max((project / STATE).glob("step-*.pt"))
     newest.write_bytes(newest.read_bytes()[:1000])
     done = train()
-    assert done.returncode == 0 and f"{newest.name}: damaged" in done.stderr
+    assert done.returncode == 0 and f"{newest.name}: the checkpoint is damaged and is skipped" in done.stderr
     assert record.read(project / RESULT)["weights_sha256"] == untrained["weights_sha256"]
 
 

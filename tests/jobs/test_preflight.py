@@ -33,7 +33,7 @@ def test_a_plan_that_can_be_built_passes():
         ({"distillation.pairs": [[2, 7]]}, {}, r"\[2, 7\] names teacher stage 7, but convnet_micro has stages 0 to 2"),
         ({}, {"teacher": {"model": "convnet_mikro"}}, "unknown model 'convnet_mikro'; did you mean 'convnet_micro'"),
         ({}, {"teacher": {"args": (("widths", (8, 8)),)}}, "run teacher-main: model convnet_micro: "),
-        ({}, {"teacher": {"model": "inception_v3", "args": ()}}, "images of 12 pixels, it needs 75 or more"),
+        ({}, {"teacher": {"model": "inception_v3", "args": ()}}, "images of 12 pixels and needs 75 or more"),
         ({}, {"teacher": {"args": (("width", 8),)}}, "run teacher-main: model convnet_micro: .*width"),
         (
             {},
@@ -50,7 +50,7 @@ def test_what_timm_refuses_is_refused_before_training(changes, models, message):
 @pytest.mark.parametrize("model, smallest", [("inception_v3", 75), ("vgg11_bn", 32), ("dla46_c", 31)])
 def test_a_cnn_that_needs_larger_images_says_which(model, smallest):
     teacher = stage.Model(name=model, args=(("in_chans", 1), ("num_classes", 3)), init="timm")
-    with pytest.raises(InputError, match=f"{model}: .* images of 12 pixels, it needs {smallest} or more"):
+    with pytest.raises(InputError, match=f"{model}: .* images of 12 pixels and needs {smallest} or more"):
         teachers.probe(teacher, 12, 1)
     assert len(teachers.probe(teacher, smallest, 1)) >= 4
 

@@ -246,8 +246,9 @@ def test_a_set_of_images_is_described_and_a_changed_recipe_refuses_the_descripti
     np.testing.assert_allclose(np.linalg.norm(codes, axis=1), 1, atol=0.01)
     tables.write(whole, "table6")
     text = (whole.paths.results / "tables/table6.md").read_text()
-    note = "whose weights are random. Images are grey in all three channels, resized to 32 pixels"
-    assert note in " ".join(text.split()) and "0.710" in text
+    said = " ".join(text.split())
+    assert re.search(r"whose weights are random, over \d+ pairs? of each class\.", said) and "0.710" in said
+    assert "Images are grey in all three channels, resized to 32 pixels" in said
     assert "| real images, blurred |" in text and "| real images, noisy |" in text and "| VGG-16 |" not in text
     said = record.read(whole.paths.diversity("real", 0))
     assert said["lpips"].items() >= {"trunk": "random", "size": 32, "interpolation": "bilinear, antialiased"}.items()
