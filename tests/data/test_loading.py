@@ -314,6 +314,7 @@ summary: JPEG files, of which training reads a smaller copy
 fractions: [50, 100]
 data: {main: {kind: folder, root: tiny, classes: 2, image_size: 12, channels: 3, validation: 0, presize: 24,
               mean: [0.5, 0.5, 0.5], std: [0.2, 0.2, 0.2]}}
+teachers: {main: {training: {batch: 4, micro_batch: 4}}}
 training: {batch: 8, micro_batch: 4, augment: {kind: timm, auto: "", decode: reduced}}
 only: [table2]
 quoted: {}
