@@ -80,7 +80,10 @@ def test_a_push_sends_the_folder_and_nothing_else_to_a_private_repository(projec
     assert all((Path("out") / name).read_bytes() == raw for name, raw in sent.items())
     assert lines[0]["value"]["summary"] == "dearkd-Ti, seed 0, scale smoke"
     assert 'create_model("hf-hub:us/ours", pretrained=True)' in sent["README.md"].decode()
-    assert done.stdout.splitlines()[-1] == 'Load it: import timm, dearkd.models; timm.create_model("hf-hub:us/ours", pretrained=True)'
+    assert (
+        done.stdout.splitlines()[-1]
+        == 'Load it: import timm, dearkd.models; timm.create_model("hf-hub:us/ours", pretrained=True)'
+    )
 
 
 def test_a_hub_that_refuses_or_is_not_there_is_one_sentence_and_the_folder_stays(project, hub):
