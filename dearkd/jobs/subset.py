@@ -26,7 +26,7 @@ def class_names(data: Data, train: Images) -> dict[int, str]:
     return dict(enumerate(publish.named(data)))
 
 
-def _batches(plan: Plan, name: str, images: int) -> None:
+def _refuse_large_batches(plan: Plan, name: str, images: int) -> None:
     """Raise InputError naming a run whose batch is larger than the number of training images of data set `name`."""
     for run in plan.runs.values():
         for stage in run.stages:
@@ -41,7 +41,8 @@ def _batches(plan: Plan, name: str, images: int) -> None:
 def list_subsets(plan: Plan, name: str) -> None:
     """List the files, test images, validation split and fractions of data set `name`, and write its record.
 
-    Prints in one line which files of a folder are left out. Raises one InputError that lists every unusable file.
+    Prints in one line which files of a folder are left out. Raises one InputError that lists every unusable file,
+    and one that names a run whose batch is larger than the data set.
     """
     data, place = plan.scale.data[name], plan.paths.subsets(name)
     if name == "main":
@@ -58,7 +59,7 @@ def list_subsets(plan: Plan, name: str) -> None:
     if data.kind in IN_FILES:
         lists[files.LIST], described = subsets.list_files(plan, name, sets)
         print(described["survey"])
-    _batches(plan, name, len(chosen[subset_name(100)]))
+    _refuse_large_batches(plan, name, len(chosen[subset_name(100)]))
     subsets.write(train, chosen, place, lists)
     record.write(
         place / "data.json",

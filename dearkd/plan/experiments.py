@@ -245,6 +245,8 @@ class _Reader:
         if "images" not in values:
             raise InputError(f"{where}: missing key 'images'")
         described, images = description(values, where), convert(str, values["images"], f"{where}: images")
+        if described.only:
+            raise InputError(f"{where}: only: a set of images has one column; leave `only` out")
         self.found.take_images(images, where)
         cell = Cell(keys=(), run=images, paper=self.paper.find(paper, described.paper, where))
         return Row(label=described.label, method=images, student="", columns=(), cells=(cell,))

@@ -94,7 +94,8 @@ class Description:
     extra: bool = False
     """The paper has no such row; only a scale that names it under its own `extra` has it."""
     only: Annotated[tuple[int | str, ...], Several()] = ()
-    """The values of the table's `across` for which the row is trained; none: all."""
+    """The values of the table's `across` for which the row is trained; none: all. Scales share the matrix, so a
+    value that a scale lacks is skipped."""
 
 
 DESCRIPTION = tuple(f.name for f in dataclasses.fields(Description))
