@@ -2,9 +2,9 @@
 job's time.
 
 `python -m dearkd warm snakemake -c2 …` runs a command in whose jobs `python -m dearkd …` only asks for a fork. Nothing
-else changes: a job has its own process, folder, environment, umask, limits, output and exit status, and receives
-signals. Where the server cannot be reached a job runs by itself. Client and server talk only to processes of the same
-user. Standard library only, so that asking is cheap.
+else changes: a job has its own process, folder, environment, umask, limits, output and exit status, receives signals,
+and goes on after a hangup under `nohup`. Where the server cannot be reached a job runs by itself. Client and server
+talk only to processes of the same user. Standard library only, so that asking is cheap.
 """
 
 import contextlib
@@ -188,6 +188,7 @@ def _surroundings() -> dict[str, Any]:
         "limits": {name: resource.getrlimit(getattr(resource, name)) for name in LIMITS},
         "nice": os.getpriority(os.PRIO_PROCESS, 0),
         "cores": sorted(os.sched_getaffinity(0)),
+        "nohup": signal.getsignal(signal.SIGHUP) is signal.SIG_IGN,
     }
 
 
@@ -197,6 +198,7 @@ def _settle(request: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     os.umask(request["umask"])
+    signal.signal(signal.SIGHUP, signal.SIG_IGN if request["nohup"] else signal.SIG_DFL)
     for name, limits in request["limits"].items():
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(getattr(resource, name), limits)

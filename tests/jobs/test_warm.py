@@ -17,7 +17,7 @@ import pytest
 from dearkd import __main__ as command_line
 from dearkd.jobs import forkserver
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cold]
 
 JOB = f"{sys.executable} -m dearkd"
 TRAIN = f"{JOB} train teacher-main --scale slow.yaml --seed 0 --stage I"
@@ -123,6 +123,7 @@ def test_all_that_a_process_inherits_reaches_the_job():
     """Settled in a child of this process, which then has what its request says, and reports it."""
     wanted = forkserver._surroundings()
     wanted["umask"], wanted["nice"], wanted["cores"] = 0o027, wanted["nice"] + 1, wanted["cores"][:1]
+    wanted["nohup"] = not wanted["nohup"]
     wanted["limits"] |= {"RLIMIT_STACK": (1 << 20, 1 << 21), "RLIMIT_CORE": (0, 0)}
     code = (
         "import json, sys; from dearkd.jobs import forkserver; forkserver._settle(json.loads(sys.argv[1]));"
