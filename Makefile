@@ -17,7 +17,7 @@ demo: $(BIN)/dearkd
 	@echo "Tables: results/$(SCALE)/tables   Figures: figures/$(SCALE)   This comparison: results/$(SCALE)/comparison.md"
 
 test: $(BIN)/dearkd lint
-	$(BIN)/python -m pytest -n $(CORES) --dist loadfile
+	$(BIN)/python -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder
 
 # Without the tests that start a process, run the workflow or train: a minute.
 test-fast: $(BIN)/dearkd

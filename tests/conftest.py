@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 
 from dearkd import arithmetic
+from dearkd.jobs.forkserver import SERVER
 
 # Without a deadline: no test may depend on how fast its machine is.
 settings.register_profile("same cases in each run", derandomize=True, deadline=None)
@@ -21,13 +22,15 @@ arithmetic.ask()  # as jobs do: what a test computes itself has the bits of what
 PROJECT = Path(__file__).parent.parent
 
 SLOW = "it starts a process or trains: say @pytest.mark.slow (`make test-fast` leaves it out)"
+LONGEST = ("test_dag.py", "test_rehearsal.py", "test_faults.py", "test_train.py", "test_synthesize.py")
 BRIEF = {"git", "ldconfig", "nvidia-smi", "uname"}
 """What a library or a record may ask in milliseconds."""
 _running = {"fast": False}
 
 
 def pytest_collection_modifyitems(items):
-    """What needs a trained project is slow."""
+    """What needs a trained project is slow. Files that take minutes begin first, so that none is left to one core."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     for item in items:
         if "smoke_project" in item.fixturenames:
             item.add_marker("slow")
@@ -53,9 +56,23 @@ def _refuse_processes(event, arguments):
 sys.addaudithook(_refuse_processes)
 
 
+@pytest.fixture(scope="session")
+def server():
+    """Socket of a server that forks each `python -m dearkd …`, because importing torch takes most of a test's time.
+
+    All else is as without it, which test_warm.py shows. The mark `cold` keeps a test from it.
+    """
+    command = [sys.executable, "-m", "dearkd", "warm", "sh", "-c", f'echo "${SERVER}"; exec cat']
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process.stdout.readline().strip()
+        process.stdin.close()
+
+
 @pytest.fixture(autouse=True)
-def _in_project(monkeypatch):
+def _in_project(monkeypatch, request):
     monkeypatch.chdir(PROJECT)
+    if not _running["fast"] and request.node.get_closest_marker("cold") is None:
+        monkeypatch.setenv(SERVER, request.getfixturevalue("server"))
     if torch := sys.modules.get("torch"):
         torch.set_flush_denormal(False)  # a job that a test has run in this process leaves it on; hypothesis minds
     if _running["fast"]:

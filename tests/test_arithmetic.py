@@ -9,7 +9,7 @@ import pytest
 
 from dearkd import arithmetic
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cold]
 
 CODE = """
 import json

@@ -49,7 +49,7 @@ from dearkd.train.replay import GRAPHS, Replayed
 
 os.environ.update(arithmetic.ON_GPU)  # before cuBLAS is used, for the tests of sums in a fixed order
 ON_GPU = torch.cuda.is_available()
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cold]
 SKIP = not ON_GPU and "DEARKD_GPU_REHEARSAL" not in os.environ
 rehearsed = pytest.mark.skipif(SKIP, reason="other tests show this on a CPU")
 needs_cuda = pytest.mark.skipif(not ON_GPU, reason="is about CUDA itself")

@@ -217,6 +217,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_state(project, untrained)
     assert record.read(project / RESULT)["weights_sha256"] == untrained["weights_sha256"]
 
 
+@pytest.mark.cold
 def test_two_runs_started_by_hand_in_one_folder(project, untrained):
     """The second is refused by the first's process number; the first ends as if alone."""
     command = [sys.executable, "-m", "dearkd", "train", "dearkd-Ti", "--scale", "smoke", "--seed", "0", "--stage", "I"]

@@ -303,12 +303,13 @@ def test_equal_images_make_equal_archives(tmp_path):
     assert first == image_archive.write(tmp_path / "b.zip", pixels, ["x.png"])
 
 
+@pytest.mark.cold
 def test_a_killed_shard_goes_on_to_the_same_images(project, tmp_path):
     """SIGKILL, several times, at whatever step it happens to be."""
     scale = tmp_path / "slow.yaml"
     scale.write_text(
         "extends: smoke\nname: slow\nsynthesis: {images: 40, per_class: 2, shard_batches: 2, rounds: 1, "
-        "phases: [{size: 6, iterations: 300, lr: 0.2}, {size: 12, iterations: 300, lr: 0.2}]}\n"
+        "phases: [{size: 6, iterations: 120, lr: 0.2}, {size: 12, iterations: 120, lr: 0.2}]}\n"
     )
     plan = experiments.load(str(scale))
     for name in ("results", "checkpoints"):

@@ -175,13 +175,13 @@ def test_a_transfer_from_other_weights_is_stale(project):
 
 @pytest.fixture
 def with_others(project):
-    """The smoke scale with a ResNet whose weights lie in a local file."""
+    """The smoke scale with timm's smallest ResNet, whose weights lie in a local file."""
     torch.manual_seed(0)
-    net = timm.create_model("resnet18", in_chans=1, num_classes=10)
+    net = timm.create_model("test_resnet", in_chans=1, num_classes=10)
     save_file(net.state_dict(), "others.safetensors")
     (project / "others.yaml").write_text(
         "extends: smoke\nname: others\nonly: [table3]\n"
-        "peers: {ResNet-50: {model: resnet18.tv_in1k, weights: others.safetensors}}\n"
+        "peers: {ResNet-50: {model: test_resnet.r160_in1k, weights: others.safetensors}}\n"
     )
     shutil.copytree(project / "results/smoke/subsets", project / "results/others/subsets")
     return experiments.load("others.yaml")
@@ -191,7 +191,7 @@ def test_weights_of_others_are_evaluated_at_their_own_size_and_marked(with_other
     assert set(with_others.pretrained) == {"ResNet-50"}
     assert main(["pretrained", "ResNet-50", "--scale", "others.yaml"]) == 0
     made = json.loads(with_others.paths.pretrained("ResNet-50").read_text())
-    assert made["input"] == {"image_size": 224, "crop": 0.875, "interpolation": "bilinear"}
+    assert made["input"] == {"image_size": 160, "crop": 0.95, "interpolation": "bilinear"}
     assert made["images"] == 797 and 0 <= made["metrics"]["top1"] <= 100
     frame = tables.tidy(with_others.tables["table3"], tables.values_of(with_others, "table3"))
     found = frame[frame["metric"] == "top1"].set_index("row")

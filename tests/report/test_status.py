@@ -65,6 +65,7 @@ def test_done_missing_and_stale(project):
     assert line_of(after, "dearkd-Ti").startswith("stale") and "training.lr: 1.0 recorded" in after
 
 
+@pytest.mark.cold
 def test_running_then_stopped(project):
     folder = experiments.load("smoke").paths.state("deit-Ti", 0, "I")
     process = subprocess.Popen([*TRAIN, "--save-seconds", "0"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)

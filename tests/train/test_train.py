@@ -168,6 +168,7 @@ def newest(folder):
     return max((int(p.name.split("-")[1]) for p in folder.glob("step-*.pt")), default=-1)
 
 
+@pytest.mark.cold
 def test_a_run_killed_again_and_again_ends_with_the_same_bits(project):
     """SIGKILL in stage I, right before its end, and in stage II; each time the next process goes on."""
     expected = {s: record.read(project / f"results/smoke/runs/dearkd-Ti/seed0/{s}.json") for s in ("I", "II")}

@@ -21,7 +21,7 @@ from dearkd.jobs.subset import list_subsets
 from dearkd.plan import experiments
 from dearkd.plan.scale_file import load_scale
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cold]
 
 BUILT = ("dearkd", "snakemake_logger_plugin_dearkd", "workflow", "paper", "profiles", "slurm", "Snakefile")
 BUILT += ("pyproject.toml", "README.md", "LICENSE")

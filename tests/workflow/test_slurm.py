@@ -23,7 +23,7 @@ WANTED = os.environ.get("DEARKD_SLURM") == "required"
 REASON = cluster.missing() if WANTED else "asked for by DEARKD_SLURM=required, because it takes a quarter of an hour"
 if REASON and WANTED:
     pytest.fail(f"no SLURM: {REASON}", pytrace=False)
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(REASON), reason=REASON)]
+pytestmark = [pytest.mark.slow, pytest.mark.cold, pytest.mark.skipif(bool(REASON), reason=REASON)]
 
 RESOURCES = "resources: {train: {threads: 1, mem_mb: 2000, runtime: 10, gpu: 1}, evaluate: {mem_mb: 2000, gpu: 1}}\n"
 RECORD = "results/faults/runs/dearkd-Ti/seed{}/I.json"
@@ -60,17 +60,17 @@ def undisturbed(smoke_project, tmp_path_factory):
         (folder / name / "smoke").rename(folder / name / "faults")
     (folder / "workflow/scales/faults.yaml").write_text(
         "extends: smoke\nname: faults\nseeds: [0, 1]\nsave_seconds: 1\n"
-        "training: {epochs: 110, stage1_epochs: 100, validate_every: 10}\n" + RESOURCES
+        "training: {epochs: 90, stage1_epochs: 80, validate_every: 10}\n" + RESOURCES
     )
-    return folder, train_here(folder)
+    return folder, train_here(folder, (0, 1))
 
 
-def train_here(folder):
-    """The records of seeds 0 and 1, trained without SLURM; then all of it is taken away."""
+def train_here(folder, seeds):
+    """The records of these seeds, trained without SLURM; then all of it is taken away."""
     command = [sys.executable, "-m", "dearkd", "train", "dearkd-Ti", "--scale", "faults", "--stage", "I", "--seed"]
-    both = [subprocess.Popen([*command, str(seed)], cwd=folder, stdout=subprocess.DEVNULL) for seed in (0, 1)]
-    assert [process.wait(600) for process in both] == [0, 0]
-    expected = [record.read(folder / RECORD.format(seed)) for seed in (0, 1)]
+    started = [subprocess.Popen([*command, str(seed)], cwd=folder, stdout=subprocess.DEVNULL) for seed in seeds]
+    assert [process.wait(600) for process in started] == [0] * len(seeds)
+    expected = [record.read(folder / RECORD.format(seed)) for seed in seeds]
     shutil.rmtree(folder / "results/faults/runs")
     shutil.rmtree(folder / "checkpoints/faults/dearkd-Ti")
     return expected
@@ -136,18 +136,18 @@ def test_table2_from_a_fresh_clone(slurm, smoke_project, tmp_path):
     """The literal call, to the finished table; never more jobs with a GPU than GPUs, each on one node, one task."""
     folder = copy_project(tmp_path / "clone")
     (folder / "workflow/scales/cluster.yaml").write_text(
-        "extends: smoke\nname: cluster\nonly: [table2]\nfractions: [10, 100]\n" + RESOURCES
+        "extends: smoke\nname: cluster\nonly: [table2]\nfractions: [100]\n" + RESOURCES
     )
     before = {job["JobId"] for job in every_job()}
     finish(start(folder, scale="cluster", targets=["table2"]), folder, 500)
     table = (folder / "results/cluster/tables/table2.csv").read_text()
-    assert table.count(",measured") == 6 + 4, "six runs and four gaps"
+    assert table.count(",measured") == 3 + 2, "three runs and two gaps"
     name = "runs/dearkd-Ti/seed0/II.json"
     expected = record.read(smoke_project / "results/smoke" / name)
     assert record.read(folder / "results/cluster" / name)["weights_sha256"] == expected["weights_sha256"]
     jobs = [job for job in every_job() if job["JobId"] not in before]
     with_gpu = [job for job in jobs if "gres:gpu:1" in job.get("TresPerJob", "")]
-    assert len(with_gpu) >= 14 and len(jobs) >= 17
+    assert len(with_gpu) >= 8 and len(jobs) >= 10
     assert all(job["NumNodes"] == "1" and job["NumTasks"] == "1" for job in jobs)
     moments = sorted({job["StartTime"] for job in with_gpu})
     at_once = [sum(j["StartTime"] <= m < j["EndTime"] for j in with_gpu) for m in moments]
@@ -157,20 +157,19 @@ def test_table2_from_a_fresh_clone(slurm, smoke_project, tmp_path):
 def test_past_its_time_limit_it_saves_is_retried_and_resumes(slurm, project, undisturbed):
     """Two minutes' limit; SLURM looks every 30 s and signals 30 s early, rather than late: 20 to 50 s after the start.
 
-    On this machine the run takes a minute and a half, so that it meets the limit and ends after a few attempts.
+    On this machine the run takes more than a minute, so that it meets the limit and ends after a few attempts.
     """
-    epochs = max(110, round(100 * 90 / max(each["seconds"] for each in undisturbed[1])))
+    epochs = round(80 * 70 / min(each["seconds"] for each in undisturbed[1]))
     scale = project / "workflow/scales/faults.yaml"
     longer = f"epochs: {epochs + 10}, stage1_epochs: {epochs}"
-    scale.write_text(scale.read_text().replace("epochs: 110, stage1_epochs: 100", longer))
-    undisturbed = project, train_here(project)
+    scale.write_text(scale.read_text().replace("epochs: 90, stage1_epochs: 80", longer))
+    undisturbed = project, train_here(project, (0,))
     extra = ["--set-resources", "train:runtime=2", "train:slurm_extra='--signal=URG@70'", "--retries", "20"]
-    finish(start(project, *extra, targets=[RECORD.format(0), RECORD.format(1)]), project, 1200)
-    attempts = [record.read(project / RECORD.format(seed))["attempts"] for seed in (0, 1)]
-    for seed in (0, 1):
-        got = same(project, undisturbed, seed, attempts[seed])
-        assert got["seconds_lost"] < 2, "it saved when it was told"
-    assert max(attempts) > 1, "the limit must have been met"
+    finish(start(project, *extra), project, 1200)
+    attempts = record.read(project / RECORD.format(0))["attempts"]
+    got = same(project, undisturbed, 0, attempts)
+    assert got["seconds_lost"] < 2, "it saved when it was told"
+    assert attempts > 1, "the limit must have been met"
 
 
 def requeue(project, job, process):
@@ -313,7 +312,7 @@ def test_two_gpus_are_two_processes_of_one_task(slurm, project, undisturbed):
     """torchrun inside one job; the curve is that of one process to 1e-5."""
     scale, curves = project / "workflow/scales/faults.yaml", []
     short = scale.read_text().replace(
-        "epochs: 110, stage1_epochs: 100, validate_every: 10", "epochs: 3, stage1_epochs: 2"
+        "epochs: 90, stage1_epochs: 80, validate_every: 10", "epochs: 3, stage1_epochs: 2"
     )
     for gpus in (1, 2):
         scale.write_text(short.replace("runtime: 10, gpu: 1", f"runtime: 10, gpu: {gpus}"))
