@@ -60,7 +60,7 @@ def undisturbed(smoke_project, tmp_path_factory):
         (folder / name / "smoke").rename(folder / name / "faults")
     (folder / "workflow/scales/faults.yaml").write_text(
         "extends: smoke\nname: faults\nseeds: [0, 1]\nsave_seconds: 1\n"
-        "training: {epochs: 90, stage1_epochs: 80, validate_every: 10}\n" + RESOURCES
+        "training: {epochs: 60, stage1_epochs: 50, validate_every: 10}\n" + RESOURCES
     )
     return folder, train_here(folder, (0, 1))
 
@@ -159,10 +159,10 @@ def test_past_its_time_limit_it_saves_is_retried_and_resumes(slurm, project, und
 
     On this machine the run takes more than a minute, so that it meets the limit and ends after a few attempts.
     """
-    epochs = round(80 * 70 / min(each["seconds"] for each in undisturbed[1]))
+    epochs = round(50 * 70 / min(each["seconds"] for each in undisturbed[1]))
     scale = project / "workflow/scales/faults.yaml"
     longer = f"epochs: {epochs + 10}, stage1_epochs: {epochs}"
-    scale.write_text(scale.read_text().replace("epochs: 90, stage1_epochs: 80", longer))
+    scale.write_text(scale.read_text().replace("epochs: 60, stage1_epochs: 50", longer))
     undisturbed = project, train_here(project, (0,))
     extra = ["--set-resources", "train:runtime=2", "train:slurm_extra='--signal=URG@70'", "--retries", "20"]
     finish(start(project, *extra), project, 1200)
@@ -312,7 +312,7 @@ def test_two_gpus_are_two_processes_of_one_task(slurm, project, undisturbed):
     """torchrun inside one job; the curve is that of one process to 1e-5."""
     scale, curves = project / "workflow/scales/faults.yaml", []
     short = scale.read_text().replace(
-        "epochs: 90, stage1_epochs: 80, validate_every: 10", "epochs: 3, stage1_epochs: 2"
+        "epochs: 60, stage1_epochs: 50, validate_every: 10", "epochs: 3, stage1_epochs: 2"
     )
     for gpus in (1, 2):
         scale.write_text(short.replace("runtime: 10, gpu: 1", f"runtime: 10, gpu: {gpus}"))
