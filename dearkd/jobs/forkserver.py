@@ -3,7 +3,7 @@ job's time.
 
 `python -m dearkd warm snakemake -c2 …` runs a command in whose jobs `python -m dearkd …` only asks for a fork. Nothing
 else changes: a job has its own process, folder, environment, umask, limits, output and exit status, receives signals,
-and goes on after a hangup under `nohup`. Where the server cannot be reached a job runs by itself. Client and server
+and continues after a hangup under `nohup`. Where the server cannot be reached a job runs by itself. Client and server
 talk only to processes of the same user. Standard library only, so that asking is cheap.
 """
 
